@@ -1,4 +1,5 @@
-// SHA-256 through OpenSSL: the identity of blocks, files, trees and models. (XXH3 detects damage; it is never identity.)
+// SHA-256 through OpenSSL: the identity of blocks, files, trees and models. (XXH3 detects damage;
+// it is never identity.)
 #ifndef AGENTD_BASE_SHA256_H_
 #define AGENTD_BASE_SHA256_H_
 

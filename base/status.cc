@@ -7,7 +7,8 @@ namespace agentd {
 
 absl::Status ErrnoError(int error_number, const std::string& what) {
   // std::system_category is thread-safe, unlike strerror.
-  const std::string message = fmt::format("{}: {}", what, std::system_category().message(error_number));
+  const std::string message =
+      fmt::format("{}: {}", what, std::system_category().message(error_number));
   switch (error_number) {
     case ENOENT:
       return absl::NotFoundError(message);

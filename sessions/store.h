@@ -1,0 +1,229 @@
+// The durable store of sessions: token logs, KV values, anchors, tool journals and workspace trees
+// in one RocksDB.
+//
+// The token log is the truth; KV is a cache of it. Losing or damaging a KV value costs time (it is
+// recomputed), never data. Payloads of blocks, anchors and caller events are opaque bytes here: the
+// engine and the daemon serialise them.
+//
+// Threads: every method may be called from any thread. Callbacks run on the store's writer thread
+// and must not block or call back into the store. Errors: NotFound names the session or timeline;
+// DataLoss names the record that is damaged; FailedPrecondition when this process is no longer the
+// owner (a newer epoch exists); ResourceExhausted when the disk is full (nothing was acknowledged;
+// later commits go on when space returns); Unavailable after a failed fsync (reopen the store).
+#ifndef AGENTD_SESSIONS_STORE_H_
+#define AGENTD_SESSIONS_STORE_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/sha256.h"
+
+namespace agentd::sessions {
+
+using TokenId = int32_t;
+using TimelineId = uint64_t;
+using TreeId = Sha256Digest;  // content address of a workspace tree
+using BlockHash =
+    Sha256Digest;  // keyed by what made the block: owner, model, numerics, parent, tokens
+
+inline constexpr int kBlockTokens = 256;
+
+// ---- events
+// -------------------------------------------------------------------------------------------------------
+
+// Kinds below kFirstCallerKind are the store's own; it looks into them. Kinds from there on are
+// opaque.
+enum class EventKind : uint8_t {
+  kTokens = 1,     // a run of tokens appended to the context
+  kWorkspace = 2,  // the workspace's tree from here on; payload = TreeId
+};
+inline constexpr uint8_t kFirstCallerKind = 16;
+
+struct Event {
+  uint64_t seq = 0;  // 1, 2, ... along the timeline, ancestors included, without gaps
+  uint8_t kind = 0;
+  int64_t position = 0;         // tokens in the context after this event
+  int64_t time_us = 0;          // wall clock, microseconds since 1970
+  bool sampled = false;         // kTokens: drawn by the sampler (else prompt, results, template)
+  std::vector<TokenId> tokens;  // kTokens
+  std::string payload;          // other kinds
+};
+
+// An event to append; seq, position and time are set by the store.
+struct NewEvent {
+  uint8_t kind = 0;
+  bool sampled = false;
+  std::vector<TokenId> tokens;
+  std::string payload;
+
+  static NewEvent Tokens(std::vector<TokenId> tokens, bool sampled);
+  static NewEvent Workspace(const TreeId& tree);
+  static NewEvent Caller(uint8_t kind, std::string payload);
+};
+
+// ---- KV
+// -----------------------------------------------------------------------------------------------------------
+
+// A block's opaque parts. Part 0 is the index part (read first, needed by every step); the rest are
+// read when wanted.
+struct KvBlock {
+  int64_t block = 0;  // covers tokens [block*256, block*256+256) of the timeline
+  std::vector<std::string> parts;
+};
+
+struct KvAnchor {
+  int64_t position = 0;
+  std::string payload;
+  bool tail = false;  // replaceable: the timeline's next anchor deletes it
+};
+
+// What one atomic commit binds together. KV and workspace values are written and flushed first,
+// then one synced batch names them with the events: there is no state in which they disagree.
+struct Commit {
+  TimelineId timeline = 0;
+  std::vector<NewEvent> events;
+  std::vector<KvBlock> blocks;     // any whole blocks of tokens already committed or in `events`
+  std::optional<KvAnchor> anchor;  // position <= tokens after `events`
+  std::optional<std::string> session_meta;  // replaces SessionInfo::meta
+};
+
+struct CommitResult {
+  std::vector<Event> events;  // as stored, with seq, position and time
+};
+using CommitCallback = std::function<void(absl::StatusOr<CommitResult>)>;
+
+// Where a sequence can go on from without evaluating what is before: blocks [0, position/256), then
+// the anchor.
+struct RestorePoint {
+  int64_t position = 0;  // 0: nothing usable is stored
+  std::vector<BlockHash> blocks;
+  Sha256Digest anchor{};  // prefix hash, the key of the anchor record
+};
+
+// ---- sessions
+// -----------------------------------------------------------------------------------------------------
+
+struct SessionInfo {
+  std::string id;  // 26 characters, sortable by creation time
+  std::string owner;
+  TimelineId timeline = 0;  // the current one
+  uint64_t seed = 0;  // of the current timeline: all sampling derives from (seed, position, draw)
+  int64_t created_us = 0;
+  int64_t updated_us = 0;
+  uint64_t last_seq = 0;
+  int64_t tokens = 0;
+  std::string forked_from;  // session id, or empty
+  uint64_t forked_at_seq = 0;
+  std::string meta;  // the caller's, opaque
+};
+
+struct NewSession {
+  std::string owner;
+  uint64_t seed = 0;
+  std::string meta;
+};
+
+// A point of a timeline: after event `seq`, or after exactly `position` tokens (a run is cut in two
+// if need be; then events up to and including the cut run belong to the point; without a cut, all
+// events whose position is <= it). One of the two is set.
+struct Point {
+  std::optional<uint64_t> seq;
+  std::optional<int64_t> position;
+};
+
+struct LoadedTimeline {
+  SessionInfo session;
+  std::vector<TokenId> tokens;      // the whole context
+  std::optional<TreeId> workspace;  // newest tree
+};
+
+struct StoreStats {
+  int64_t live_sessions = 0;
+  int64_t directory_bytes = 0;  // measured
+  int64_t blocks_written = 0, blocks_deduplicated = 0;
+  int64_t commits = 0, group_syncs = 0;
+};
+
+struct StoreOptions {
+  // Identity of the KV values this process makes: model fingerprint + numerics id. Others' values
+  // are never served.
+  std::string kv_identity;
+  int group_commit_window_us = 2000;  // how long a commit may wait for company
+  bool create_if_missing = true;
+};
+
+class Store {
+ public:
+  // Takes ownership of the directory: a second opener of a live store gets FailedPrecondition
+  // naming the holder's pid; a new owner raises the epoch, which fences the old one. Checks formats
+  // and refuses newer versions by name.
+  static absl::StatusOr<std::unique_ptr<Store>> Open(const std::filesystem::path& directory,
+                                                     const StoreOptions& options);
+  // Waits for queued commits (their callbacks run), then closes.
+  virtual ~Store() = default;
+
+  // All durable on return.
+  virtual absl::StatusOr<SessionInfo> Create(const NewSession& session) = 0;
+  virtual absl::StatusOr<SessionInfo> Get(std::string_view session_id) = 0;
+  // Newest first; `after_id` = last id of the page before, or empty.
+  virtual absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner,
+                                                        std::string_view after_id, int limit) = 0;
+  // A new session that shares everything up to `at`; copies nothing. OutOfRange if the point does
+  // not exist.
+  virtual absl::StatusOr<SessionInfo> Fork(std::string_view session_id, const Point& at,
+                                           const NewSession& session) = 0;
+  // The session's current timeline becomes a new one that ends at `to`; seq goes on from there.
+  virtual absl::StatusOr<SessionInfo> Rewind(std::string_view session_id, const Point& to,
+                                             uint64_t seed) = 0;
+  // Erases the session's events and unreferences its KV and files; what forks share stays.
+  virtual absl::Status Delete(std::string_view session_id) = 0;
+
+  // Reads a session's current timeline, checking every record. DataLoss names the first damaged
+  // one.
+  virtual absl::StatusOr<LoadedTimeline> Load(std::string_view session_id) = 0;
+  // Events [from_seq, ...] of a timeline, ancestors included, at most `limit`.
+  virtual absl::StatusOr<std::vector<Event>> ReadEvents(TimelineId timeline, uint64_t from_seq,
+                                                        int limit) = 0;
+
+  // Appends in call order per timeline; `done` runs after the synced batch (grouped with other
+  // timelines' commits) or with the error. After an error every later commit of that timeline fails
+  // too until Load is called again for its session.
+  virtual void CommitAsync(Commit commit, CommitCallback done) = 0;
+  // The same, waiting.
+  absl::StatusOr<CommitResult> CommitSync(Commit commit);
+
+  // The furthest point <= max_position from which tokens[0, ...) of this owner can go on. Looks at
+  // what is stored for the same tokens whoever's timeline wrote them (same owner only). Checks
+  // presence, not contents.
+  virtual absl::StatusOr<RestorePoint> FindRestorePoint(std::string_view owner,
+                                                        std::span<const TokenId> tokens,
+                                                        int64_t max_position) = 0;
+  // Verified reads: checksum, identity, position, parent. DataLoss / NotFound name the value; the
+  // caller recomputes, and the damaged value is dropped so that it is not offered again.
+  virtual absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) = 0;
+  virtual absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) = 0;
+
+  // Stores the tree of `directory` (files, modes, symlinks, empty directories) and returns its id.
+  // Incremental: a file whose size, mtime, ctime and inode are those of the last snapshot of this
+  // directory is not read again. Durable only with a commit that names it.
+  virtual absl::StatusOr<TreeId> SnapshotWorkspace(const std::filesystem::path& directory) = 0;
+  // Makes `directory` equal to the tree: writes what differs, deletes what is not in it. Never
+  // follows a symlink out of it.
+  virtual absl::Status RestoreWorkspace(const TreeId& tree,
+                                        const std::filesystem::path& directory) = 0;
+
+  virtual absl::StatusOr<StoreStats> Stats() = 0;
+};
+
+}  // namespace agentd::sessions
+
+#endif  // AGENTD_SESSIONS_STORE_H_

@@ -1,0 +1,96 @@
+// Tools that a model may call: what they are called, what they accept, what they may touch, and how
+// they run.
+#ifndef AGENTD_TOOLS_TOOL_H_
+#define AGENTD_TOOLS_TOOL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "sandbox/sandbox.h"
+
+namespace agentd::tools {
+
+// What a tool can do decides how a call without a result is treated after a crash, and what may run
+// beside it.
+struct ToolFlags {
+  bool read_only = false;       // changes nothing: may run in parallel with other read-only calls
+  bool workspace_only = false;  // its only lasting effect is in the workspace: re-run from the
+                                // snapshot before the call
+  bool idempotent = false;      // running it again is harmless whatever it touches
+  bool needs_approval = false;
+  bool network = false;
+};
+
+struct ToolSpec {
+  std::string name;
+  std::string description;
+  std::string schema;  // {"name":..., "description":..., "parameters":...} as JSON text, the way
+                       // the prompt shows it
+  ToolFlags flags;
+  sandbox::Limits limits;
+};
+
+struct ToolContext {
+  sandbox::Sandbox* sandbox = nullptr;  // the session's
+  const sandbox::CancelFlag* cancel = nullptr;
+  std::function<void(std::string_view)> on_output;  // partial output, may be empty
+};
+
+// How a call ended, as the model and the journal see it.
+struct ToolResult {
+  std::string text;  // for the model, as RESULTS.md says; valid UTF-8
+  bool is_error =
+      false;  // the tool reports failure (bash: exit code other than 0 is not an error of the tool)
+  bool cancelled = false;
+  int exit_code = 0;
+  int64_t output_bytes = 0;  // before cutting
+  int64_t wall_time_us = 0;
+};
+
+// Immutable; Run may be called from several threads.
+class Tool {
+ public:
+  virtual ~Tool() = default;
+  virtual const ToolSpec& spec() const = 0;
+  // `arguments`: a JSON object that the schema accepts. A Status is the sandbox's failure, not the
+  // tool's.
+  virtual absl::StatusOr<ToolResult> Run(std::string_view arguments,
+                                         const ToolContext& context) const = 0;
+};
+
+// The tools of a daemon. Filled at start, then immutable and shared by all threads.
+class Registry {
+ public:
+  Registry();
+  ~Registry();
+  Registry(Registry&&) noexcept;
+  Registry& operator=(Registry&&) noexcept;
+
+  // AlreadyExists for a name clash; InvalidArgument if the schema is not a usable JSON schema.
+  absl::Status Add(std::unique_ptr<Tool> tool);
+  const Tool* Find(std::string_view name) const;  // null if unknown
+  std::vector<const Tool*> tools() const;         // in the order added
+
+  // OK if `arguments` is a JSON object that NAME's schema accepts; otherwise a message that the
+  // model can act on
+  // ("path: missing", "timeout: 0 is below the minimum 1").
+  absl::Status CheckArguments(std::string_view name, std::string_view arguments) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// bash, read_file, write_file, edit_file, list_dir, grep (builtin.json, RESULTS.md). They run
+// inside the sandbox as /agentd/agentd-tool.
+absl::Status AddBuiltinTools(Registry& registry);
+
+}  // namespace agentd::tools
+
+#endif  // AGENTD_TOOLS_TOOL_H_
