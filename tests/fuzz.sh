@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs every fuzz target: tests/fuzz.sh SECONDS_PER_TARGET [TARGET...]. Minutes or hours find more than CI's smoke run.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-60}
+shift || true
+cmake --preset fuzz >/dev/null && cmake --build --preset fuzz || exit 1
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(find build/fuzz/fuzz -maxdepth 1 -type f -executable -printf '%f\n' | sort)
+[ ${#targets[@]} -gt 0 ] || { echo "fuzz.sh: no fuzz target was built"; exit 1; }
+status=0
+for target in "${targets[@]}"; do
+  corpus=build/fuzz/corpus/$target
+  mkdir -p "$corpus"
+  if build/fuzz/fuzz/"$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -print_final_stats=1 \
+    -artifact_prefix="build/fuzz/$target-" "$corpus" >"build/fuzz/$target.log" 2>&1; then
+    echo "[figure] $target: $(grep -oE 'stat::number_of_executed_units: *[0-9]+' "build/fuzz/$target.log" | grep -oE '[0-9]+$') runs, no finding"
+  else
+    tail -n 40 "build/fuzz/$target.log"
+    echo "$target FAILED"
+    status=1
+  fi
+done
+exit $status
