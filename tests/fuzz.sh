@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 shift || true
-cmake --preset fuzz >/dev/null && cmake --build --preset fuzz || exit 1
+cmake --preset fuzz >/dev/null && cmake --build --preset fuzz --target fuzzers || exit 1
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(find build/fuzz/fuzz -maxdepth 1 -type f -executable -printf '%f\n' | sort)
 [ ${#targets[@]} -gt 0 ] || { echo "fuzz.sh: no fuzz target was built"; exit 1; }
