@@ -1,0 +1,10 @@
+find_package(nlohmann_json REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+
+agentd_library(agentd_text
+  SOURCES tokenizer.cc tokenizer_bpe.cc tokenizer_file.cc tokenizer_split.cc tokenizer_utf8.cc
+  PUBLIC agentd_base absl::status absl::statusor absl::flat_hash_map nlohmann_json::nlohmann_json
+  PRIVATE PkgConfig::PCRE2)
+
+agentd_test(tokenizer_test SOURCES tokenizer_test.cc DEPS agentd_text)

@@ -1,4 +1,5 @@
-// Byte-level BPE from tokenizer.json. Immutable after Load; every method may be called from any thread.
+// Byte-level BPE from tokenizer.json. Immutable after Load; every method may be called from any
+// thread.
 #ifndef AGENTD_MODEL_TOKENIZER_H_
 #define AGENTD_MODEL_TOKENIZER_H_
 
@@ -15,8 +16,9 @@
 
 namespace agentd::model {
 
-// A stretch of a prompt: plain text, which can never become a special token whatever it spells, or one special token by
-// its content ("<｜User｜>"). Adjacent text pieces are one text to the tokenizer.
+// A stretch of a prompt: plain text, which can never become a special token whatever it spells, or
+// one special token by its content ("<｜User｜>"). Adjacent text pieces are one text to the
+// tokenizer.
 struct Piece {
   std::string text;
   bool special = false;
@@ -25,15 +27,22 @@ struct Piece {
 
 class Tokenizer {
  public:
-  // Reads DIR/tokenizer.json; errors name the file and the field that is missing or not implemented.
-  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::filesystem::path& model_dir);
+  // Reads DIR/tokenizer.json; errors name the file and the field that is missing or not
+  // implemented.
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(
+      const std::filesystem::path& model_dir);
+  // The same from the text of the file; `source_name` goes into errors.
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Parse(std::string_view json,
+                                                                const std::string& source_name);
   virtual ~Tokenizer() = default;
 
   virtual int vocab_size() const = 0;  // highest id + 1, added tokens included
 
-  // Text as text: added tokens are not matched. Invalid UTF-8 is encoded byte by byte.
+  // Text as text: added tokens are not matched. Invalid UTF-8 is encoded byte by byte, so Bytes()
+  // of the ids always add up to the text.
   virtual std::vector<TokenId> Encode(std::string_view text) const = 0;
-  // Added tokens in the text are matched first, as the tokenizers library does (for trusted text and for `v4 tokenize`).
+  // Added tokens in the text are matched first, as the tokenizers library does (for trusted text
+  // and for `v4 tokenize`).
   virtual std::vector<TokenId> EncodeWithAddedTokens(std::string_view text) const = 0;
   // NotFound if a special piece is no added token of this file.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(std::span<const Piece> pieces) const = 0;
@@ -41,14 +50,16 @@ class Tokenizer {
   virtual std::optional<TokenId> AddedToken(std::string_view content) const = 0;
   virtual bool IsAddedToken(TokenId id) const = 0;
 
-  // The bytes of one token; added tokens give their content. Empty for an id that is not in the file.
+  // The bytes of one token; added tokens give their content. Empty for an id that is not in the
+  // file.
   virtual std::string_view Bytes(TokenId id) const = 0;
-  // Concatenated bytes; a malformed UTF-8 sequence becomes U+FFFD as the tokenizers library prints it.
+  // Concatenated bytes; a malformed UTF-8 sequence becomes U+FFFD as the tokenizers library prints
+  // it.
   virtual std::string Decode(std::span<const TokenId> ids) const = 0;
 };
 
-// Turns a token stream into text that is valid UTF-8 at every step: a character that is spread over tokens comes with its
-// last one. One per stream, one thread.
+// Turns a token stream into text that is valid UTF-8 at every step: a character that is spread over
+// tokens comes with its last one. One per stream, one thread.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
