@@ -1,0 +1,152 @@
+#include "agentd/ctl/client.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+
+namespace agentd::ctl {
+namespace {
+
+constexpr size_t kSessionIdCharacters = 26;
+constexpr int kPageSize = 1000;
+// An import, a fork or a rewind may write many files; a daemon that takes longer is stuck.
+constexpr std::chrono::minutes kCallDeadline{10};
+// One event holds at most a tool's cut result or a user's whole message.
+constexpr int kMaxReceiveBytes = 256 << 20;
+
+std::string Environment(const char* name) {
+  // Read before any thread that could change the environment exists.
+  const char* value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe)
+  return value == nullptr ? "" : value;
+}
+
+// 0, or the errno of a connection attempt that is closed at once.
+int TryConnect(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  const UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) return errno;
+  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0)
+    return 0;
+  return errno;
+}
+
+absl::Status ConnectError(int error_number, const std::string& socket) {
+  if (error_number == EACCES || error_number == EPERM)
+    return Error(absl::StatusCode::kPermissionDenied,
+                 "the daemon's socket {} belongs to another user", socket);
+  return Error(absl::StatusCode::kUnavailable,
+               "no daemon answers at {} ({}). Start one: agentd --model DIR --data DIR --socket {}",
+               socket, std::strerror(error_number),  // NOLINT(concurrency-mt-unsafe)
+               socket);
+}
+
+}  // namespace
+
+std::string DefaultSocket() {
+  if (std::string path = Environment("AGENTD_SOCKET"); !path.empty()) return path;
+  if (std::string runtime = Environment("XDG_RUNTIME_DIR"); !runtime.empty())
+    return runtime + "/agentd.sock";
+  return Environment("HOME") + "/.agentd/agentd.sock";
+}
+
+Client::Client(std::string socket, std::unique_ptr<api::Agentd::Stub> stub)
+    : socket_(std::move(socket)), stub_(std::move(stub)) {}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& socket,
+                                                        double wait_seconds) {
+  if (socket.empty()) return InvalidArgument("the socket's path is empty");
+  const std::string path = std::filesystem::absolute(socket).string();
+  if (path.size() >= sizeof(sockaddr_un::sun_path))
+    return InvalidArgument("the socket's path is longer than {} bytes: {}",
+                           sizeof(sockaddr_un::sun_path) - 1, path);
+  const auto deadline = std::chrono::steady_clock::now() +
+                        std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                            std::chrono::duration<double>(wait_seconds));
+  int error_number = TryConnect(path);
+  while (error_number != 0) {
+    if (std::chrono::steady_clock::now() >= deadline) return ConnectError(error_number, path);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    error_number = TryConnect(path);
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
+  auto channel =
+      grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(), arguments);
+  return std::unique_ptr<Client>(new Client(path, api::Agentd::NewStub(channel)));
+}
+
+void Client::SetDeadline(grpc::ClientContext* context) {
+  context->set_deadline(std::chrono::system_clock::now() + kCallDeadline);
+}
+
+absl::StatusOr<api::Session> Client::GetSession(const std::string& id) {
+  api::GetSessionRequest request;
+  request.set_session_id(id);
+  return Call(&api::Agentd::Stub::GetSession, request);
+}
+
+absl::StatusOr<std::vector<api::Session>> Client::ListSessions(int64_t limit) {
+  std::vector<api::Session> sessions;
+  api::ListSessionsRequest request;
+  do {
+    const int64_t missing = limit > 0 ? limit - static_cast<int64_t>(sessions.size()) : kPageSize;
+    request.set_page_size(static_cast<int32_t>(std::min<int64_t>(missing, kPageSize)));
+    ASSIGN_OR_RETURN(api::ListSessionsResponse page,
+                     Call(&api::Agentd::Stub::ListSessions, request));
+    for (api::Session& session : *page.mutable_sessions()) sessions.push_back(std::move(session));
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty() &&
+           (limit <= 0 || static_cast<int64_t>(sessions.size()) < limit));
+  return sessions;
+}
+
+absl::StatusOr<std::string> Client::Resolve(const std::string& name) {
+  if (name.empty()) return InvalidArgument("the session's id is empty");
+  if (name.size() == kSessionIdCharacters) return name;
+  if (name == "last") {
+    ASSIGN_OR_RETURN(const auto newest, ListSessions(1));
+    if (newest.empty()) return NotFound("there is no session yet: agentctl run \"...\" makes one");
+    return newest[0].id();
+  }
+  std::vector<std::string> matches;
+  ASSIGN_OR_RETURN(const auto sessions, ListSessions(0));
+  for (const api::Session& session : sessions)
+    if (session.id().starts_with(name)) matches.push_back(session.id());
+  if (matches.size() == 1) return matches[0];
+  if (matches.empty())
+    return NotFound("no session's id starts with \"{}\". List them: agentctl sessions", name);
+  return InvalidArgument("{} sessions' ids start with \"{}\" ({}, {}{}): give more of the id",
+                         matches.size(), name, matches[0], matches[1],
+                         matches.size() > 2 ? ", ..." : "");
+}
+
+absl::Status Client::ToStatus(const grpc::Status& status) const {
+  if (status.ok()) return absl::OkStatus();
+  // The two enumerations have the same numbers.
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  std::string message = status.error_message();
+  if (message.empty()) message = absl::StatusCodeToString(code);
+  if (code == absl::StatusCode::kNotFound && message.find("session") != std::string::npos) {
+    message += ". List them: agentctl sessions";
+  } else if (code == absl::StatusCode::kUnavailable) {
+    message = fmt::format("the daemon at {} is not there any more ({})", socket_, message);
+  } else if (code == absl::StatusCode::kDeadlineExceeded) {
+    message = fmt::format("the daemon at {} does not answer ({})", socket_, message);
+  }
+  return absl::Status(code, message);
+}
+
+}  // namespace agentd::ctl

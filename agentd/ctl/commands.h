@@ -1,0 +1,96 @@
+// agentctl's commands. Each takes what the command line said and returns the process's exit code.
+#ifndef AGENTD_CTL_COMMANDS_H_
+#define AGENTD_CTL_COMMANDS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "agentd/ctl/api.h"
+
+namespace agentd::ctl {
+
+struct GlobalOptions {
+  std::string socket;
+  double wait_seconds = 0;  // for the daemon to appear
+};
+
+// What a new session is made with; refused together with an existing one.
+struct SessionOptions {
+  std::string workspace;  // a folder to import
+  std::string title;
+  std::optional<std::string> system;
+  std::vector<std::string> tools;
+  bool no_tools = false;
+  std::string thinking;
+  std::optional<double> temperature, top_p, min_p;
+  std::optional<int32_t> top_k;
+  std::optional<uint64_t> seed;
+  int64_t max_tokens = 0;
+  int32_t max_calls = 0;
+  bool any() const;
+};
+
+struct RunOptions {
+  SessionOptions session;
+  bool make_new = false;
+  std::string session_id;
+  std::optional<std::string> text;  // "-": standard input
+  std::string file;
+  bool json = false;
+  bool quiet = false;
+};
+
+struct PointOptions {
+  std::string session_id;
+  std::optional<uint64_t> seq;
+  std::optional<int64_t> position;
+  bool keep_seed = false;
+  std::optional<uint64_t> seed;
+  std::string title;
+  bool json = false;
+};
+
+struct WatchOptions {
+  std::string session_id;
+  uint64_t from_seq = 1;
+  bool until_idle = false;
+  bool json = false;
+  bool quiet = false;
+};
+
+struct ShowOptions {
+  std::string session_id;
+  bool json = false;
+  bool tokens = false;
+};
+
+struct ListOptions {
+  int64_t limit = 0;  // 0: all
+  bool json = false;
+};
+
+int RunCommand(const GlobalOptions& global, const RunOptions& options);
+int ChatCommand(const GlobalOptions& global, const RunOptions& options);
+int WatchCommand(const GlobalOptions& global, const WatchOptions& options);
+int ShowCommand(const GlobalOptions& global, const ShowOptions& options);
+int SessionsCommand(const GlobalOptions& global, const ListOptions& options);
+int ForkCommand(const GlobalOptions& global, const PointOptions& options);
+int RewindCommand(const GlobalOptions& global, const PointOptions& options);
+int CancelCommand(const GlobalOptions& global, const std::string& session_id);
+int DeleteCommand(const GlobalOptions& global, const std::string& session_id);
+int InfoCommand(const GlobalOptions& global, bool json);
+
+// Parts of the commands that tests look at.
+// InvalidArgument names the option.
+absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions& options);
+// The table of `agentctl sessions`, without colours.
+std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_us);
+// The text of `agentctl info`.
+std::string InfoText(const api::ServerInfo& info);
+
+}  // namespace agentd::ctl
+
+#endif  // AGENTD_CTL_COMMANDS_H_

@@ -1,0 +1,236 @@
+// agentctl: the command line of agentd.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <functional>
+#include <string>
+
+#include "agentd/ctl/client.h"
+#include "agentd/ctl/commands.h"
+#include "agentd/ctl/exit_code.h"
+
+namespace agentd::ctl {
+namespace {
+
+constexpr char kExitCodes[] =
+    "Exit codes:\n"
+    "  0  the turn ended with an answer (other commands: done)\n"
+    "  1  error: the daemon refused, or the turn ended with an error\n"
+    "  2  wrong usage; nothing was sent\n"
+    "  3  the turn met its token or call limit, or the context is full\n"
+    "  4  the turn was cancelled\n"
+    "  5  no daemon answers, or it went away\n";
+
+constexpr char kRunFooter[] =
+    "Without text, goes on with a turn of --session that was interrupted.\n"
+    "The answer goes to standard output, everything else to standard error. Ctrl-C asks the "
+    "daemon\n"
+    "to cancel; a second one leaves, and the turn goes on (see it with watch).\n\n"
+    "--json prints one object a line. The first has \"type\":\"session\" with id, workspace, "
+    "state,\n"
+    "config, seed, last_seq, tokens, created_us, updated_us, forked_from, forked_at_seq, "
+    "timeline.\n"
+    "Then events, each with type, seq, time_us, position, session_id, timeline, and by type:\n"
+    "  user_message   text\n"
+    "  turn_started   turn\n"
+    "  tokens         sampled, ids, text, content (answer part), reasoning\n"
+    "  tool_started   call_id, name, arguments_json, attempt\n"
+    "  tool_finished  call_id, name, outcome (ok error refused cancelled unknown), text, "
+    "exit_code,\n"
+    "                 output_bytes, wall_time_us\n"
+    "  workspace      tree\n"
+    "  turn_finished  end (answer token_limit call_limit context_full cancelled error), answer,\n"
+    "                 error, prompt_tokens, sampled_tokens, tool_calls, repaired_calls, "
+    "duration_ms\n"
+    "  resumed        restored, replayed, prefilled_again, duration_us, after_crash\n"
+    "  rewound        from_timeline, to_seq, to_position\n"
+    "  seed_changed   seed\n"
+    "  note           text\n"
+    "  progress       what, done, total (not stored: seq 0)\n"
+    "  tool_output    call_id, chunk (not stored: seq 0)\n"
+    "If the command fails, the last has \"type\":\"error\" with code, message, exit_code. Later\n"
+    "versions may add types and fields; none is taken away or given another meaning.\n\n";
+
+void AddSessionOptions(CLI::App* app, SessionOptions* o) {
+  const std::string group = "A new session's settings";
+  app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
+      ->type_name("DIR")
+      ->group(group);
+  app->add_option("--title", o->title, "What lists call it")->group(group);
+  app->add_option("--system", o->system, "System text (default: the model's own)")->group(group);
+  app->add_option("--tool", o->tools, "A tool it may call; repeat for more (default: all)")
+      ->type_size(1)
+      ->allow_extra_args(false)
+      ->group(group);
+  app->add_flag("--no-tools", o->no_tools, "No tools at all")->group(group);
+  app->add_option("--thinking", o->thinking, "Reason before answering (default: the model's own)")
+      ->check(CLI::IsMember({"off", "on", "max"}))
+      ->group(group);
+  app->add_option("--temperature", o->temperature, "0 = always the likeliest token")->group(group);
+  app->add_option("--top-p", o->top_p, "Only tokens within this share of probability")
+      ->group(group);
+  app->add_option("--min-p", o->min_p, "Only tokens at least this likely, relative to the best")
+      ->group(group);
+  app->add_option("--top-k", o->top_k, "Only the K likeliest tokens")->group(group);
+  app->add_option("--seed", o->seed, "Of all sampling (default: drawn)")->group(group);
+  app->add_option("--max-tokens", o->max_tokens, "Sampled tokens in a turn")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  app->add_option("--max-calls", o->max_calls, "Tool calls in a turn")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+}
+
+using Chosen = std::function<int()>;
+
+void AddRun(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* chosen) {
+  CLI::App* run = app->add_subcommand("run", "Give a task and see it done");
+  run->add_option("text", o->text, "The task; - reads standard input");
+  run->add_option("--file", o->file, "Read the task from a file")->type_name("FILE");
+  run->add_flag("--new", o->make_new, "In a new session (the default)");
+  run->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  run->add_flag("--json", o->json, "One event a line, as JSON (see below)");
+  run->add_flag("-q,--quiet", o->quiet, "The answer only");
+  AddSessionOptions(run, &o->session);
+  run->footer(std::string(kRunFooter) + kExitCodes);
+  run->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return RunCommand(global, *o); }; });
+}
+
+void AddChat(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* chosen) {
+  CLI::App* chat = app->add_subcommand("chat", "Talk, line by line; reads a pipe as well");
+  chat->add_flag("--new", o->make_new, "In a new session (the default)");
+  chat->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  chat->add_flag("-q,--quiet", o->quiet, "Answers only");
+  AddSessionOptions(chat, &o->session);
+  chat->footer("The exit code is the last turn's.");
+  chat->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return ChatCommand(global, *o); }; });
+}
+
+void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, ShowOptions* show,
+              WatchOptions* watch, Chosen* chosen) {
+  CLI::App* sessions = app->add_subcommand("sessions", "List sessions, newest first");
+  sessions->add_flag("--json", list->json, "One session a line, as JSON");
+  sessions->add_option("--limit", list->limit, "At most N (default: all)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  sessions->callback([&global, list, chosen] {
+    *chosen = [&global, list] { return SessionsCommand(global, *list); };
+  });
+
+  CLI::App* view = app->add_subcommand("show", "Print a session's transcript");
+  view->add_option("id", show->session_id, "The session")->required();
+  auto* json = view->add_flag("--json", show->json, "Its events as JSON (see run --help)");
+  view->add_flag("--tokens", show->tokens, "A line for each token: given or sampled, and its id")
+      ->excludes(json);
+  view->callback([&global, show, chosen] {
+    *chosen = [&global, show] { return ShowCommand(global, *show); };
+  });
+
+  CLI::App* follow = app->add_subcommand("watch", "Follow a session's events as they come");
+  follow->add_option("id", watch->session_id, "The session")->required();
+  follow->add_option("--from", watch->from_seq, "First event (default: 1)")->type_name("SEQ");
+  follow->add_flag("--until-idle", watch->until_idle,
+                   "End when no turn runs; the exit code is the last turn's that was seen");
+  follow->add_flag("--json", watch->json, "One event a line, as JSON (see run --help)");
+  follow->add_flag("-q,--quiet", watch->quiet, "Answers only");
+  follow->callback([&global, watch, chosen] {
+    *chosen = [&global, watch] { return WatchCommand(global, *watch); };
+  });
+}
+
+void AddPointOptions(CLI::App* command, const std::string& seq_name, PointOptions* o) {
+  command->add_option("id", o->session_id, "The session")->required();
+  auto* seq = command->add_option(seq_name, o->seq, "Just after this event")->type_name("SEQ");
+  command->add_option("--position", o->position, "After exactly N tokens")
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
+      ->excludes(seq);
+  auto* seed = command->add_option("--seed", o->seed, "Sample with this seed from there on");
+  command->add_flag("--keep-seed", o->keep_seed, "Sample as before (default: a newly drawn seed)")
+      ->excludes(seed);
+  command->add_flag("--json", o->json, "Print the session as JSON");
+}
+
+void AddTimeTravel(CLI::App* app, const GlobalOptions& global, PointOptions* fork,
+                   PointOptions* rewind, Chosen* chosen) {
+  CLI::App* forking =
+      app->add_subcommand("fork", "Make a session that shares another's past; prints its id");
+  AddPointOptions(forking, "--at", fork);
+  forking->add_option("--title", fork->title, "What lists call it");
+  forking->callback([&global, fork, chosen] {
+    *chosen = [&global, fork] { return ForkCommand(global, *fork); };
+  });
+
+  CLI::App* rewinding =
+      app->add_subcommand("rewind", "Take a session and its files back to a point");
+  AddPointOptions(rewinding, "--to", rewind);
+  rewinding->callback([&global, rewind, chosen] {
+    *chosen = [&global, rewind] { return RewindCommand(global, *rewind); };
+  });
+}
+
+void AddRest(CLI::App* app, const GlobalOptions& global, std::string* id, bool* json,
+             Chosen* chosen) {
+  CLI::App* cancel = app->add_subcommand("cancel", "End a session's running turn");
+  cancel->add_option("id", *id, "The session")->required();
+  cancel->callback(
+      [&global, id, chosen] { *chosen = [&global, id] { return CancelCommand(global, *id); }; });
+
+  CLI::App* erase = app->add_subcommand("delete", "Erase a session");
+  erase->add_option("id", *id, "The session")->required();
+  erase->callback(
+      [&global, id, chosen] { *chosen = [&global, id] { return DeleteCommand(global, *id); }; });
+
+  CLI::App* info = app->add_subcommand("info", "The daemon, its model, its tools and their walls");
+  info->add_flag("--json", *json, "As one JSON object");
+  info->callback([&global, json, chosen] {
+    *chosen = [&global, json] { return InfoCommand(global, *json); };
+  });
+}
+
+int Main(int argc, char** argv) {
+  GlobalOptions global;
+  RunOptions run, chat;
+  ListOptions list;
+  ShowOptions show;
+  WatchOptions watch;
+  PointOptions fork, rewind;
+  std::string id;
+  bool info_json = false;
+  Chosen chosen;
+
+  CLI::App app("agentctl: talk to agentd, a daemon for long-lived agents", "agentctl");
+  app.set_version_flag("--version", AGENTD_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  global.socket = DefaultSocket();
+  app.add_option("--socket", global.socket,
+                 "The daemon's socket (default: $AGENTD_SOCKET, else\n"
+                 "$XDG_RUNTIME_DIR/agentd.sock, else ~/.agentd/agentd.sock)")
+      ->type_name("PATH");
+  app.add_option("--wait", global.wait_seconds, "Wait so long for the daemon to appear")
+      ->type_name("SECONDS")
+      ->check(CLI::NonNegativeNumber);
+  app.footer(
+      std::string("A session is named by its id, the beginning of its id, or \"last\".\n\n") +
+      kExitCodes);
+  AddRun(&app, global, &run, &chosen);
+  AddChat(&app, global, &chat, &chosen);
+  AddViews(&app, global, &list, &show, &watch, &chosen);
+  AddTimeTravel(&app, global, &fork, &rewind, &chosen);
+  AddRest(&app, global, &id, &info_json, &chosen);
+
+  // CLI11 reports by throwing; nothing else here does.
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kAnswer : kUsage;
+  }
+  return chosen();
+}
+
+}  // namespace
+}  // namespace agentd::ctl
+
+int main(int argc, char** argv) { return agentd::ctl::Main(argc, argv); }

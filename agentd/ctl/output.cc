@@ -1,0 +1,205 @@
+#include "agentd/ctl/output.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "agentd/ctl/json.h"
+#include "base/status.h"
+
+namespace agentd::ctl {
+namespace {
+
+constexpr int kBarColumns = 30;
+constexpr std::string_view kWhite = " \t\r\n";
+
+void Write(std::FILE* stream, std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stream);
+}
+
+void WriteLine(std::FILE* stream, std::string line) {
+  line += '\n';
+  Write(stream, line);
+  std::fflush(stream);
+}
+
+}  // namespace
+
+void JsonOutput::Session(const api::Session& session) { WriteLine(out_, SessionLine(session)); }
+void JsonOutput::Event(const api::Event& event) { WriteLine(out_, EventLine(event)); }
+void JsonOutput::Notice(std::string_view text) {
+  WriteLine(err_, fmt::format("agentctl: {}", text));
+}
+void JsonOutput::Error(const absl::Status& status, int exit_code) {
+  WriteLine(out_, ErrorLine(status, exit_code));
+  WriteLine(err_, "agentctl: " + Printable(Text(status)));
+}
+
+TextOutput::TextOutput(std::FILE* answer, std::FILE* side, const TextOptions& options)
+    : answer_(answer),
+      side_(side),
+      options_(options),
+      answer_style_(Style::For(answer)),
+      side_style_(Style::For(side)),
+      answer_is_terminal_(isatty(fileno(answer)) == 1),
+      side_is_terminal_(isatty(fileno(side)) == 1) {}
+
+void TextOutput::Session(const api::Session& session) {
+  Side(fmt::format("session {} · workspace {}", session.id(), session.workspace()));
+}
+
+void TextOutput::Event(const api::Event& event) {
+  switch (event.kind_case()) {
+    case api::Event::kTokens:
+      return OnTokens(event.tokens());
+    case api::Event::kUserMessage:
+      return OnUserMessage(event.user_message());
+    case api::Event::kTurnStarted:
+      answered_ = false;
+      return;
+    case api::Event::kToolStarted:
+      return Side(ToolCallLine(event.tool_started(), options_.max_columns));
+    case api::Event::kToolFinished:
+      return Side(
+          ToolResultLines(event.tool_finished(), options_.result_lines, options_.max_columns));
+    case api::Event::kTurnFinished:
+      return OnTurnFinished(event.turn_finished());
+    case api::Event::kResumed:
+      return Side(ResumedLine(event.resumed()));
+    case api::Event::kRewound:
+      return Side(fmt::format("rewound to event {} ({} tokens)", event.rewound().to_seq(),
+                              event.rewound().to_position()));
+    case api::Event::kSeedChanged:
+      return Side(fmt::format("seed {}", event.seed_changed().seed()));
+    case api::Event::kNote:
+      return Side(OneLine(event.note().text(), 4 * options_.max_columns));
+    case api::Event::kProgress:
+      return OnProgress(event.progress());
+    case api::Event::kWorkspace:   // seen in what the tools say
+    case api::Event::kToolOutput:  // comes again with the result
+    case api::Event::KIND_NOT_SET:
+      return;
+  }
+}
+
+void TextOutput::OnTokens(const api::Tokens& tokens) {
+  if (!tokens.sampled()) return;
+  if (!tokens.reasoning().empty()) Reasoning(tokens.reasoning());
+  if (!tokens.content().empty()) Answer(tokens.content());
+}
+
+void TextOutput::OnUserMessage(const api::UserMessage& message) {
+  if (!options_.user_messages) return;
+  EndLine();
+  const std::string text = Printable(message.text());
+  std::string_view rest = text;
+  while (!rest.empty() && rest.back() == '\n') rest.remove_suffix(1);
+  while (true) {
+    const size_t end = rest.find('\n');
+    WriteLine(side_, side_style_.Bold(fmt::format("> {}", rest.substr(0, end))));
+    if (end == std::string_view::npos) return;
+    rest.remove_prefix(end + 1);
+  }
+}
+
+void TextOutput::OnTurnFinished(const api::TurnFinished& turn) {
+  // Whoever came late to the turn has not seen the answer's tokens.
+  if (!answered_ && turn.end() == api::TURN_END_ANSWER) Answer(turn.answer());
+  EndLine();
+  if (const std::string why = EndExplained(turn); !why.empty())
+    WriteLine(side_, side_style_.Red(Printable(why)));
+  Side(TurnSummary(turn));
+  answered_ = false;
+}
+
+void TextOutput::OnProgress(const api::Progress& progress) {
+  if (!side_is_terminal_ || options_.quiet) return;
+  // Over an open line the bar would overwrite text.
+  if (!progress_shown_) EndLine();
+  if (progress.done() >= progress.total()) return ClearProgress();
+  const std::string line = side_style_.Dim(ProgressLine(progress, kBarColumns));
+  Write(side_, fmt::format("\r{}\033[K", line));
+  std::fflush(side_);
+  progress_shown_ = true;
+}
+
+void TextOutput::Answer(std::string_view text) {
+  ClearProgress();
+  if (open_ == Open::kReasoning) EndLine();
+  // White space before the first word belongs to the format, not to the answer.
+  if (open_ == Open::kNothing && held_.empty()) {
+    const size_t start = text.find_first_not_of(kWhite);
+    if (start == std::string_view::npos) return;
+    text.remove_prefix(start);
+  }
+  const size_t last = text.find_last_not_of(kWhite);
+  if (last == std::string_view::npos) {
+    held_ += text;
+    return;
+  }
+  const std::string shown = held_ + std::string(text.substr(0, last + 1));
+  Write(answer_, answer_is_terminal_ ? Printable(shown) : shown);
+  std::fflush(answer_);
+  held_ = text.substr(last + 1);
+  open_ = Open::kAnswer;
+  answered_ = true;
+}
+
+void TextOutput::Reasoning(std::string_view text) {
+  if (options_.quiet || !options_.reasoning) return;
+  ClearProgress();
+  if (open_ == Open::kAnswer) EndLine();
+  Write(side_, side_style_.Dim(Printable(text)));
+  std::fflush(side_);
+  open_ = Open::kReasoning;
+}
+
+void TextOutput::Side(std::string_view text) {
+  if (options_.quiet) return;
+  EndLine();
+  WriteLine(side_, side_style_.Dim(text));
+}
+
+void TextOutput::Notice(std::string_view text) {
+  EndLine();
+  WriteLine(stderr, fmt::format("agentctl: {}", text));
+}
+
+void TextOutput::Error(const absl::Status& status, int /*exit_code*/) {
+  EndLine();
+  WriteLine(stderr, Style::For(stderr).Red("agentctl: " + Printable(Text(status))));
+}
+
+void TextOutput::Finish() { EndLine(); }
+
+void TextOutput::EndLine() {
+  ClearProgress();
+  if (open_ != Open::kNothing) WriteLine(open_ == Open::kAnswer ? answer_ : side_, "");
+  open_ = Open::kNothing;
+  held_.clear();
+}
+
+void TextOutput::ClearProgress() {
+  if (!progress_shown_) return;
+  Write(side_, "\r\033[K");
+  std::fflush(side_);
+  progress_shown_ = false;
+}
+
+std::string EndExplained(const api::TurnFinished& turn) {
+  switch (turn.end()) {
+    case api::TURN_END_ANSWER:
+      return "";
+    case api::TURN_END_TOKEN_LIMIT:
+      return "the turn met its token limit (--max-tokens of the session)";
+    case api::TURN_END_CALL_LIMIT:
+      return "the turn met its limit of tool calls (--max-calls of the session)";
+    case api::TURN_END_CONTEXT_FULL:
+      return "the context is full: rewind or fork the session to an earlier point, or start anew";
+    case api::TURN_END_CANCELLED:
+      return "the turn was cancelled";
+    default:
+      return turn.error().empty() ? "the turn ended with an error" : turn.error();
+  }
+}
+
+}  // namespace agentd::ctl

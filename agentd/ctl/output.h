@@ -1,0 +1,96 @@
+// What a command shows of a session's events: JSON lines for programs, text for people.
+#ifndef AGENTD_CTL_OUTPUT_H_
+#define AGENTD_CTL_OUTPUT_H_
+
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "agentd/ctl/api.h"
+#include "agentd/ctl/text.h"
+
+namespace agentd::ctl {
+
+// Used by one thread.
+class Output {
+ public:
+  virtual ~Output() = default;
+  virtual void Session(const api::Session& session) = 0;
+  virtual void Event(const api::Event& event) = 0;
+  // A line for the person beside the events ("cancelling ...").
+  virtual void Notice(std::string_view text) = 0;
+  // The command failed and will end with `exit_code`.
+  virtual void Error(const absl::Status& status, int exit_code) = 0;
+  // The output so far ends with a whole line.
+  virtual void Finish() = 0;
+};
+
+// One JSON object a line on `out`, written out at once; notices and errors also on `err`.
+class JsonOutput : public Output {
+ public:
+  JsonOutput(std::FILE* out, std::FILE* err) : out_(out), err_(err) {}
+  void Session(const api::Session& session) override;
+  void Event(const api::Event& event) override;
+  void Notice(std::string_view text) override;
+  void Error(const absl::Status& status, int exit_code) override;
+  void Finish() override {}
+
+ private:
+  std::FILE* const out_;
+  std::FILE* const err_;
+};
+
+struct TextOptions {
+  bool user_messages = false;  // show what the user said (a transcript; not a turn just typed)
+  bool reasoning = true;
+  bool quiet = false;        // answers and errors only
+  size_t result_lines = 3;   // of a tool's result
+  size_t max_columns = 110;  // of a line about a tool
+};
+
+// Answers on `answer` as they come, everything else on `side` (the same stream, for a transcript).
+// A progress bar is drawn only where `side` is a terminal.
+class TextOutput : public Output {
+ public:
+  TextOutput(std::FILE* answer, std::FILE* side, const TextOptions& options);
+  void Session(const api::Session& session) override;
+  void Event(const api::Event& event) override;
+  void Notice(std::string_view text) override;
+  void Error(const absl::Status& status, int exit_code) override;
+  void Finish() override;
+
+ private:
+  void OnTokens(const api::Tokens& tokens);
+  void OnUserMessage(const api::UserMessage& message);
+  void OnTurnFinished(const api::TurnFinished& turn);
+  void OnProgress(const api::Progress& progress);
+  void Answer(std::string_view text);
+  void Reasoning(std::string_view text);
+  // A dimmed line on `side`.
+  void Side(std::string_view text);
+  // Ends the open line, so that something else can begin one.
+  void EndLine();
+  void ClearProgress();
+
+  std::FILE* const answer_;
+  std::FILE* const side_;
+  const TextOptions options_;
+  const Style answer_style_;
+  const Style side_style_;
+  const bool answer_is_terminal_;
+  const bool side_is_terminal_;
+
+  enum class Open { kNothing, kAnswer, kReasoning };
+  Open open_ = Open::kNothing;  // what the unfinished line belongs to
+  std::string held_;       // the answer's trailing white space, shown only if more text follows
+  bool answered_ = false;  // some answer text of this turn was shown
+  bool progress_shown_ = false;
+};
+
+// The outcome's words for a person, with what to do about it; empty for an answer.
+std::string EndExplained(const api::TurnFinished& turn);
+
+}  // namespace agentd::ctl
+
+#endif  // AGENTD_CTL_OUTPUT_H_

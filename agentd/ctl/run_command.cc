@@ -1,0 +1,265 @@
+// run and chat: the commands that start turns.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <system_error>
+
+#include "agentd/ctl/client.h"
+#include "agentd/ctl/commands.h"
+#include "agentd/ctl/exit_code.h"
+#include "agentd/ctl/output.h"
+#include "agentd/ctl/text.h"
+#include "agentd/ctl/turn.h"
+#include "base/status.h"
+
+namespace agentd::ctl {
+namespace {
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error))
+    return InvalidArgument("--file {}: is a directory", path);
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return ErrnoError(errno, "--file " + path);
+  return std::string(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+}
+
+// The user's message; empty when none was given, which goes on with an interrupted turn.
+absl::StatusOr<std::string> MessageText(const RunOptions& options) {
+  if (options.text.has_value() && !options.file.empty())
+    return InvalidArgument("give the text or --file, not both");
+  if (!options.text.has_value() && options.file.empty()) return std::string();
+  std::string text;
+  if (!options.file.empty()) {
+    ASSIGN_OR_RETURN(text, ReadFile(options.file));
+  } else if (*options.text == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  } else {
+    text = *options.text;
+  }
+  // An empty message would be taken for "go on".
+  if (text.empty()) return InvalidArgument("the text is empty");
+  if (const size_t valid = ValidUtf8Prefix(text); valid != text.size())
+    return InvalidArgument("the text is not UTF-8: byte {} starts no character", valid);
+  return text;
+}
+
+absl::Status CheckSessionChoice(const RunOptions& options) {
+  if (options.session_id.empty()) return absl::OkStatus();
+  if (options.make_new) return InvalidArgument("give --session or --new, not both");
+  if (options.session.any())
+    return InvalidArgument(
+        "a session keeps what it was made with: --workspace, --title, --system, --tool, "
+        "--no-tools, --thinking, sampling, --seed and limits are for new sessions only");
+  return absl::OkStatus();
+}
+
+// The session that was named, or a new one.
+absl::StatusOr<api::Session> OpenSession(Client* client, const RunOptions& options,
+                                         const api::CreateSessionRequest& create) {
+  if (options.session_id.empty()) return client->Call(&api::Agentd::Stub::CreateSession, create);
+  ASSIGN_OR_RETURN(const std::string id, client->Resolve(options.session_id));
+  return client->GetSession(id);
+}
+
+std::unique_ptr<Output> MakeOutput(const RunOptions& options) {
+  if (options.json) return std::make_unique<JsonOutput>(stdout, stderr);
+  TextOptions text;
+  text.quiet = options.quiet;
+  return std::make_unique<TextOutput>(stdout, stderr, text);
+}
+
+int Fail(Output* output, const absl::Status& status, int exit_code) {
+  output->Error(status, exit_code);
+  return exit_code;
+}
+
+// A session that nothing was ever said in is of no use to anyone.
+void DropUnused(Client* client, const std::string& session_id) {
+  api::DeleteSessionRequest request;
+  request.set_session_id(session_id);
+  // If this fails too, there is nothing better to report than the first error.
+  (void)client->Call(&api::Agentd::Stub::DeleteSession, request);
+}
+
+// A line of the user's, with lines that end in a backslash joined to the next. False at the end.
+bool ReadMessage(bool prompt, std::string* message) {
+  message->clear();
+  while (true) {
+    if (prompt) std::cerr << (message->empty() ? "> " : "… ") << std::flush;
+    std::string line;
+    if (!std::getline(std::cin, line)) return !message->empty();
+    const bool more = line.ends_with('\\');
+    if (more) line.back() = '\n';
+    *message += line;
+    if (!more) return true;
+  }
+}
+
+constexpr std::string_view kChatHelp =
+    "/undo  take the last turn back, with the files as they were before it\n"
+    "/id    the session's id and workspace\n"
+    "/quit  leave (the session stays: agentctl chat --session ID)\n"
+    "A line that ends with \\ goes on in the next one. Ctrl-C cancels a turn.";
+
+// The conversation of `chat`.
+class Chat {
+ public:
+  Chat(TurnRunner* turns, Client* client, Output* output, std::string session_id)
+      : turns_(turns), client_(client), output_(output), session_id_(std::move(session_id)) {}
+
+  int Converse(bool prompt) {
+    int exit_code = kAnswer;
+    std::string message;
+    while (exit_code != kUnreachable && ReadMessage(prompt, &message)) {
+      if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
+      if (message == "/quit" || message == "/exit") break;
+      exit_code = message[0] == '/' ? Command(message) : Say(message);
+    }
+    if (prompt) std::cerr << "\n";
+    return exit_code;
+  }
+
+ private:
+  int Say(const std::string& message) {
+    if (ValidUtf8Prefix(message) != message.size())
+      return Fail(output_, InvalidArgument("that line is not UTF-8"), kUsage);
+    const auto before = client_->GetSession(session_id_);
+    if (before.ok()) before_turn_ = before->last_seq();
+    const TurnResult result = turns_->Run(client_, session_id_, message);
+    if (!result.status.ok()) output_->Error(result.status, result.exit_code());
+    return result.exit_code();
+  }
+
+  int Command(const std::string& command) {
+    if (command == "/undo") return Undo();
+    if (command == "/id") {
+      const auto session = client_->GetSession(session_id_);
+      if (!session.ok()) return Fail(output_, session.status(), ExitCodeOf(session.status()));
+      output_->Session(*session);
+    } else {
+      output_->Notice(kChatHelp);
+    }
+    return kAnswer;
+  }
+
+  int Undo() {
+    if (!before_turn_.has_value() || *before_turn_ == 0) {
+      output_->Notice("there is no turn of this chat to take back");
+      return kAnswer;
+    }
+    api::RewindSessionRequest request;
+    request.set_session_id(session_id_);
+    request.mutable_to()->set_seq(*before_turn_);
+    const auto session = client_->Call(&api::Agentd::Stub::RewindSession, request);
+    if (!session.ok()) return Fail(output_, session.status(), ExitCodeOf(session.status()));
+    before_turn_.reset();
+    output_->Notice("took the last turn back");
+    return kAnswer;
+  }
+
+  TurnRunner* const turns_;
+  Client* const client_;
+  Output* const output_;
+  const std::string session_id_;
+  std::optional<uint64_t> before_turn_;  // the last event before the last turn
+};
+
+}  // namespace
+
+bool SessionOptions::any() const {
+  return !workspace.empty() || !title.empty() || system.has_value() || !tools.empty() || no_tools ||
+         !thinking.empty() || temperature.has_value() || top_p.has_value() || min_p.has_value() ||
+         top_k.has_value() || seed.has_value() || max_tokens != 0 || max_calls != 0;
+}
+
+absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions& options) {
+  api::CreateSessionRequest request;
+  api::SessionConfig* config = request.mutable_config();
+  config->set_title(options.title);
+  if (options.system.has_value()) config->set_system(*options.system);
+  for (const std::string& tool : options.tools) config->add_tools(tool);
+  if (options.no_tools && !options.tools.empty())
+    return InvalidArgument("give --tool or --no-tools, not both");
+  config->set_no_tools(options.no_tools);
+  if (options.thinking == "off") config->set_thinking(api::THINKING_OFF);
+  if (options.thinking == "on") config->set_thinking(api::THINKING_ON);
+  if (options.thinking == "max") config->set_thinking(api::THINKING_MAX);
+  if (options.temperature) config->mutable_sampling()->set_temperature(*options.temperature);
+  if (options.top_p) config->mutable_sampling()->set_top_p(*options.top_p);
+  if (options.min_p) config->mutable_sampling()->set_min_p(*options.min_p);
+  if (options.top_k) config->mutable_sampling()->set_top_k(*options.top_k);
+  if (options.seed) config->set_seed(*options.seed);
+  config->set_max_turn_tokens(options.max_tokens);
+  config->set_max_turn_calls(options.max_calls);
+  if (!options.workspace.empty()) {
+    std::error_code error;
+    const auto path = std::filesystem::canonical(options.workspace, error);
+    if (error) return InvalidArgument("--workspace {}: {}", options.workspace, error.message());
+    if (!std::filesystem::is_directory(path, error))
+      return InvalidArgument("--workspace {}: not a directory", options.workspace);
+    request.set_import_directory(path.string());
+  }
+  for (const std::string* text : {&config->title(), &config->system(), &request.import_directory()})
+    if (ValidUtf8Prefix(*text) != text->size())
+      return InvalidArgument("--title, --system and --workspace must be UTF-8");
+  return request;
+}
+
+int RunCommand(const GlobalOptions& global, const RunOptions& options) {
+  const std::unique_ptr<Output> output = MakeOutput(options);
+  if (const auto status = CheckSessionChoice(options); !status.ok())
+    return Fail(output.get(), status, kUsage);
+  const auto text = MessageText(options);
+  if (!text.ok()) return Fail(output.get(), text.status(), kUsage);
+  if (text->empty() && options.session_id.empty())
+    return Fail(output.get(),
+                InvalidArgument("no text: agentctl run \"TEXT\", or --session ID alone to go on "
+                                "with an interrupted turn"),
+                kUsage);
+  const auto create = MakeCreateRequest(options.session);
+  if (!create.ok()) return Fail(output.get(), create.status(), kUsage);
+
+  TurnRunner turns(output.get());
+  const auto client = Client::Connect(global.socket, global.wait_seconds);
+  if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
+  const auto session = OpenSession(client->get(), options, *create);
+  if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
+  output->Session(*session);
+
+  const TurnResult result = turns.Run(client->get(), session->id(), *text);
+  if (!result.status.ok()) {
+    output->Error(result.status, result.exit_code());
+    if (options.session_id.empty() && !result.any_event && !absl::IsUnavailable(result.status) &&
+        !absl::IsCancelled(result.status))
+      DropUnused(client->get(), session->id());
+  }
+  return result.exit_code();
+}
+
+int ChatCommand(const GlobalOptions& global, const RunOptions& options) {
+  const std::unique_ptr<Output> output = MakeOutput(options);
+  if (const auto status = CheckSessionChoice(options); !status.ok())
+    return Fail(output.get(), status, kUsage);
+  const auto create = MakeCreateRequest(options.session);
+  if (!create.ok()) return Fail(output.get(), create.status(), kUsage);
+  TurnRunner turns(output.get());
+  const auto client = Client::Connect(global.socket, global.wait_seconds);
+  if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
+  const auto session = OpenSession(client->get(), options, *create);
+  if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
+  output->Session(*session);
+
+  const bool prompt = isatty(STDIN_FILENO) == 1 && isatty(STDERR_FILENO) == 1;
+  if (prompt) output->Notice("/help for what you can do here");
+  Chat chat(&turns, client->get(), output.get(), session->id());
+  return chat.Converse(prompt);
+}
+
+}  // namespace agentd::ctl

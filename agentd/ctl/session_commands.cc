@@ -1,0 +1,277 @@
+// The commands that look at sessions or change them without starting a turn.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+
+#include "agentd/ctl/client.h"
+#include "agentd/ctl/commands.h"
+#include "agentd/ctl/exit_code.h"
+#include "agentd/ctl/json.h"
+#include "agentd/ctl/output.h"
+#include "agentd/ctl/text.h"
+#include "agentd/ctl/turn.h"
+#include "base/status.h"
+
+namespace agentd::ctl {
+namespace {
+
+void Print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+int Fail(bool json, const absl::Status& status) {
+  if (json) Print(ErrorLine(status, ExitCodeOf(status)) + "\n");
+  const std::string line = "agentctl: " + Printable(Text(status));
+  fmt::print(stderr, "{}\n", Style::For(stderr).Red(line));
+  return ExitCodeOf(status);
+}
+
+int Usage(const absl::Status& status) {
+  Fail(/*json=*/false, status);
+  return kUsage;
+}
+
+// The daemon, and the session that `name` means there.
+struct Target {
+  std::unique_ptr<Client> client;
+  std::string session_id;
+};
+absl::StatusOr<Target> Open(const GlobalOptions& global, const std::string& name) {
+  Target target;
+  ASSIGN_OR_RETURN(target.client, Client::Connect(global.socket, global.wait_seconds));
+  ASSIGN_OR_RETURN(target.session_id, target.client->Resolve(name));
+  return target;
+}
+
+// Sampled or not, and the id, of every token: two transcripts are the same exactly if these are.
+class TokenList : public Output {
+ public:
+  void Session(const api::Session&) override {}
+  void Event(const api::Event& event) override {
+    if (!event.has_tokens()) return;
+    for (const int32_t id : event.tokens().ids())
+      Print(fmt::format("{} {}\n", event.tokens().sampled() ? "sampled" : "given", id));
+  }
+  void Notice(std::string_view) override {}
+  void Error(const absl::Status&, int) override {}
+  void Finish() override { std::fflush(stdout); }
+};
+
+std::unique_ptr<Output> TranscriptOutput(const ShowOptions& options) {
+  if (options.json) return std::make_unique<JsonOutput>(stdout, stderr);
+  if (options.tokens) return std::make_unique<TokenList>();
+  TextOptions text;
+  text.user_messages = true;
+  text.result_lines = 20;
+  return std::make_unique<TextOutput>(stdout, stdout, text);
+}
+
+int PrintSession(const api::Session& session, const std::string& what, bool json) {
+  if (json) {
+    Print(SessionLine(session) + "\n");
+    return kAnswer;
+  }
+  Print(session.id() + "\n");
+  std::fflush(stdout);
+  const std::string line = fmt::format("{} · event {} · {} tokens · workspace {}", what,
+                                       session.last_seq(), session.tokens(), session.workspace());
+  fmt::print(stderr, "{}\n", Style::For(stderr).Dim(line));
+  return kAnswer;
+}
+
+// Fills what fork and rewind have in common.
+template <typename Request>
+void SetSeed(const PointOptions& options, Request* request) {
+  request->set_keep_seed(options.keep_seed);
+  if (options.seed.has_value()) request->set_seed(*options.seed);
+}
+
+void SetPoint(const PointOptions& options, api::Point* point) {
+  if (options.seq.has_value()) point->set_seq(*options.seq);
+  if (options.position.has_value()) point->set_position(*options.position);
+}
+
+int64_t NowUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string Flags(const api::ToolInfo& tool) {
+  std::string flags;
+  const auto add = [&](bool set, const char* name) {
+    if (set) flags += fmt::format("{}{}", flags.empty() ? "" : ", ", name);
+  };
+  add(tool.read_only(), "read-only");
+  add(tool.workspace_only(), "workspace only");
+  add(tool.idempotent(), "idempotent");
+  return flags.empty() ? "may have effects elsewhere" : flags;
+}
+
+std::string WallState(const api::Wall& wall) {
+  if (wall.available()) return "up";
+  return wall.required() ? "MISSING: tools will not run" : "not available";
+}
+
+}  // namespace
+
+int WatchCommand(const GlobalOptions& global, const WatchOptions& options) {
+  std::unique_ptr<Output> output;
+  if (options.json) {
+    output = std::make_unique<JsonOutput>(stdout, stderr);
+  } else {
+    TextOptions text;
+    text.user_messages = true;
+    text.quiet = options.quiet;
+    output = std::make_unique<TextOutput>(stdout, stderr, text);
+  }
+  TurnRunner turns(output.get());
+  const auto target = Open(global, options.session_id);
+  if (!target.ok()) return Fail(options.json, target.status());
+  const auto session = target->client->GetSession(target->session_id);
+  if (!session.ok()) return Fail(options.json, session.status());
+  output->Session(*session);
+  api::WatchRequest request;
+  request.set_session_id(target->session_id);
+  request.set_from_seq(options.from_seq);
+  request.set_until_idle(options.until_idle);
+  const TurnResult result = turns.Watch(target->client.get(), request, /*stop_at=*/0);
+  if (!result.status.ok()) {
+    output->Error(result.status, result.exit_code());
+    return result.exit_code();
+  }
+  // Nothing need have ended while we watched.
+  return result.end.has_value() ? ExitCodeOf(*result.end) : kAnswer;
+}
+
+int ShowCommand(const GlobalOptions& global, const ShowOptions& options) {
+  const std::unique_ptr<Output> output = TranscriptOutput(options);
+  TurnRunner turns(output.get());
+  const auto target = Open(global, options.session_id);
+  if (!target.ok()) return Fail(options.json, target.status());
+  const auto session = target->client->GetSession(target->session_id);
+  if (!session.ok()) return Fail(options.json, session.status());
+  output->Session(*session);
+  // A running turn is shown up to where it was when asked.
+  if (session->last_seq() > 0) {
+    api::WatchRequest request;
+    request.set_session_id(target->session_id);
+    request.set_from_seq(1);
+    const TurnResult result = turns.Watch(target->client.get(), request, session->last_seq());
+    if (!result.status.ok()) return Fail(options.json, result.status);
+  }
+  output->Finish();
+  return kAnswer;
+}
+
+int SessionsCommand(const GlobalOptions& global, const ListOptions& options) {
+  const auto client = Client::Connect(global.socket, global.wait_seconds);
+  if (!client.ok()) return Fail(options.json, client.status());
+  const auto sessions = (*client)->ListSessions(options.limit);
+  if (!sessions.ok()) return Fail(options.json, sessions.status());
+  if (options.json) {
+    for (const api::Session& session : *sessions) Print(SessionLine(session) + "\n");
+  } else if (sessions->empty()) {
+    fmt::print(stderr, "no sessions yet: agentctl run \"...\" makes one\n");
+  } else {
+    Print(SessionTable(*sessions, NowUs()));
+  }
+  return kAnswer;
+}
+
+int ForkCommand(const GlobalOptions& global, const PointOptions& options) {
+  const auto target = Open(global, options.session_id);
+  if (!target.ok()) return Fail(options.json, target.status());
+  api::ForkSessionRequest request;
+  request.set_session_id(target->session_id);
+  if (options.seq.has_value() || options.position.has_value())
+    SetPoint(options, request.mutable_at());
+  SetSeed(options, &request);
+  request.set_title(options.title);
+  const auto session = target->client->Call(&api::Agentd::Stub::ForkSession, request);
+  if (!session.ok()) return Fail(options.json, session.status());
+  return PrintSession(*session, "forked from " + target->session_id, options.json);
+}
+
+int RewindCommand(const GlobalOptions& global, const PointOptions& options) {
+  if (!options.seq.has_value() && !options.position.has_value())
+    return Usage(InvalidArgument("rewind where? Give --to SEQ or --position N"));
+  const auto target = Open(global, options.session_id);
+  if (!target.ok()) return Fail(options.json, target.status());
+  api::RewindSessionRequest request;
+  request.set_session_id(target->session_id);
+  SetPoint(options, request.mutable_to());
+  SetSeed(options, &request);
+  const auto session = target->client->Call(&api::Agentd::Stub::RewindSession, request);
+  if (!session.ok()) return Fail(options.json, session.status());
+  return PrintSession(*session, "rewound", options.json);
+}
+
+int CancelCommand(const GlobalOptions& global, const std::string& session_id) {
+  const auto target = Open(global, session_id);
+  if (!target.ok()) return Fail(/*json=*/false, target.status());
+  api::CancelRequest request;
+  request.set_session_id(target->session_id);
+  const auto response = target->client->Call(&api::Agentd::Stub::Cancel, request);
+  return response.ok() ? kAnswer : Fail(/*json=*/false, response.status());
+}
+
+int DeleteCommand(const GlobalOptions& global, const std::string& session_id) {
+  const auto target = Open(global, session_id);
+  if (!target.ok()) return Fail(/*json=*/false, target.status());
+  api::DeleteSessionRequest request;
+  request.set_session_id(target->session_id);
+  const auto response = target->client->Call(&api::Agentd::Stub::DeleteSession, request);
+  return response.ok() ? kAnswer : Fail(/*json=*/false, response.status());
+}
+
+int InfoCommand(const GlobalOptions& global, bool json) {
+  const auto client = Client::Connect(global.socket, global.wait_seconds);
+  if (!client.ok()) return Fail(json, client.status());
+  const auto info = (*client)->Call(&api::Agentd::Stub::GetServerInfo, api::GetServerInfoRequest());
+  if (!info.ok()) return Fail(json, info.status());
+  Print(json ? Dump(ToJson(*info)) + "\n" : InfoText(*info));
+  return kAnswer;
+}
+
+std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_us) {
+  std::string table = fmt::format("{:<26}  {:<11}  {:>8}  {:>6}  {:<12}  {}\n", "ID", "STATE",
+                                  "TOKENS", "EVENTS", "UPDATED", "TITLE");
+  for (const api::Session& session : sessions) {
+    std::string title = OneLine(session.config().title(), 60);
+    if (!session.forked_from().empty())
+      title += fmt::format("{}(fork of {} at {})", title.empty() ? "" : " ", session.forked_from(),
+                           session.forked_at_seq());
+    std::string row = fmt::format("{:<26}  {:<11}  {:>8}  {:>6}  {:<12}  {}", session.id(),
+                                  EnumName(session.state()), session.tokens(), session.last_seq(),
+                                  Ago(session.updated_us(), now_us), title);
+    row.erase(row.find_last_not_of(' ') + 1);
+    table += row + "\n";
+  }
+  return table;
+}
+
+std::string InfoText(const api::ServerInfo& info) {
+  std::string text;
+  const auto line = [&](std::string_view name, const std::string& value) {
+    text += fmt::format("{:<14} {}\n", name, OneLine(value, 200));
+  };
+  line("version", info.version());
+  line("process", fmt::format("{}, up {}", info.pid(), Duration(info.uptime_ms() * 1000)));
+  line("model", info.model());
+  line("fingerprint", info.model_fingerprint());
+  line("numerics", info.numerics_id());
+  line("context", fmt::format("{} tokens", info.context_limit_tokens()));
+  line("sessions", fmt::format("{} ({} running)", info.sessions(), info.running_turns()));
+  line("data", fmt::format("{} ({})", info.data_directory(), Bytes(info.store_bytes())));
+  text += "tools\n";
+  for (const api::ToolInfo& tool : info.tools())
+    text += fmt::format("  {:<12} {}\n", OneLine(tool.name(), 40), Flags(tool));
+  text += "walls around tools\n";
+  for (const api::Wall& wall : info.walls())
+    text += fmt::format("  {:<12} {}{}\n", OneLine(wall.name(), 40), WallState(wall),
+                        wall.detail().empty() ? "" : " (" + OneLine(wall.detail(), 160) + ")");
+  return text;
+}
+
+}  // namespace agentd::ctl

@@ -1,0 +1,154 @@
+#include "agentd/ctl/turn.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "agentd/ctl/exit_code.h"
+#include "agentd/ctl/text.h"
+#include "base/status.h"
+
+namespace agentd::ctl {
+namespace {
+
+// Sends the request and half-closes. Stops early when the daemon has already answered: the reason
+// then comes with the stream's status.
+void SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
+                 const std::string& session_id, std::string_view text) {
+  api::RunRequest request;
+  size_t cut = CutAtCharacter(text, kChunkBytes);
+  request.mutable_start()->set_session_id(session_id);
+  request.mutable_start()->set_text(std::string(text.substr(0, cut)));
+  bool open = stream->Write(request);
+  while (open && cut < text.size()) {
+    text.remove_prefix(cut);
+    cut = CutAtCharacter(text, kChunkBytes);
+    request.set_text(std::string(text.substr(0, cut)));
+    open = stream->Write(request);
+  }
+  if (open) stream->WritesDone();
+}
+
+void Note(const api::Event& event, TurnResult* result) {
+  result->any_event = true;
+  // Progress has no number.
+  if (event.seq() != 0) result->last_seq = event.seq();
+  if (event.has_turn_started() || event.has_user_message()) result->end.reset();
+  if (event.has_turn_finished()) result->end = event.turn_finished().end();
+}
+
+}  // namespace
+
+int TurnResult::exit_code() const {
+  if (!status.ok()) return ExitCodeOf(status);
+  return end.has_value() ? ExitCodeOf(*end) : kError;
+}
+
+TurnRunner::TurnRunner(Output* output)
+    : output_(output), interrupts_([this](int) { OnInterrupt(); }) {}
+
+TurnRunner::~TurnRunner() = default;
+
+TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::string_view text) {
+  grpc::ClientContext context;
+  TurnResult result;
+  BeginStream(client, &context, session_id);
+  auto stream = client->stub().Run(&context);
+  SendRequest(stream.get(), session_id, text);
+  api::Event event;
+  while (stream->Read(&event)) {
+    Note(event, &result);
+    output_->Event(event);
+  }
+  result.status = client->ToStatus(stream->Finish());
+  EndStream();
+  output_->Finish();
+  if (left()) {
+    result.status = absl::CancelledError(
+        fmt::format("left; the turn goes on without you. See it: agentctl watch {}", session_id));
+  } else if (absl::IsUnavailable(result.status) && result.any_event) {
+    result.status = Annotate(
+        result.status, fmt::format("the turn is not lost: start the daemon again, then agentctl "
+                                   "watch {} --from {} --until-idle",
+                                   session_id, result.last_seq + 1));
+  } else if (result.status.ok() && !result.end.has_value()) {
+    result.status = Internal("the daemon closed the stream before the end of the turn");
+  }
+  return result;
+}
+
+TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, uint64_t stop_at) {
+  grpc::ClientContext context;
+  TurnResult result;
+  BeginStream(client, &context, "");
+  auto stream = client->stub().Watch(&context, request);
+  api::Event event;
+  bool enough = false;
+  while (!enough && stream->Read(&event)) {
+    Note(event, &result);
+    output_->Event(event);
+    enough = stop_at != 0 && event.seq() >= stop_at;
+  }
+  if (enough) context.TryCancel();
+  result.status = client->ToStatus(stream->Finish());
+  EndStream();
+  output_->Finish();
+  if (enough || left()) result.status = absl::OkStatus();
+  return result;
+}
+
+void TurnRunner::BeginStream(Client* client, grpc::ClientContext* context,
+                             const std::string& cancel_session) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  client_ = client;
+  stream_ = context;
+  cancel_session_ = cancel_session;
+  interrupts_in_turn_ = 0;
+  left_ = false;
+}
+
+void TurnRunner::EndStream() {
+  std::thread cancelling;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stream_ = nullptr;
+    if (left_ && cancel_context_ != nullptr) cancel_context_->TryCancel();
+    cancelling = std::move(cancel_thread_);
+  }
+  if (cancelling.joinable()) cancelling.join();
+}
+
+bool TurnRunner::left() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return left_;
+}
+
+void TurnRunner::OnInterrupt() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stream_ == nullptr) Interrupts::Die();
+  ++interrupts_in_turn_;
+  if (interrupts_in_turn_ > 1 || cancel_session_.empty()) {
+    left_ = true;
+    stream_->TryCancel();
+    return;
+  }
+  // On its own thread: the call returns when the turn's end is durable, and a second Ctrl-C must
+  // not wait for that.
+  cancel_context_ = std::make_unique<grpc::ClientContext>();
+  cancel_thread_ =
+      std::thread([this, client = client_, id = cancel_session_] { AskToCancel(client, id); });
+}
+
+void TurnRunner::AskToCancel(Client* client, const std::string& session_id) {
+  api::CancelRequest request;
+  request.set_session_id(session_id);
+  api::CancelResponse response;
+  std::fputs("\nagentctl: cancelling (Ctrl-C again to leave)\n", stderr);
+  const grpc::Status status = client->stub().Cancel(cancel_context_.get(), request, &response);
+  if (status.ok()) return;
+  // No turn runs yet or any more; so there is nothing to wait for.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stream_ != nullptr) stream_->TryCancel();
+}
+
+}  // namespace agentd::ctl

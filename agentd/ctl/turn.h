@@ -1,0 +1,70 @@
+// One turn, from the request to its end, with Ctrl-C: the first asks the daemon to cancel, the
+// second leaves the turn to go on without us.
+#ifndef AGENTD_CTL_TURN_H_
+#define AGENTD_CTL_TURN_H_
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "agentd/ctl/client.h"
+#include "agentd/ctl/interrupts.h"
+#include "agentd/ctl/output.h"
+
+namespace agentd::ctl {
+
+// A prompt is sent in pieces of at most this many bytes, cut between characters.
+inline constexpr size_t kChunkBytes = 1 << 20;
+
+struct TurnResult {
+  // OK if the stream came to the turn's end; else why not.
+  absl::Status status;
+  std::optional<api::TurnEnd> end;
+  bool any_event = false;
+  uint64_t last_seq = 0;
+  int exit_code() const;
+};
+
+// Runs turns one after the other. To be made before the client and anything else that starts
+// threads (they inherit the blocked signal); without a turn, Ctrl-C ends the process as usual.
+// Methods are called by one thread.
+class TurnRunner {
+ public:
+  explicit TurnRunner(Output* output);
+  ~TurnRunner();
+
+  // Empty text goes on with an interrupted turn. Text must be valid UTF-8.
+  TurnResult Run(Client* client, const std::string& session_id, std::string_view text);
+  // Shows events from `from_seq` on until the daemon ends the stream or Ctrl-C, which here never
+  // cancels the turn. With `stop_at`, ends after that event.
+  TurnResult Watch(Client* client, const api::WatchRequest& request, uint64_t stop_at);
+
+ private:
+  void OnInterrupt();
+  // Ctrl-C cancels the turn of `cancel_session`, or only leaves if that is empty.
+  void BeginStream(Client* client, grpc::ClientContext* context, const std::string& cancel_session);
+  void EndStream();
+  void AskToCancel(Client* client, const std::string& session_id);
+  bool left();
+
+  Output* const output_;
+
+  std::mutex mutex_;
+  Client* client_ = nullptr;                             // guarded by mutex_; of the stream
+  grpc::ClientContext* stream_ = nullptr;                // guarded by mutex_; null between turns
+  std::string cancel_session_;                           // guarded; empty: Ctrl-C only leaves
+  std::unique_ptr<grpc::ClientContext> cancel_context_;  // guarded; replaced for each turn
+  std::thread cancel_thread_;                            // guarded; joined at the turn's end
+  int interrupts_in_turn_ = 0;                           // guarded
+  bool left_ = false;                                    // guarded
+
+  Interrupts interrupts_;  // last: its thread uses all of the above
+};
+
+}  // namespace agentd::ctl
+
+#endif  // AGENTD_CTL_TURN_H_
