@@ -1,0 +1,256 @@
+#include "sandbox/init_call.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace agentd::sandbox {
+namespace {
+
+constexpr unsigned long kProcFlags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+constexpr unsigned long kTmpFlags = MS_NOSUID | MS_NODEV;
+// A pid_max below this is refused by the kernel (300 pids are reserved).
+constexpr int64_t kSmallestPidMax = 301;
+
+// The steps below run in the call's first process, which nothing can return to: they report
+// through the shared state and end it.
+class CallChild {
+ public:
+  CallChild(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
+            const Abilities& abilities, CallState* state)
+      : payload_(payload), fds_(fds), filters_(filters), abilities_(abilities), state_(state) {}
+
+  [[noreturn]] void Run();
+
+ private:
+  void Check(bool ok, Stage stage) {
+    if (ok) return;
+    state_->error_number = errno;
+    state_->failed = stage;
+    _exit(1);
+  }
+  bool WriteProc(const char* path, const std::string& text) {
+    const int fd = openat(proc_, path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    const bool ok = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+    const int error = errno;
+    close(fd);
+    errno = error;
+    return ok;
+  }
+  void SetUpFds();
+  void MountProc();
+  void MountTmp();
+  void EnterUserNamespace();
+  void SetRlimits();
+  void DropPrivileges();
+  [[noreturn]] void Exec();
+  [[noreturn]] void Reap(pid_t program);
+
+  const Payload& payload_;
+  const CallFds& fds_;
+  const SeccompFilters& filters_;
+  const Abilities& abilities_;
+  CallState* state_;
+  int proc_ = -1;  // the writable proc mount, under the read-only one
+};
+
+void CallChild::SetUpFds() {
+  // Above the standard ones first, so that no dup2 overwrites a source.
+  const int input = fcntl(fds_.input, F_DUPFD_CLOEXEC, 16);
+  const int output = fcntl(fds_.output, F_DUPFD_CLOEXEC, 16);
+  Check(input >= 0 && output >= 0, Stage::kPayload);
+  Check(dup2(input, 0) == 0 && dup2(output, 1) == 1 && dup2(output, 2) == 2, Stage::kPayload);
+  // Control socket, lock, other calls' channels: nothing but the standard three may be left.
+  Check(syscall(SYS_close_range, 3u, ~0u, 0u) == 0, Stage::kPayload);
+}
+
+// A fresh proc shows this call's processes only. It is made read-only: the daemon's uid may be 0,
+// and /proc/sys and others trust a bare uid 0 without asking for capabilities.
+void CallChild::MountProc() {
+  Check(mount("proc", "/proc", "proc", kProcFlags, nullptr) == 0, Stage::kProc);
+  proc_ = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  Check(proc_ >= 0, Stage::kProc);
+  if (abilities_.pid_max_per_namespace) {
+    const int64_t pid_max = std::max(payload_.max_processes + 1, kSmallestPidMax);
+    Check(WriteProc("sys/kernel/pid_max", std::to_string(pid_max)), Stage::kProcessLimit);
+  }
+  // The kernel's first victims when memory runs out: a call, not the daemon.
+  Check(WriteProc("self/oom_score_adj", "1000"), Stage::kProc);
+  Check(mount("/proc", "/proc", nullptr, MS_BIND, nullptr) == 0, Stage::kProc);
+  Check(
+      mount(nullptr, "/proc", nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | kProcFlags, nullptr) == 0,
+      Stage::kProc);
+  // Readable by uid 0 and nobody's business.
+  for (const char* path : {"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kallsyms"}) {
+    if (mount("/dev/null", path, nullptr, MS_BIND, nullptr) != 0)
+      Check(errno == ENOENT, Stage::kProc);
+  }
+}
+
+// Private to the call, so that the workspace is all that a call leaves behind: that is what lets
+// it be run again from the workspace's snapshot.
+void CallChild::MountTmp() {
+  Check(mount("tmp", "/tmp", "tmpfs", kTmpFlags, "mode=1777,size=512m,nr_inodes=65536") == 0,
+        Stage::kTmp);
+  Check(mount("shm", "/dev/shm", "tmpfs", kTmpFlags, "mode=1777,size=256m,nr_inodes=4096") == 0,
+        Stage::kTmp);
+}
+
+void CallChild::EnterUserNamespace() {
+  // Also what RLIMIT_NPROC counts in: the call alone, not the daemon's other processes. The
+  // namespace keeps the limit it was made under, so set it first.
+  const rlim_t processes = static_cast<rlim_t>(payload_.max_processes);
+  const rlimit limit{processes, processes};
+  const uid_t uid = geteuid();
+  const gid_t gid = getegid();
+  Check(unshare(CLONE_NEWUSER) == 0, Stage::kUserNamespace);
+  Check(WriteProc("self/setgroups", "deny"), Stage::kUserNamespace);
+  auto map = [](unsigned inside, unsigned outside) {
+    return std::to_string(inside) + " " + std::to_string(outside) + " 1\n";
+  };
+  Check(WriteProc("self/uid_map", map(kCallUid, uid)), Stage::kUserNamespace);
+  Check(WriteProc("self/gid_map", map(kCallUid, gid)), Stage::kUserNamespace);
+  // No user namespace below this one, whatever the system call filter lets through.
+  Check(WriteProc("sys/user/max_user_namespaces", "0"), Stage::kNestedNamespaces);
+  Check(setrlimit(RLIMIT_NPROC, &limit) == 0, Stage::kRlimits);
+  close(proc_);
+}
+
+void CallChild::SetRlimits() {
+  auto set = [this](__rlimit_resource which, int64_t value) {
+    const rlimit limit{static_cast<rlim_t>(value), static_cast<rlim_t>(value)};
+    rlimit old;
+    Check(getrlimit(which, &old) == 0, Stage::kRlimits);
+    // A limit that is lower already stays.
+    if (old.rlim_max <= limit.rlim_max) return Check(true, Stage::kRlimits);
+    Check(setrlimit(which, &limit) == 0, Stage::kRlimits);
+  };
+  set(RLIMIT_CPU, payload_.cpu_time_s);
+  set(RLIMIT_AS, payload_.memory_bytes);
+  set(RLIMIT_NOFILE, payload_.max_open_files);
+  set(RLIMIT_FSIZE, payload_.max_file_bytes);
+  set(RLIMIT_CORE, 0);
+  set(RLIMIT_MEMLOCK, int64_t{8} << 20);
+  set(RLIMIT_MSGQUEUE, int64_t{1} << 20);
+  set(RLIMIT_SIGPENDING, 4096);
+  set(RLIMIT_RTPRIO, 0);
+}
+
+void CallChild::DropPrivileges() {
+  Check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, Stage::kCapabilities);
+  for (int capability = 0; capability <= 63; ++capability) {
+    if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0) continue;
+    Check(errno == EINVAL && capability > 0, Stage::kCapabilities);  // past the kernel's last
+    break;
+  }
+  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[2] = {};
+  Check(syscall(SYS_capset, &header, none) == 0, Stage::kCapabilities);
+  // What stays behind as the call's first process cannot be opened or traced by its children.
+  Check(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, Stage::kCapabilities);
+  Check(LoadSeccompFilters(filters_), Stage::kSeccomp);
+}
+
+void CallChild::Exec() {
+  std::vector<char*> argv;
+  for (const std::string& value : payload_.argv) argv.push_back(const_cast<char*>(value.c_str()));
+  argv.push_back(nullptr);
+  std::vector<char*> env;
+  for (const std::string& value : payload_.env) env.push_back(const_cast<char*>(value.c_str()));
+  env.push_back(nullptr);
+  setsid();
+  Check(chdir(payload_.cwd.c_str()) == 0, Stage::kCwd);
+  execve(argv[0], argv.data(), env.data());
+  Check(false, Stage::kExec);
+  _exit(1);
+}
+
+// The first process of a PID namespace gets no signal it does not handle, so the program is its
+// child: one that kills itself must die.
+void CallChild::Reap(pid_t program) {
+  for (int fd : {0, 1, 2}) close(fd);
+  while (true) {
+    int status = 0;
+    const pid_t pid = waitpid(-1, &status, 0);
+    if (pid == program) {
+      state_->wait_status = status;
+      state_->has_status = 1;
+      _exit(0);  // ends everything that is left
+    }
+    if (pid < 0 && errno != EINTR) _exit(1);
+  }
+}
+
+void CallChild::Run() {
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  umask(022);
+  SetUpFds();
+  MountProc();
+  MountTmp();
+  EnterUserNamespace();
+  SetRlimits();
+  DropPrivileges();
+  const pid_t program = fork();
+  Check(program >= 0, Stage::kFork);
+  if (program == 0) Exec();
+  Reap(program);
+}
+
+pid_t CloneNamespaces() {
+  return static_cast<pid_t>(syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | SIGCHLD,
+                                    nullptr, nullptr, nullptr, nullptr));
+}
+
+}  // namespace
+
+pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
+                const Abilities& abilities, CallState* state) {
+  const pid_t pid = CloneNamespaces();
+  if (pid == 0) CallChild(payload, fds, filters, abilities, state).Run();
+  return pid;
+}
+
+bool KernelHasPidMaxPerNamespace() {
+  utsname name;
+  int major = 0;
+  int minor = 0;
+  if (uname(&name) != 0 || std::sscanf(name.release, "%d.%d", &major, &minor) != 2) return false;
+  return major > 6 || (major == 6 && minor >= 14);
+}
+
+bool ProbeNamespaces(bool write_pid_max) {
+  const pid_t pid = CloneNamespaces();
+  if (pid < 0) return false;
+  if (pid == 0) {
+    if (mount("proc", "/proc", "proc", kProcFlags, nullptr) != 0) _exit(1);
+    if (!write_pid_max) _exit(0);
+    const int fd = open("/proc/sys/kernel/pid_max", O_WRONLY | O_CLOEXEC);
+    _exit(fd >= 0 && write(fd, "400", 3) == 3 ? 0 : 1);
+  }
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+}  // namespace agentd::sandbox

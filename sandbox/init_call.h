@@ -1,0 +1,46 @@
+// One call inside the init: the child in its own PID, mount, IPC and user namespaces, its walls,
+// and the program. Linked into agentd-init only; the init is single-threaded.
+#ifndef AGENTD_SANDBOX_INIT_CALL_H_
+#define AGENTD_SANDBOX_INIT_CALL_H_
+
+#include <sys/types.h>
+
+#include "sandbox/protocol.h"
+#include "sandbox/seccomp_filter.h"
+
+namespace agentd::sandbox {
+
+// Lies in memory shared by the init and the call's first process, which writes it.
+struct CallState {
+  Stage failed;
+  int32_t error_number;
+  int32_t wait_status;
+  uint8_t has_status;
+};
+
+// What of the machine the init found out at its start.
+struct Abilities {
+  bool pid_max_per_namespace = false;
+};
+
+struct CallFds {
+  int input = -1;
+  int output = -1;
+};
+
+// Starts the call's first process. Returns its pid in the init's namespace, or -1 with errno set.
+// When that process is waited for, all processes of the call are dead: the kernel ends a PID
+// namespace with its first process.
+pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
+                const Abilities& abilities, CallState* state);
+
+// By its version. Never found out by writing: in older kernels pid_max is the host's, and a daemon
+// of uid 0 would change it.
+bool KernelHasPidMaxPerNamespace();
+
+// Whether namespaces of a call can be made and filled, with a pid_max of their own if asked.
+bool ProbeNamespaces(bool write_pid_max);
+
+}  // namespace agentd::sandbox
+
+#endif  // AGENTD_SANDBOX_INIT_CALL_H_
