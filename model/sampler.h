@@ -1,5 +1,5 @@
-// Sampling as a function of (logits, parameters, timeline seed, position, draw): no state, so a crash resume, a replay and a
-// speculative check give the same token.
+// Sampling as a function of (logits, parameters, timeline seed, position, draw): no state, so a
+// crash resume, a replay and a speculative check give the same token.
 #ifndef AGENTD_MODEL_SAMPLER_H_
 #define AGENTD_MODEL_SAMPLER_H_
 
@@ -21,11 +21,12 @@ struct SamplingParams {
 // InvalidArgument naming the field and its range.
 absl::Status Validate(const SamplingParams& params);
 
-// Filters in the order top-k, top-p, min-p over the temperature-scaled distribution, then draws with a Philox4x32-10
-// counter keyed by `seed`, counting (position, draw). Sums run in double in a fixed order, so the answer is the same on every
-// machine. NaN logits are an internal error: the caller must not sample them (CHECK).
-TokenId Sample(std::span<const float> logits, const SamplingParams& params, uint64_t seed, int64_t position,
-               uint32_t draw);
+// Filters in the order top-k, top-p, min-p over the temperature-scaled distribution, then draws
+// with a Philox4x32-10 counter keyed by `seed`, counting (position, draw). Sums run in double in a
+// fixed order, so the answer is the same on every machine. NaN logits are an internal error: the
+// caller must not sample them (CHECK).
+TokenId Sample(std::span<const float> logits, const SamplingParams& params, uint64_t seed,
+               int64_t position, uint32_t draw);
 
 }  // namespace agentd::model
 
