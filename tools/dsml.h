@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "tools/text.h"
 
 namespace agentd::tools {
 
@@ -44,12 +47,79 @@ class DsmlParser {
   const std::string& content() const { return content_; }
   const std::vector<ParsedCall>& calls() const { return calls_; }
   int repairs() const { return repairs_; }  // malformed forms that were understood all the same
+  // The model repeats closing tags that close nothing and is not getting out of it: the caller may
+  // end the message.
+  bool looping() const { return stray_tags_ >= kMaxStrayTags; }
+  static constexpr int kMaxStrayTags = 16;
 
  private:
+  // kText: reasoning or content. kBlock: between calls. kInvoke: in a call, between parameters.
+  // kValue: in a parameter. kTag: after a ｜DSML｜, up to its `>`.
+  enum class State { kText, kBlock, kInvoke, kValue, kTag };
+  enum class Keyword { kUnknown, kWrapper, kInvoke, kParameter };
+  enum class Slash { kOpening, kClosing, kMissing };  // kMissing: neither `<` nor `</` before
+
+  void Byte(char c);
+  void TextByte(char c);
+  void ResumeText();
+  void TagByte(char c);
+  void OtherSpecial(std::string_view text);
+
+  static Keyword KeywordOf(std::string_view name);
+  void Mark();
+  void BeginTag();
+  void EndTag();
+  void TagIsNoTag();
+  void CheckGap(Keyword keyword, bool closing);
+  bool ResolveClosing(Keyword keyword, bool bare);
+  void Open(Keyword keyword);
+  void Close(Keyword keyword);
+
+  void BeginInvoke();
+  void EndCall();
+  void BeginParameter();
+  void EndParameter();
+  void LeaveValue();
+  void EndBlock();
+  void Fail(const std::string& why);
+
+  void Emit(std::string_view text);
+  void FlushHeld();
+  void FlushDelta();
+  void EndText();
+
+  // Set for the length of a Feed or Finish.
+  std::vector<DsmlEvent>* events_ = nullptr;
+
+  bool thinking_;
+  State state_ = State::kText;
+  bool after_block_ = false;
+  // The last bytes of text or value that may belong to a tag: "\n\n</" at most.
+  std::string held_;
+  std::string gap_;  // text since the last tag in a block or call
+
+  // The tag being read.
+  State outer_ = State::kText;  // where it stands
+  Slash slash_ = Slash::kOpening;
+  std::string tag_prefix_;  // what was held before it
+  std::string tag_;         // after the special token, before `>`
+  bool tag_quoted_ = false;
+
+  // The call being read.
+  ParsedCall call_;
+  std::string call_text_;                                        // other than parameters
+  std::vector<std::pair<std::string, std::string>> parameters_;  // name, JSON text
+  std::string parameter_name_;
+  bool parameter_is_string_ = true;
+  std::string value_;
+
+  Utf8Cleaner cleaner_;
+  std::string delta_;  // of reasoning or content, not yet in an event
   std::string reasoning_;
   std::string content_;
   std::vector<ParsedCall> calls_;
   int repairs_ = 0;
+  int stray_tags_ = 0;  // in a row
 };
 
 }  // namespace agentd::tools
