@@ -1,0 +1,311 @@
+#include "sessions/database.h"
+
+#include <fcntl.h>
+#include <rocksdb/convenience.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/options.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_batch.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <fstream>
+
+#include "base/status.h"
+#include "sessions/bytes.h"
+#include "sessions/crash_point.h"
+#include "sessions/record.h"
+
+namespace agentd::sessions::internal {
+namespace {
+
+constexpr char kFormatLine[] = "agentd-sessions ";
+constexpr int kFormatVersion = 1;
+constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
+                                                "anchors",   "files",  "meta"};
+
+absl::StatusOr<std::optional<std::string>> ReadSmallFile(const std::filesystem::path& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) {
+    if (errno == ENOENT) return std::optional<std::string>();
+    return ErrnoError(errno, "open " + path.string());
+  }
+  std::string bytes(4096, '\0');
+  const ssize_t size = ::read(fd.get(), bytes.data(), bytes.size());
+  if (size < 0) return ErrnoError(errno, "read " + path.string());
+  bytes.resize(static_cast<size_t>(size));
+  return std::optional<std::string>(std::move(bytes));
+}
+
+absl::Status SyncDirectory(const std::filesystem::path& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoError(errno, "open " + path.string());
+  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + path.string());
+  return absl::OkStatus();
+}
+
+// Whole or not at all, and on disk when it returns.
+absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes) {
+  const std::string temporary = path.string() + ".new";
+  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
+  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
+  if (written < 0) return ErrnoError(errno, "write " + temporary);
+  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
+  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
+  if (::rename(temporary.c_str(), path.c_str()) != 0)
+    return ErrnoError(errno, "rename " + temporary);
+  return SyncDirectory(path.parent_path());
+}
+
+rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
+  rocksdb::ColumnFamilyOptions options;
+  rocksdb::BlockBasedTableOptions table;
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  options.compression = rocksdb::kZSTD;
+  // Every commit with KV flushes once, so level 0 gets many small files: their compaction moves
+  // keys only, so let them gather instead of slowing writers down.
+  options.level0_slowdown_writes_trigger = 64;
+  options.level0_stop_writes_trigger = 128;
+  if (column == Column::kKv || column == Column::kAnchors) {
+    options.compression = rocksdb::kNoCompression;  // quantised values do not shrink
+    options.enable_blob_files = true;
+    options.min_blob_size = 4096;
+    options.blob_file_size = 256 << 20;
+    options.enable_blob_garbage_collection = true;
+    options.blob_garbage_collection_age_cutoff = column == Column::kKv ? 0.25 : 0.5;
+    options.blob_garbage_collection_force_threshold = 0.5;
+    options.write_buffer_size = 64 << 20;
+  } else {
+    options.write_buffer_size = 16 << 20;
+  }
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
+
+rocksdb::Options DbOptions(const InternalOptions& internal_options) {
+  rocksdb::Options options;
+  if (internal_options.env != nullptr) options.env = internal_options.env;
+  options.create_if_missing = true;
+  options.create_missing_column_families = true;
+  options.paranoid_checks = true;
+  // Point-in-time recovery, the default, would drop acknowledged records behind one flipped bit
+  // without an error.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  options.recycle_log_file_num = 0;
+  options.track_and_verify_wals_in_manifest = true;
+  // A failed write or fsync is not tried again behind our back; Resume() is called where it is
+  // right.
+  options.max_bgerror_resume_count = 0;
+  // What has no name yet may be forgotten, and a stale owner must not write when it closes.
+  options.avoid_flush_during_shutdown = true;
+  options.max_total_wal_size = 64 << 20;
+  options.max_open_files = 512;
+  options.max_background_jobs = 2;
+  options.keep_log_file_num = 4;
+  options.stats_dump_period_sec = 0;
+  options.stats_persist_period_sec = 0;
+  return options;
+}
+
+}  // namespace
+
+absl::Status Translate(const rocksdb::Status& status, const std::string& what) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = fmt::format("{}: {}", what, status.ToString());
+  if (status.IsNotFound()) return absl::NotFoundError(message);
+  if (status.IsNoSpace()) {
+    return absl::ResourceExhaustedError(message +
+                                        " (free space on the store's disk; later commits go on)");
+  }
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsIOError() || status.IsBusy() || status.IsTryAgain() || status.IsIncomplete() ||
+      status.IsShutdownInProgress()) {
+    return absl::UnavailableError(message);
+  }
+  return absl::InternalError(message);
+}
+
+absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::path& directory,
+                                                         bool create_if_missing,
+                                                         const InternalOptions& options) {
+  std::unique_ptr<Database> database(new Database);
+  database->directory_ = directory;
+  RETURN_IF_ERROR(database->Prepare(create_if_missing, options));
+  CrashPoint("open_locked");
+  // Before RocksDB reads its logs: whatever an older owner acknowledges was checked against the old
+  // epoch after it was synced, so this recovery sees it.
+  RETURN_IF_ERROR(database->RaiseEpoch());
+  CrashPoint("open_epoch_raised");
+  RETURN_IF_ERROR(database->OpenRocksDb(options));
+  CrashPoint("open_database");
+  return database;
+}
+
+Database::~Database() {
+  if (db_ == nullptr) return;
+  (void)CheckEpoch();  // a fenced owner must not tidy files away that are the new owner's
+  for (rocksdb::ColumnFamilyHandle* handle : handles_) (void)db_->DestroyColumnFamilyHandle(handle);
+  (void)db_->Close();
+}
+
+absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& options) {
+  ASSIGN_OR_RETURN(const std::optional<std::string> format, ReadSmallFile(directory_ / "FORMAT"));
+  if (!format.has_value() && !create_if_missing) {
+    return NotFound("{} holds no session store", directory_.string());
+  }
+  std::error_code error;
+  std::filesystem::create_directories(directory_, error);
+  if (error) return ErrnoError(error.value(), "create directory " + directory_.string());
+  // Sessions are private to the daemon's user.
+  (void)::chmod(directory_.c_str(), 0700);
+  if (!options.ignore_lock) RETURN_IF_ERROR(Lock());
+  if (format.has_value()) {
+    int version = 0;
+    if (!format->starts_with(kFormatLine) ||
+        std::sscanf(format->c_str() + sizeof(kFormatLine) - 1, "%d", &version) != 1 ||
+        version < 1) {
+      return DataLoss("{}/FORMAT is damaged: it should hold '{}{}'", directory_.string(),
+                      kFormatLine, kFormatVersion);
+    }
+    if (version > kFormatVersion) {
+      return FailedPrecondition(
+          "the store {} has format version {}, this program reads up to {}: use a newer agentd",
+          directory_.string(), version, kFormatVersion);
+    }
+    return absl::OkStatus();
+  }
+  // FORMAT is the first file of a store, so db/ without it is not one of ours.
+  if (std::filesystem::exists(directory_ / "db", error)) {
+    return DataLoss("{} has a db folder but no FORMAT file: not a session store, or a damaged one",
+                    directory_.string());
+  }
+  return ReplaceFile(directory_ / "FORMAT", fmt::format("{}{}\n", kFormatLine, kFormatVersion));
+}
+
+absl::Status Database::Lock() {
+  const std::filesystem::path path = directory_ / "LOCK";
+  lock_.Reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock_.valid()) return ErrnoError(errno, "open " + path.string());
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoError(errno, "flock " + path.string());
+    char pid[32] = {};
+    const ssize_t size = ::pread(lock_.get(), pid, sizeof(pid) - 1, 0);
+    return FailedPrecondition("the store {} is in use by process {}: stop it first",
+                              directory_.string(), size > 0 ? pid : "(unknown)");
+  }
+  const std::string pid = std::to_string(::getpid());
+  if (::ftruncate(lock_.get(), 0) != 0 ||
+      ::pwrite(lock_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return ErrnoError(errno, "write " + path.string());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Database::RaiseEpoch() {
+  const std::filesystem::path path = directory_ / "EPOCH";
+  ASSIGN_OR_RETURN(const std::optional<std::string> old, ReadSmallFile(path));
+  uint64_t epoch = 0;
+  if (old.has_value()) {
+    absl::StatusOr<uint64_t> number = DecodeNumber(RecordKind::kEpoch, "EPOCH", *old);
+    if (!number.ok()) {
+      return Annotate(
+          number.status(),
+          path.string() + " (no process may have the store open; then delete this file)");
+    }
+    epoch = *number;
+  }
+  epoch_ = EncodeNumber(RecordKind::kEpoch, "EPOCH", epoch + 1);
+  return ReplaceFile(path, epoch_);
+}
+
+absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
+  const rocksdb::Options options = DbOptions(internal_options);
+  std::vector<rocksdb::ColumnFamilyDescriptor> columns;
+  columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
+  for (int i = 0; i < kColumns; ++i)
+    columns.emplace_back(kColumnNames[i], ColumnOptions(static_cast<Column>(i)));
+  const std::string path = (directory_ / "db").string();
+  rocksdb::DB* db = nullptr;
+  RETURN_IF_ERROR(
+      Translate(rocksdb::DB::Open(options, path, columns, &handles_, &db), "opening " + path));
+  db_.reset(db);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<std::string>> Database::Get(Column column, std::string_view key,
+                                                         const rocksdb::Snapshot* snapshot) const {
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  std::string value;
+  const rocksdb::Status status = db_->Get(options, Handle(column), ToSlice(key), &value);
+  if (status.IsNotFound()) return std::optional<std::string>();
+  RETURN_IF_ERROR(
+      Translate(status, fmt::format("reading from {}", kColumnNames[static_cast<int>(column)])));
+  return std::optional<std::string>(std::move(value));
+}
+
+std::unique_ptr<rocksdb::Iterator> Database::Iterate(Column column,
+                                                     const rocksdb::Snapshot* snapshot) const {
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  return std::unique_ptr<rocksdb::Iterator>(db_->NewIterator(options, Handle(column)));
+}
+
+void Database::Fill(rocksdb::WriteBatch& batch, const std::vector<WriteEntry>& entries) const {
+  for (const WriteEntry& entry : entries) {
+    if (entry.value.has_value()) {
+      (void)batch.Put(Handle(entry.column), entry.key, *entry.value);
+    } else {
+      (void)batch.Delete(Handle(entry.column), entry.key);
+    }
+  }
+}
+
+absl::Status Database::Write(const std::vector<WriteEntry>& entries, bool sync) {
+  rocksdb::WriteBatch batch;
+  Fill(batch, entries);
+  return Write(batch, sync);
+}
+
+absl::Status Database::Write(rocksdb::WriteBatch& batch, bool sync) {
+  rocksdb::WriteOptions options;
+  options.sync = sync;
+  return Translate(db_->Write(options, &batch), "writing a batch");
+}
+
+absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
+  rocksdb::WriteBatch batch;
+  Fill(batch, entries);
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;
+  return Translate(db_->Write(options, &batch), "writing values");
+}
+
+absl::Status Database::Flush(const std::vector<Column>& columns) {
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  for (Column column : columns) handles.push_back(Handle(column));
+  return Translate(db_->Flush(rocksdb::FlushOptions(), handles), "flushing values");
+}
+
+absl::Status Database::Compact(Column column, std::string_view begin, std::string_view end) {
+  rocksdb::CompactRangeOptions options;
+  options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
+  const rocksdb::Slice first = ToSlice(begin), last = ToSlice(end);
+  return Translate(db_->CompactRange(options, Handle(column), &first, &last), "compacting");
+}
+
+absl::Status Database::Resume() { return Translate(db_->Resume(), "resuming after a full disk"); }
+
+absl::Status Database::CheckEpoch() {
+  ASSIGN_OR_RETURN(const std::optional<std::string> now, ReadSmallFile(directory_ / "EPOCH"));
+  if (now.has_value() && *now == epoch_) return absl::OkStatus();
+  // Its obsolete files may be live for the new owner.
+  (void)db_->DisableFileDeletions();
+  return FailedPrecondition(
+      "the store {} has a newer owner: this process lost it and must not write",
+      directory_.string());
+}
+
+}  // namespace agentd::sessions::internal

@@ -1,0 +1,125 @@
+// The RocksDB underneath: column families and their settings, the directory's lock and epoch, and
+// the one place where RocksDB's errors become ours.
+//
+// Layout of the directory: FORMAT (version, text), LOCK (flock; the holder's pid), EPOCH (one
+// record), db/ (RocksDB).
+#ifndef AGENTD_SESSIONS_DATABASE_H_
+#define AGENTD_SESSIONS_DATABASE_H_
+
+#include <rocksdb/db.h>
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/unique_fd.h"
+#include "sessions/internal_options.h"
+
+namespace agentd::sessions::internal {
+
+enum class Column { kTimelines, kEvents, kKv, kAnchors, kFiles, kMeta };
+inline constexpr int kColumns = 6;
+
+// One change of a batch. A missing value deletes.
+struct WriteEntry {
+  Column column;
+  std::string key;
+  std::optional<std::string> value;
+};
+
+// NoSpace -> ResourceExhausted, Corruption -> DataLoss, other I/O errors -> Unavailable.
+absl::Status Translate(const rocksdb::Status& status, const std::string& what);
+
+inline rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+// Thread-safe after Open.
+class Database {
+ public:
+  static absl::StatusOr<std::unique_ptr<Database>> Open(const std::filesystem::path& directory,
+                                                        bool create_if_missing,
+                                                        const InternalOptions& options);
+  ~Database();
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
+
+  // nullopt: no such key.
+  absl::StatusOr<std::optional<std::string>> Get(Column column, std::string_view key,
+                                                 const rocksdb::Snapshot* snapshot = nullptr) const;
+  std::unique_ptr<rocksdb::Iterator> Iterate(Column column,
+                                             const rocksdb::Snapshot* snapshot = nullptr) const;
+  // All entries under `prefix`, in key order, until `visit` returns an error.
+  template <typename Visit>  // absl::Status(std::string_view key, std::string_view value)
+  absl::Status Scan(Column column, std::string_view prefix, Visit visit,
+                    const rocksdb::Snapshot* snapshot = nullptr) const {
+    const std::unique_ptr<rocksdb::Iterator> iterator = Iterate(column, snapshot);
+    for (iterator->Seek(ToSlice(prefix)); iterator->Valid(); iterator->Next()) {
+      if (!iterator->key().starts_with(ToSlice(prefix))) break;
+      if (absl::Status status = visit(ToView(iterator->key()), ToView(iterator->value()));
+          !status.ok()) {
+        return status;
+      }
+    }
+    return Translate(iterator->status(), "reading records");
+  }
+
+  // One atomic batch through the log; with `sync`, on disk when it returns.
+  absl::Status Write(const std::vector<WriteEntry>& entries, bool sync);
+  absl::Status Write(rocksdb::WriteBatch& batch, bool sync);
+  // Values that a later batch will name: no log. Durable after Flush.
+  absl::Status WriteUnlogged(const std::vector<WriteEntry>& entries);
+  absl::Status Flush(const std::vector<Column>& columns);
+  // Rewrites a key range so that what was deleted there leaves the disk.
+  absl::Status Compact(Column column, std::string_view begin, std::string_view end);
+  // Puts entries into a batch.
+  void Fill(rocksdb::WriteBatch& batch, const std::vector<WriteEntry>& entries) const;
+  // After NoSpace: whether writing is possible again.
+  absl::Status Resume();
+
+  // FailedPrecondition when a newer owner took the directory. Remembers that, and from then on
+  // leaves the files alone.
+  absl::Status CheckEpoch();
+
+  class SnapshotHolder {
+   public:
+    explicit SnapshotHolder(rocksdb::DB& db) : db_(db), snapshot_(db.GetSnapshot()) {}
+    ~SnapshotHolder() { db_.ReleaseSnapshot(snapshot_); }
+    SnapshotHolder(const SnapshotHolder&) = delete;
+    SnapshotHolder& operator=(const SnapshotHolder&) = delete;
+    const rocksdb::Snapshot* get() const { return snapshot_; }
+
+   private:
+    rocksdb::DB& db_;
+    const rocksdb::Snapshot* snapshot_;
+  };
+  SnapshotHolder TakeSnapshot() const { return SnapshotHolder(*db_); }
+
+  const std::filesystem::path& directory() const { return directory_; }
+  rocksdb::DB& db() { return *db_; }
+
+ private:
+  Database() = default;
+  absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
+  absl::Status Lock();
+  absl::Status RaiseEpoch();
+  absl::Status OpenRocksDb(const InternalOptions& options);
+  rocksdb::ColumnFamilyHandle* Handle(Column column) const {
+    return handles_[1 + static_cast<size_t>(column)];
+  }
+
+  // Constant after Open.
+  std::filesystem::path directory_;
+  UniqueFd lock_;
+  std::string epoch_;  // the bytes of EPOCH while we are the owner
+  std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
+};
+
+}  // namespace agentd::sessions::internal
+
+#endif  // AGENTD_SESSIONS_DATABASE_H_

@@ -1,0 +1,126 @@
+#include "sessions/file_objects.h"
+
+#include "base/status.h"
+#include "sessions/bytes.h"
+#include "sessions/crash_point.h"
+#include "sessions/keys.h"
+
+namespace agentd::sessions::internal {
+
+absl::StatusOr<Sha256Digest> FileObjects::Writer::PutChunk(std::string_view data) {
+  const Sha256Digest id = Sha256Of(data);
+  RETURN_IF_ERROR(Put(RecordKind::kChunk, ChunkKey(id), data));
+  return id;
+}
+
+absl::StatusOr<Sha256Digest> FileObjects::Writer::PutDirectory(
+    const std::vector<DirectoryEntry>& entries) {
+  const std::string payload = DirectoryPayload(entries);
+  const Sha256Digest id = Sha256Of(payload);
+  RETURN_IF_ERROR(Put(RecordKind::kDirectory, DirectoryKey(id), payload));
+  return id;
+}
+
+absl::Status FileObjects::Writer::Put(RecordKind kind, std::string key, std::string_view payload) {
+  if (!seen_.insert(key).second) return absl::OkStatus();
+  // Read it back rather than trust its presence: a damaged object is replaced by this good one.
+  const absl::StatusOr<std::optional<std::string>> stored =
+      objects_.database_.Get(Column::kFiles, key);
+  if (stored.ok() && stored->has_value() && Unframe(kind, key, **stored).ok())
+    return absl::OkStatus();
+  const std::string intent = IntentKey('f', key);
+  intents_.push_back({Column::kMeta, intent, Frame(RecordKind::kIntent, intent, "")});
+  intent_keys_.push_back(intent);
+  std::string value = Frame(kind, key, payload);
+  pending_bytes_ += value.size();
+  values_.push_back({Column::kFiles, std::move(key), std::move(value)});
+  return pending_bytes_ < (8 << 20) ? absl::OkStatus() : WritePending();
+}
+
+absl::Status FileObjects::Writer::WritePending() {
+  if (values_.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(objects_.database_.Write(intents_, /*sync=*/false));
+  RETURN_IF_ERROR(objects_.database_.WriteUnlogged(values_));
+  CrashPoint("snapshot_objects");
+  intents_.clear();
+  values_.clear();
+  pending_bytes_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status FileObjects::Writer::Finish(const TreeId& tree) {
+  RETURN_IF_ERROR(WritePending());
+  std::lock_guard lock(objects_.mutex_);
+  std::vector<std::string>& keys = objects_.pinned_[tree];
+  keys.insert(keys.end(), intent_keys_.begin(), intent_keys_.end());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> FileObjects::ReadChunk(const Sha256Digest& id) const {
+  const std::string key = ChunkKey(id);
+  absl::StatusOr<std::optional<std::string>> value = database_.Get(Column::kFiles, key);
+  if (!value.ok()) return Annotate(value.status(), Describe(RecordKind::kChunk, key));
+  if (!value->has_value()) return DataLoss("{} is missing", Describe(RecordKind::kChunk, key));
+  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kChunk, key, **value));
+  return std::string(payload);
+}
+
+absl::StatusOr<std::vector<DirectoryEntry>> FileObjects::ReadDirectory(
+    const Sha256Digest& id) const {
+  const std::string key = DirectoryKey(id);
+  absl::StatusOr<std::optional<std::string>> value = database_.Get(Column::kFiles, key);
+  if (!value.ok()) return Annotate(value.status(), Describe(RecordKind::kDirectory, key));
+  if (!value->has_value()) return DataLoss("{} is missing", Describe(RecordKind::kDirectory, key));
+  return DecodeDirectory(key, **value);
+}
+
+bool FileObjects::Contains(const TreeId& tree) const { return ReadDirectory(tree).ok(); }
+
+bool FileObjects::IsPinned(const TreeId& tree) const {
+  std::lock_guard lock(mutex_);
+  return pinned_.contains(tree);
+}
+
+std::vector<std::string> FileObjects::IntentsOf(const TreeId& tree) const {
+  std::lock_guard lock(mutex_);
+  const auto found = pinned_.find(tree);
+  return found == pinned_.end() ? std::vector<std::string>() : found->second;
+}
+
+void FileObjects::Unpin(const TreeId& tree) {
+  std::lock_guard lock(mutex_);
+  pinned_.erase(tree);
+}
+
+std::vector<TreeId> FileObjects::Pinned() const {
+  std::lock_guard lock(mutex_);
+  std::vector<TreeId> trees;
+  for (const auto& [tree, intents] : pinned_) trees.push_back(tree);
+  return trees;
+}
+
+absl::Status FileObjects::Mark(const TreeId& tree, std::set<std::string>& keys) const {
+  std::vector<Sha256Digest> pending = {tree};
+  while (!pending.empty()) {
+    const Sha256Digest id = pending.back();
+    pending.pop_back();
+    if (!keys.insert(DirectoryKey(id)).second) continue;  // shared with a tree seen before
+    const absl::StatusOr<std::vector<DirectoryEntry>> entries = ReadDirectory(id);
+    if (!entries.ok()) {
+      if (absl::IsDataLoss(entries.status())) continue;
+      return entries.status();
+    }
+    for (const DirectoryEntry& entry : *entries) {
+      for (const Sha256Digest& child : entry.chunks) {
+        if (entry.type == EntryType::kDirectory) {
+          pending.push_back(child);
+        } else {
+          keys.insert(ChunkKey(child));
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::sessions::internal

@@ -1,0 +1,32 @@
+// What only tests set when they open a store: a RocksDB Env that injects faults, an ignored lock.
+// Kept out of store.h so that no RocksDB type leaks from this layer.
+#ifndef AGENTD_SESSIONS_INTERNAL_OPTIONS_H_
+#define AGENTD_SESSIONS_INTERNAL_OPTIONS_H_
+
+#include <filesystem>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "sessions/store.h"
+
+namespace rocksdb {
+class Env;
+}
+
+namespace agentd::sessions::internal {
+
+struct InternalOptions {
+  rocksdb::Env* env = nullptr;  // null: the default; must outlive the store
+  // Skips the flock, as on a network file system that lost it: the epoch alone fences then. The Env
+  // must skip RocksDB's own lock.
+  bool ignore_lock = false;
+};
+
+// Store::Open with the above.
+absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& directory,
+                                                 const StoreOptions& options,
+                                                 const InternalOptions& internal_options);
+
+}  // namespace agentd::sessions::internal
+
+#endif  // AGENTD_SESSIONS_INTERNAL_OPTIONS_H_

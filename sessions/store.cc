@@ -1,0 +1,347 @@
+#include "sessions/store.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <chrono>
+#include <future>
+
+#include "base/status.h"
+#include "sessions/crash_point.h"
+#include "sessions/keys.h"
+#include "sessions/store_impl.h"
+
+namespace agentd::sessions {
+
+NewEvent NewEvent::Tokens(std::vector<TokenId> tokens, bool sampled) {
+  return {static_cast<uint8_t>(EventKind::kTokens), sampled, std::move(tokens), {}};
+}
+NewEvent NewEvent::Workspace(const TreeId& tree) {
+  return {
+      static_cast<uint8_t>(EventKind::kWorkspace), false, {}, std::string(internal::View(tree))};
+}
+NewEvent NewEvent::Caller(uint8_t kind, std::string payload) {
+  return {kind, false, {}, std::move(payload)};
+}
+
+absl::StatusOr<std::unique_ptr<Store>> Store::Open(const std::filesystem::path& directory,
+                                                   const StoreOptions& options) {
+  return internal::OpenStore(directory, options, {});
+}
+
+absl::StatusOr<CommitResult> Store::CommitSync(Commit commit) {
+  std::promise<absl::StatusOr<CommitResult>> promise;
+  CommitAsync(std::move(commit), [&promise](absl::StatusOr<CommitResult> result) {
+    promise.set_value(std::move(result));
+  });
+  return promise.get_future().get();
+}
+
+namespace internal {
+namespace {
+
+constexpr size_t kMaxOwnerBytes = 1024;
+constexpr size_t kOwnerKeyBytes = 32;
+constexpr char kIdDigits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+constexpr int kIdTimeDigits = 10, kIdDigitCount = 26;
+
+absl::StatusOr<std::string> RandomBytes(size_t count) {
+  std::string bytes(count, '\0');
+  if (::getrandom(bytes.data(), count, 0) != static_cast<ssize_t>(count))
+    return ErrnoError(errno, "getrandom");
+  return bytes;
+}
+
+// The next id in sort order.
+void Increment(std::string& id) {
+  for (size_t i = id.size(); i-- > 0;) {
+    const char* digit = std::strchr(kIdDigits, id[i]);
+    if (digit[1] != '\0') {
+      id[i] = digit[1];
+      return;
+    }
+    id[i] = kIdDigits[0];
+  }
+}
+
+}  // namespace
+
+int64_t NowUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& directory,
+                                                 const StoreOptions& options,
+                                                 const InternalOptions& internal_options) {
+  if (options.kv_identity.empty()) return InvalidArgument("StoreOptions::kv_identity is empty");
+  if (options.group_commit_window_us < 0)
+    return InvalidArgument("StoreOptions::group_commit_window_us is negative");
+  ASSIGN_OR_RETURN(std::unique_ptr<Database> database,
+                   Database::Open(directory, options.create_if_missing, internal_options));
+  auto store = std::make_unique<StoreImpl>(std::move(database), options);
+  RETURN_IF_ERROR(store->Recover());
+  return std::unique_ptr<Store>(std::move(store));
+}
+
+StoreImpl::StoreImpl(std::unique_ptr<Database> database, const StoreOptions& options)
+    : database_(std::move(database)),
+      identity_(Sha256Of(options.kv_identity)),
+      identity_tag_(BigEndianAt(View(identity_), 0)),
+      files_(*database_),
+      workspaces_(files_),
+      pipeline_(*database_, files_, identity_, options.group_commit_window_us) {}
+
+absl::Status StoreImpl::Recover() {
+  ASSIGN_OR_RETURN(const std::optional<std::string> next,
+                   database_->Get(Column::kMeta, kNextTimelineKey));
+  if (next.has_value()) {
+    ASSIGN_OR_RETURN(next_timeline_,
+                     DecodeNumber(RecordKind::kNextTimeline, kNextTimelineKey, *next));
+  }
+  // An intent whose value got its name is only cleared; any other value was never acknowledged.
+  std::vector<WriteEntry> writes;
+  std::vector<std::string> objects;
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kMeta, "p", [&](std::string_view key, std::string_view value) {
+        writes.push_back({Column::kMeta, std::string(key), std::nullopt});
+        if (key[1] == 'f') {
+          objects.emplace_back(key.substr(2));
+          return absl::OkStatus();
+        }
+        ASSIGN_OR_RETURN(const uint64_t parts, DecodeNumber(RecordKind::kIntent, key, value));
+        if (key.size() != 2 + sizeof(Sha256Digest))
+          return DataLoss("an intent record has a malformed key");
+        const Sha256Digest digest = DigestAt(key, 2);
+        const bool block = key[1] == 'k';
+        ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                         database_->Get(Column::kTimelines,
+                                        block ? BlockNameKey(digest) : AnchorNameKey(digest)));
+        if (name.has_value()) return absl::OkStatus();
+        if (!block) writes.push_back({Column::kAnchors, AnchorKey(digest), std::nullopt});
+        for (uint32_t part = 0; block && part < parts; ++part) {
+          writes.push_back({Column::kKv, KvPartKey(digest, part), std::nullopt});
+        }
+        return absl::OkStatus();
+      }));
+  if (!objects.empty()) {
+    std::set<std::string> named;
+    RETURN_IF_ERROR(
+        database_->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
+          ASSIGN_OR_RETURN(const TreeId tree,
+                           DecodeDigest(RecordKind::kWorkspaceEntry, key, value));
+          return files_.Mark(tree, named);
+        }));
+    for (const std::string& object : objects) {
+      if (!named.contains(object)) writes.push_back({Column::kFiles, object, std::nullopt});
+    }
+  }
+  if (writes.empty()) return absl::OkStatus();
+  CrashPoint("sweep_before");
+  RETURN_IF_ERROR(database_->Write(writes, /*sync=*/true));
+  CrashPoint("sweep_after");
+  return absl::OkStatus();
+}
+
+// ---- sessions
+
+absl::Status StoreImpl::CheckNewSession(const NewSession& session) const {
+  if (session.owner.empty() || session.owner.size() > kMaxOwnerBytes) {
+    return InvalidArgument("an owner has 1 to {} bytes, not {}", kMaxOwnerBytes,
+                           session.owner.size());
+  }
+  if (session.meta.size() > kMaxPayloadBytes)
+    return InvalidArgument("session meta is over {} bytes", kMaxPayloadBytes);
+  return absl::OkStatus();
+}
+
+// A ULID: 48 bits of milliseconds, 80 random bits; the next in order when the clock has not moved
+// on.
+std::string StoreImpl::NewSessionId(int64_t now_us) {
+  const absl::StatusOr<std::string> random = RandomBytes(kIdDigitCount - kIdTimeDigits);
+  AGENTD_CHECK(random.ok());
+  std::string id(kIdDigitCount, '0');
+  uint64_t milliseconds = static_cast<uint64_t>(now_us / 1000);
+  for (int i = kIdTimeDigits; i-- > 0; milliseconds >>= 5)
+    id[static_cast<size_t>(i)] = kIdDigits[milliseconds & 31];
+  for (size_t i = 0; i < random->size(); ++i) {
+    id[kIdTimeDigits + i] = kIdDigits[static_cast<uint8_t>((*random)[i]) & 31];
+  }
+  std::lock_guard lock(mutex_);
+  if (id <= last_session_id_) {
+    id = last_session_id_;
+    Increment(id);
+  }
+  last_session_id_ = id;
+  return id;
+}
+
+TimelineId StoreImpl::NewTimeline(std::vector<WriteEntry>& writes) {
+  std::lock_guard lock(mutex_);
+  const TimelineId timeline = next_timeline_++;
+  writes.push_back({Column::kMeta, kNextTimelineKey,
+                    EncodeNumber(RecordKind::kNextTimeline, kNextTimelineKey, next_timeline_)});
+  return timeline;
+}
+
+void StoreImpl::AddSession(const std::string& id, const SessionRecord& record,
+                           const NewSession& session, std::vector<WriteEntry>& writes) const {
+  const std::string key = SessionKey(id), meta_key = SessionMetaKey(id);
+  const std::string index_key = OwnerIndexPrefix(record.owner) + id;
+  writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
+  writes.push_back(
+      {Column::kTimelines, meta_key, Frame(RecordKind::kSessionMeta, meta_key, session.meta)});
+  writes.push_back({Column::kTimelines, index_key, Frame(RecordKind::kOwnerIndex, index_key, "")});
+}
+
+void StoreImpl::AddTimeline(TimelineId timeline, const TimelineRecord& record,
+                            const HeadRecord& head, std::vector<WriteEntry>& writes) const {
+  const std::string key = TimelineKey(timeline), head_key = HeadKey(timeline);
+  writes.push_back({Column::kTimelines, key, EncodeTimeline(key, record)});
+  writes.push_back({Column::kTimelines, head_key, EncodeHead(head_key, head)});
+}
+
+absl::StatusOr<std::shared_ptr<const BlockHasher>> StoreImpl::HasherOf(std::string_view owner,
+                                                                       bool create) {
+  {
+    std::lock_guard lock(mutex_);
+    if (const auto found = hashers_.find(owner); found != hashers_.end()) return found->second;
+  }
+  std::lock_guard creating(owner_key_mutex_);
+  const std::string key = OwnerKeyKey(owner);
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, database_->Get(Column::kMeta, key));
+  std::string secret;
+  if (value.has_value()) {
+    ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kOwnerKey, key, *value));
+    secret = std::string(payload);
+  } else if (create) {
+    ASSIGN_OR_RETURN(secret, RandomBytes(kOwnerKeyBytes));
+    RETURN_IF_ERROR(
+        pipeline_.SubmitAndWait({{Column::kMeta, key, Frame(RecordKind::kOwnerKey, key, secret)}}));
+  } else {
+    return std::shared_ptr<const BlockHasher>();
+  }
+  auto hasher = std::make_shared<const BlockHasher>(secret, identity_);
+  std::lock_guard lock(mutex_);
+  return hashers_.emplace(std::string(owner), std::move(hasher)).first->second;
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::Create(const NewSession& session) {
+  RETURN_IF_ERROR(CheckNewSession(session));
+  RETURN_IF_ERROR(HasherOf(session.owner, /*create=*/true).status());
+  const int64_t now_us = NowUs();
+  const std::string id = NewSessionId(now_us);
+  std::vector<WriteEntry> writes;
+  SessionRecord record;
+  record.owner = session.owner;
+  record.timeline = NewTimeline(writes);
+  record.created_us = now_us;
+  AddSession(id, record, session, writes);
+  AddTimeline(record.timeline, {id, session.seed, {}}, {0, 0, now_us}, writes);
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
+  return ReadInfo(id, nullptr);
+}
+
+absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
+    std::string_view session_id, const rocksdb::Snapshot* snapshot) const {
+  const std::string key = SessionKey(session_id);
+  ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                   database_->Get(Column::kTimelines, key, snapshot));
+  if (!value.has_value()) return NotFound("session {} does not exist", session_id);
+  ASSIGN_OR_RETURN(SessionRecord record, DecodeSession(key, *value));
+  absl::StatusOr<TimelineView> timeline = ReadTimeline(*database_, record.timeline, snapshot);
+  if (absl::IsNotFound(timeline.status()))
+    return DataLoss("session {}: {}", session_id, Text(timeline.status()));
+  if (!timeline.ok()) return timeline.status();
+  return std::pair(std::move(record), *std::move(timeline));
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id,
+                                                const rocksdb::Snapshot* snapshot) const {
+  ASSIGN_OR_RETURN(const auto session, ReadSession(session_id, snapshot));
+  const auto& [record, timeline] = session;
+  SessionInfo info;
+  info.id = std::string(session_id);
+  info.owner = record.owner;
+  info.timeline = record.timeline;
+  info.seed = timeline.record.seed;
+  info.created_us = record.created_us;
+  info.updated_us = timeline.head.updated_us;
+  info.last_seq = timeline.head.last_seq;
+  info.tokens = timeline.head.tokens;
+  info.forked_from = record.forked_from;
+  info.forked_at_seq = record.forked_at_seq;
+  const std::string meta_key = SessionMetaKey(session_id);
+  ASSIGN_OR_RETURN(const std::optional<std::string> meta,
+                   database_->Get(Column::kTimelines, meta_key, snapshot));
+  if (!meta.has_value())
+    return DataLoss("{} is missing", Describe(RecordKind::kSessionMeta, meta_key));
+  ASSIGN_OR_RETURN(const std::string_view payload,
+                   Unframe(RecordKind::kSessionMeta, meta_key, *meta));
+  info.meta = std::string(payload);
+  return info;
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::Get(std::string_view session_id) {
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  return ReadInfo(session_id, snapshot.get());
+}
+
+absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
+                                                         std::string_view after_id, int limit) {
+  if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  const std::string prefix = OwnerIndexPrefix(owner);
+  std::vector<SessionInfo> page;
+  const std::unique_ptr<rocksdb::Iterator> iterator =
+      database_->Iterate(Column::kTimelines, snapshot.get());
+  const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
+  iterator->SeekForPrev(before);
+  if (iterator->Valid() && iterator->key() == before) iterator->Prev();
+  for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
+    if (page.size() == static_cast<size_t>(limit)) break;
+    ASSIGN_OR_RETURN(SessionInfo info,
+                     ReadInfo(ToView(iterator->key()).substr(prefix.size()), snapshot.get()));
+    page.push_back(std::move(info));
+  }
+  RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
+  return page;
+}
+
+absl::StatusOr<StoreStats> StoreImpl::Stats() {
+  StoreStats stats;
+  RETURN_IF_ERROR(database_->Scan(Column::kTimelines, "s", [&](std::string_view, std::string_view) {
+    ++stats.live_sessions;
+    return absl::OkStatus();
+  }));
+  std::error_code error;
+  for (std::filesystem::recursive_directory_iterator entry(database_->directory(), error), end;
+       !error && entry != end; entry.increment(error)) {
+    // A file may vanish between listing and measuring: it then counts nothing.
+    struct stat status;
+    if (::lstat(entry->path().c_str(), &status) == 0)
+      stats.directory_bytes += status.st_blocks * int64_t{512};
+  }
+  const PipelineCounters counters = pipeline_.counters();
+  stats.blocks_written = counters.blocks_written;
+  stats.blocks_deduplicated = counters.blocks_deduplicated;
+  stats.commits = counters.commits;
+  stats.group_syncs = counters.group_syncs;
+  stats.special_files_skipped = workspaces_.special_files_skipped();
+  return stats;
+}
+
+absl::StatusOr<TreeId> StoreImpl::SnapshotWorkspace(const std::filesystem::path& directory) {
+  std::shared_lock lock(files_.sweep_mutex());
+  return workspaces_.Snapshot(directory);
+}
+
+absl::Status StoreImpl::RestoreWorkspace(const TreeId& tree,
+                                         const std::filesystem::path& directory) {
+  std::shared_lock lock(files_.sweep_mutex());
+  return workspaces_.Restore(tree, directory);
+}
+
+}  // namespace internal
+}  // namespace agentd::sessions

@@ -1,0 +1,329 @@
+// Fork, rewind and delete: the operations on the tree of timelines. Each is one synced batch.
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "base/status.h"
+#include "sessions/crash_point.h"
+#include "sessions/keys.h"
+#include "sessions/store_impl.h"
+
+namespace agentd::sessions::internal {
+namespace {
+
+std::string NextPrefix(TimelineId timeline) {
+  std::string key;
+  AppendBigEndian(key, timeline);
+  return key;
+}
+
+}  // namespace
+
+absl::Status StoreImpl::ListSharedAnchor(const TimelineView& source, const ResolvedPoint& point,
+                                         TimelineId timeline, const rocksdb::Snapshot* snapshot,
+                                         std::vector<WriteEntry>& writes) const {
+  const std::vector<Segment> shared = AncestryAt(source, point);
+  const std::unique_ptr<rocksdb::Iterator> iterator =
+      database_->Iterate(Column::kTimelines, snapshot);
+  for (auto segment = shared.rbegin(); segment != shared.rend(); ++segment) {
+    const std::string prefix = Key('a', segment->timeline);
+    iterator->SeekForPrev(AnchorEntryKey(segment->timeline, segment->last_position, UINT64_MAX));
+    if (!iterator->Valid() || !iterator->key().starts_with(prefix)) continue;
+    const std::string_view key = ToView(iterator->key());
+    const absl::StatusOr<Sha256Digest> anchor =
+        DecodeDigest(RecordKind::kAnchorEntry, key, ToView(iterator->value()));
+    if (!anchor.ok()) continue;  // a cache's listing: the fork works without
+    const std::string entry_key =
+        AnchorEntryKey(timeline, static_cast<int64_t>(BigEndianAt(key, 9)), BigEndianAt(key, 17));
+    const std::string reference_key = AnchorReferenceKey(*anchor, timeline);
+    writes.push_back({Column::kTimelines, entry_key,
+                      EncodeDigest(RecordKind::kAnchorEntry, entry_key, *anchor)});
+    writes.push_back({Column::kTimelines, reference_key,
+                      Frame(RecordKind::kAnchorReference, reference_key, "")});
+    break;
+  }
+  return Translate(iterator->status(), "looking for an anchor to share");
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::Fork(std::string_view session_id, const Point& at,
+                                            const NewSession& session) {
+  RETURN_IF_ERROR(CheckNewSession(session));
+  RETURN_IF_ERROR(HasherOf(session.owner, /*create=*/true).status());
+  std::shared_lock branch(branch_mutex_);
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  ASSIGN_OR_RETURN(const auto source, ReadSession(session_id, snapshot.get()));
+  ASSIGN_OR_RETURN(const ResolvedPoint point,
+                   ResolvePoint(*database_, source.second, at, snapshot.get()));
+  const int64_t now_us = NowUs();
+  const std::string id = NewSessionId(now_us);
+  std::vector<WriteEntry> writes;
+  SessionRecord record;
+  record.owner = session.owner;
+  record.timeline = NewTimeline(writes);
+  record.created_us = now_us;
+  record.forked_from = std::string(session_id);
+  record.forked_at_seq = point.seq;
+  AddSession(id, record, session, writes);
+  AddTimeline(record.timeline, {id, session.seed, AncestryAt(source.second, point)},
+              {point.seq, point.position, now_us}, writes);
+  RETURN_IF_ERROR(ListSharedAnchor(source.second, point, record.timeline, snapshot.get(), writes));
+  CrashPoint("fork_before");
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
+  CrashPoint("fork_after");
+  return ReadInfo(id, nullptr);
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const Point& to,
+                                              uint64_t seed) {
+  std::shared_lock branch(branch_mutex_);
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  ASSIGN_OR_RETURN(auto source, ReadSession(session_id, snapshot.get()));
+  ASSIGN_OR_RETURN(const ResolvedPoint point,
+                   ResolvePoint(*database_, source.second, to, snapshot.get()));
+  std::vector<WriteEntry> writes;
+  SessionRecord& record = source.first;
+  record.timeline = NewTimeline(writes);
+  const std::string key = SessionKey(session_id);
+  writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
+  AddTimeline(record.timeline, {std::string(session_id), seed, AncestryAt(source.second, point)},
+              {point.seq, point.position, NowUs()}, writes);
+  RETURN_IF_ERROR(ListSharedAnchor(source.second, point, record.timeline, snapshot.get(), writes));
+  CrashPoint("rewind_before");
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
+  CrashPoint("rewind_after");
+  return ReadInfo(session_id, nullptr);
+}
+
+// ---- delete
+
+struct StoreImpl::Removal {
+  std::vector<WriteEntry> writes;
+  std::set<std::string> listings;  // keys of the listings that go
+  std::set<BlockHash> blocks;      // what they listed
+  std::set<Sha256Digest> anchors;
+  std::set<TreeId> trees;
+  std::vector<TimelineId> timelines;
+
+  void Drop(Column column, std::string_view key) {
+    writes.push_back({column, std::string(key), std::nullopt});
+  }
+  void DropListing(std::string_view key) {
+    Drop(Column::kTimelines, key);
+    listings.emplace(key);
+  }
+};
+
+// New commits fail from here on; the queued ones are through when it returns.
+absl::Status StoreImpl::StopTimelines(const std::string& session_id) {
+  std::vector<TimelineId> timelines;
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
+        ASSIGN_OR_RETURN(const TimelineRecord record, DecodeTimeline(key, value));
+        if (record.session == session_id) timelines.push_back(BigEndianAt(key, 1));
+        return absl::OkStatus();
+      }));
+  for (const TimelineId timeline : timelines) {
+    const std::shared_ptr<TimelineState> state = StateOf(timeline);
+    std::unique_lock lock(state->mutex);
+    state->rejecting = NotFound("session {} is deleted", session_id);
+    state->idle.wait(lock, [&] { return state->pending == 0; });
+  }
+  return absl::OkStatus();
+}
+
+// Takes away what lies after `keep` (null: everything), which live forks still share.
+absl::Status StoreImpl::RemoveTimeline(TimelineId timeline, const Segment* keep,
+                                       Removal& removal) const {
+  const uint64_t keep_seq = keep == nullptr ? 0 : keep->last_seq;
+  const int64_t keep_position = keep == nullptr ? 0 : keep->last_position;
+  removal.timelines.push_back(timeline);
+  RETURN_IF_ERROR(database_->Scan(
+      Column::kEvents, NextPrefix(timeline), [&](std::string_view key, std::string_view value) {
+        const uint64_t seq = BigEndianAt(key, 8);
+        if (seq > keep_seq) removal.Drop(Column::kEvents, key);
+        if (seq != keep_seq) return absl::OkStatus();
+        absl::StatusOr<Event> event = DecodeEvent(key, value);
+        if (!event.ok() || event->position <= keep_position) return absl::OkStatus();
+        // The run in which the furthest fork cut: the rest of it is the deleted session's.
+        const size_t cut = static_cast<size_t>(event->position - keep_position);
+        if (cut > event->tokens.size()) return absl::OkStatus();
+        event->tokens.resize(event->tokens.size() - cut);
+        event->position = keep_position;
+        removal.writes.push_back({Column::kEvents, std::string(key), EncodeEvent(key, *event)});
+        return absl::OkStatus();
+      }));
+  RETURN_IF_ERROR(database_->Scan(
+      Column::kTimelines, Key('b', timeline), [&](std::string_view key, std::string_view value) {
+        if (static_cast<int64_t>(BigEndianAt(key, 9) + 1) * kBlockTokens <= keep_position)
+          return absl::OkStatus();
+        removal.DropListing(key);
+        if (const auto hash = DecodeDigest(RecordKind::kBlockEntry, key, value); hash.ok())
+          removal.blocks.insert(*hash);
+        return absl::OkStatus();
+      }));
+  RETURN_IF_ERROR(database_->Scan(
+      Column::kTimelines, Key('a', timeline), [&](std::string_view key, std::string_view value) {
+        if (static_cast<int64_t>(BigEndianAt(key, 9)) <= keep_position) return absl::OkStatus();
+        removal.DropListing(key);
+        if (const auto hash = DecodeDigest(RecordKind::kAnchorEntry, key, value); hash.ok()) {
+          removal.DropListing(AnchorReferenceKey(*hash, timeline));
+          removal.anchors.insert(*hash);
+        }
+        return absl::OkStatus();
+      }));
+  RETURN_IF_ERROR(database_->Scan(
+      Column::kTimelines, Key('w', timeline), [&](std::string_view key, std::string_view value) {
+        if (BigEndianAt(key, 9) <= keep_seq) return absl::OkStatus();
+        removal.DropListing(key);
+        if (const auto tree = DecodeDigest(RecordKind::kWorkspaceEntry, key, value); tree.ok())
+          removal.trees.insert(*tree);
+        return absl::OkStatus();
+      }));
+  const std::string key = TimelineKey(timeline), head_key = HeadKey(timeline);
+  removal.Drop(Column::kTimelines, TailKey(timeline));
+  if (keep == nullptr) {
+    removal.Drop(Column::kTimelines, key);
+    removal.Drop(Column::kTimelines, head_key);
+  } else {
+    AddTimeline(timeline, {}, {keep_seq, keep_position, 0}, removal.writes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& removal) const {
+  // What live timelines share of others, and what the deleted ones may have been the last to share.
+  std::map<TimelineId, Segment> shared;
+  std::set<TimelineId> own, kept_before, touched;
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
+        ASSIGN_OR_RETURN(const TimelineRecord record, DecodeTimeline(key, value));
+        const TimelineId timeline = BigEndianAt(key, 1);
+        if (record.session.empty()) kept_before.insert(timeline);
+        if (record.session == session_id) own.insert(timeline);
+        for (const Segment& segment : record.ancestry) {
+          if (record.session == session_id) {
+            touched.insert(segment.timeline);
+          } else if (!record.session.empty()) {
+            Segment& most = shared[segment.timeline];
+            if (std::pair(most.last_seq, most.last_position) <
+                std::pair(segment.last_seq, segment.last_position)) {
+              most = segment;
+            }
+          }
+        }
+        return absl::OkStatus();
+      }));
+  std::set<TimelineId> targets = own;
+  for (const TimelineId timeline : touched) {
+    if (kept_before.contains(timeline)) targets.insert(timeline);
+  }
+  for (const TimelineId timeline : targets) {
+    const auto found = shared.find(timeline);
+    RETURN_IF_ERROR(
+        RemoveTimeline(timeline, found == shared.end() ? nullptr : &found->second, removal));
+  }
+  RETURN_IF_ERROR(RemoveUnreferenced(removal));
+  return RemoveFiles(removal);
+}
+
+// Blocks and anchors that no remaining timeline lists.
+absl::Status StoreImpl::RemoveUnreferenced(Removal& removal) const {
+  std::set<BlockHash> blocks = std::move(removal.blocks);
+  if (!blocks.empty()) {
+    RETURN_IF_ERROR(
+        database_->Scan(Column::kTimelines, "b", [&](std::string_view key, std::string_view value) {
+          if (removal.listings.contains(std::string(key))) return absl::OkStatus();
+          if (const auto hash = DecodeDigest(RecordKind::kBlockEntry, key, value); hash.ok())
+            blocks.erase(*hash);
+          return absl::OkStatus();
+        }));
+  }
+  for (const BlockHash& block : blocks) {
+    const std::string key = BlockNameKey(block);
+    ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                     database_->Get(Column::kTimelines, key));
+    if (!value.has_value()) continue;
+    removal.Drop(Column::kTimelines, key);
+    const absl::StatusOr<BlockName> name = DecodeBlockName(key, *value);
+    for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
+      removal.Drop(Column::kKv, KvPartKey(block, part));
+    }
+  }
+  for (const Sha256Digest& anchor : removal.anchors) {
+    bool referenced = false;
+    RETURN_IF_ERROR(database_->Scan(Column::kTimelines, AnchorReferencePrefix(anchor),
+                                    [&](std::string_view key, std::string_view) {
+                                      referenced = referenced ||
+                                                   !removal.listings.contains(std::string(key));
+                                      return absl::OkStatus();
+                                    }));
+    const std::string key = AnchorNameKey(anchor);
+    ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                     database_->Get(Column::kTimelines, key));
+    if (referenced || !value.has_value()) continue;
+    removal.Drop(Column::kTimelines, key);
+    removal.Drop(Column::kAnchors, AnchorKey(anchor));
+    if (const auto name = DecodeAnchorName(key, *value); name.ok()) {
+      removal.Drop(Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoreImpl::RemoveFiles(Removal& removal) const {
+  if (removal.trees.empty()) return absl::OkStatus();
+  std::set<std::string> kept, dropped;
+  // Pins first: a commit that is done with its pin in between has written its listing by then.
+  for (const TreeId& tree : files_.Pinned()) RETURN_IF_ERROR(files_.Mark(tree, kept));
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
+        if (removal.listings.contains(std::string(key))) return absl::OkStatus();
+        ASSIGN_OR_RETURN(const TreeId tree, DecodeDigest(RecordKind::kWorkspaceEntry, key, value));
+        return files_.Mark(tree, kept);
+      }));
+  for (const TreeId& tree : removal.trees) RETURN_IF_ERROR(files_.Mark(tree, dropped));
+  for (const std::string& key : dropped) {
+    if (!kept.contains(key)) removal.Drop(Column::kFiles, key);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoreImpl::Delete(std::string_view session_id) {
+  const std::string id(session_id);
+  std::unique_lock branch(branch_mutex_);
+  const std::string key = SessionKey(id);
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, database_->Get(Column::kTimelines, key));
+  if (!value.has_value()) return NotFound("session {} does not exist", id);
+  ASSIGN_OR_RETURN(const SessionRecord record, DecodeSession(key, *value));
+  RETURN_IF_ERROR(StopTimelines(id));
+
+  Removal removal;
+  {
+    std::unique_lock sweep(files_.sweep_mutex());
+    RETURN_IF_ERROR(PlanRemoval(id, removal));
+    removal.Drop(Column::kTimelines, key);
+    removal.Drop(Column::kTimelines, SessionMetaKey(id));
+    removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + id);
+    CrashPoint("delete_before");
+    RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
+    CrashPoint("delete_after");
+    workspaces_.ForgetCaches();
+  }
+  {
+    std::lock_guard lock(mutex_);
+    for (const TimelineId timeline : removal.timelines) states_.erase(timeline);
+  }
+  // So far the events are only marked as deleted: take them off the disk, out of the log first.
+  RETURN_IF_ERROR(database_->Flush({Column::kTimelines, Column::kEvents, Column::kKv,
+                                    Column::kAnchors, Column::kFiles, Column::kMeta}));
+  for (const TimelineId timeline : removal.timelines) {
+    RETURN_IF_ERROR(
+        database_->Compact(Column::kEvents, NextPrefix(timeline), NextPrefix(timeline + 1)));
+  }
+  RETURN_IF_ERROR(
+      database_->Compact(Column::kTimelines, SessionMetaKey(id), SessionMetaKey(id) + '\xff'));
+  CrashPoint("delete_compacted");
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::sessions::internal

@@ -1,0 +1,135 @@
+// The Store on RocksDB. store.cc: opening and sessions; store_branch.cc: fork, rewind, delete;
+// store_commit.cc: commits and reading back; store_kv.cc: restore points and values; workspace.h:
+// trees.
+#ifndef AGENTD_SESSIONS_STORE_IMPL_H_
+#define AGENTD_SESSIONS_STORE_IMPL_H_
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <shared_mutex>
+#include <string>
+#include <vector>
+
+#include "sessions/database.h"
+#include "sessions/file_objects.h"
+#include "sessions/pipeline.h"
+#include "sessions/store.h"
+#include "sessions/timeline.h"
+#include "sessions/workspace.h"
+
+namespace agentd::sessions::internal {
+
+int64_t NowUs();
+
+class StoreImpl final : public Store {
+ public:
+  StoreImpl(std::unique_ptr<Database> database, const StoreOptions& options);
+  // Deletes values that a crash left without a name. Before the first use.
+  absl::Status Recover();
+
+  absl::StatusOr<SessionInfo> Create(const NewSession& session) override;
+  absl::StatusOr<SessionInfo> Get(std::string_view session_id) override;
+  absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner, std::string_view after_id,
+                                                int limit) override;
+  absl::StatusOr<SessionInfo> Fork(std::string_view session_id, const Point& at,
+                                   const NewSession& session) override;
+  absl::StatusOr<SessionInfo> Rewind(std::string_view session_id, const Point& to,
+                                     uint64_t seed) override;
+  absl::Status Delete(std::string_view session_id) override;
+  absl::StatusOr<LoadedTimeline> Load(std::string_view session_id) override;
+  absl::StatusOr<std::vector<Event>> ReadEvents(TimelineId timeline, uint64_t from_seq,
+                                                int limit) override;
+  void CommitAsync(Commit commit, CommitCallback done) override;
+  absl::StatusOr<RestorePoint> FindRestorePoint(std::string_view owner,
+                                                std::span<const TokenId> tokens,
+                                                int64_t max_position) override;
+  absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) override;
+  absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) override;
+  absl::StatusOr<TreeId> SnapshotWorkspace(const std::filesystem::path& directory) override;
+  absl::Status RestoreWorkspace(const TreeId& tree,
+                                const std::filesystem::path& directory) override;
+  absl::StatusOr<StoreStats> Stats() override;
+
+ private:
+  struct Removal;  // what Delete takes away, store_branch.cc
+
+  // ---- sessions
+  absl::Status CheckNewSession(const NewSession& session) const;
+  absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(
+      std::string_view session_id, const rocksdb::Snapshot* snapshot) const;
+  absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id,
+                                       const rocksdb::Snapshot* snapshot) const;
+  std::string NewSessionId(int64_t now_us);
+  // Reserves an id and adds the counter's record to `writes`.
+  TimelineId NewTimeline(std::vector<WriteEntry>& writes);
+  void AddSession(const std::string& id, const SessionRecord& record, const NewSession& session,
+                  std::vector<WriteEntry>& writes) const;
+  void AddTimeline(TimelineId timeline, const TimelineRecord& record, const HeadRecord& head,
+                   std::vector<WriteEntry>& writes) const;
+  // null: the owner has no key and `create` is false.
+  absl::StatusOr<std::shared_ptr<const BlockHasher>> HasherOf(std::string_view owner, bool create);
+
+  // ---- branches
+  // Lists the newest anchor of `source` at or before `point` for `timeline` too, so that it
+  // outlives its parent.
+  absl::Status ListSharedAnchor(const TimelineView& source, const ResolvedPoint& point,
+                                TimelineId timeline, const rocksdb::Snapshot* snapshot,
+                                std::vector<WriteEntry>& writes) const;
+  absl::Status PlanRemoval(const std::string& session_id, Removal& removal) const;
+  absl::Status RemoveTimeline(TimelineId timeline, const Segment* keep, Removal& removal) const;
+  absl::Status RemoveUnreferenced(Removal& removal) const;
+  absl::Status RemoveFiles(Removal& removal) const;
+  absl::Status StopTimelines(const std::string& session_id);
+
+  // ---- commits
+  std::shared_ptr<TimelineState> StateOf(TimelineId timeline);
+  void ForgetIdleStates();
+  // The caller holds state.mutex.
+  absl::Status LoadState(TimelineState& state);
+  absl::Status CheckCommit(const TimelineState& state, const Commit& commit) const;
+  void AppendEvents(TimelineState& state, Commit& commit, int64_t now_us, Operation& operation,
+                    CommitResult& result);
+  void AddBlocks(TimelineState& state, Commit& commit, size_t first_new_block,
+                 Operation& operation) const;
+  void AddAnchor(TimelineState& state, Commit& commit, Operation& operation) const;
+
+  // ---- values
+  void DropBlock(const BlockHash& block, uint32_t parts);
+  void DropAnchor(const Sha256Digest& anchor, const AnchorName* name);
+  absl::StatusOr<std::optional<Sha256Digest>> FindAnchor(const BlockHasher& hasher,
+                                                         const std::vector<BlockHash>& hashes,
+                                                         std::span<const TokenId> tokens,
+                                                         int64_t blocks, int64_t max_position,
+                                                         int64_t* position) const;
+
+  // Constant after construction.
+  std::unique_ptr<Database> database_;
+  const Sha256Digest identity_;  // digest of the kv_identity
+  const uint64_t identity_tag_;  // its first eight bytes
+
+  FileObjects files_;
+  Workspaces workspaces_;
+
+  // Fork and Rewind hold it shared, Delete exclusively: a point must not vanish under a fork.
+  std::shared_mutex branch_mutex_;
+  std::mutex mutex_;
+  // Guarded by mutex_.
+  std::map<TimelineId, std::shared_ptr<TimelineState>>
+      states_;  // shared with the operations in flight
+  std::map<std::string, std::shared_ptr<const BlockHasher>, std::less<>>
+      hashers_;  // shared with the states
+  TimelineId next_timeline_ = 1;
+  std::string last_session_id_;
+
+  std::mutex
+      owner_key_mutex_;  // held while a new owner's key is written, so that there is only one
+
+  Pipeline pipeline_;  // last: its threads use all of the above
+};
+
+}  // namespace agentd::sessions::internal
+
+#endif  // AGENTD_SESSIONS_STORE_IMPL_H_

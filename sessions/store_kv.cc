@@ -1,0 +1,170 @@
+// Restore points and verified reads of KV values.
+#include <algorithm>
+
+#include "base/status.h"
+#include "sessions/keys.h"
+#include "sessions/store_impl.h"
+
+namespace agentd::sessions::internal {
+
+// The newest anchor for `tokens` at or before `max_position` among those whose last whole block is
+// `blocks` - 1.
+absl::StatusOr<std::optional<Sha256Digest>> StoreImpl::FindAnchor(
+    const BlockHasher& hasher, const std::vector<BlockHash>& hashes,
+    std::span<const TokenId> tokens, int64_t blocks, int64_t max_position,
+    int64_t* position) const {
+  const BlockHash& parent = ParentAt(hasher, hashes, blocks * kBlockTokens);
+  const std::string prefix = AnchorIndexPrefix(parent);
+  Sha256Digest last;
+  last.fill(0xff);
+  const std::unique_ptr<rocksdb::Iterator> iterator = database_->Iterate(Column::kTimelines);
+  iterator->SeekForPrev(AnchorIndexKey(parent, max_position, last));
+  for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
+    const std::string_view key = ToView(iterator->key());
+    if (key.size() != prefix.size() + 8 + sizeof(Sha256Digest)) continue;
+    *position = static_cast<int64_t>(BigEndianAt(key, prefix.size()));
+    if (*position > max_position || *position < blocks * kBlockTokens) continue;
+    const Sha256Digest anchor = DigestAt(key, prefix.size() + 8);
+    if (anchor != PrefixAt(hasher, hashes, tokens, *position)) continue;
+    ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                     database_->Get(Column::kTimelines, AnchorNameKey(anchor)));
+    if (name.has_value()) return std::optional(anchor);
+  }
+  RETURN_IF_ERROR(Translate(iterator->status(), "looking for an anchor"));
+  return std::optional<Sha256Digest>();
+}
+
+absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
+                                                         std::span<const TokenId> tokens,
+                                                         int64_t max_position) {
+  RestorePoint point;
+  const int64_t furthest = std::min(max_position, static_cast<int64_t>(tokens.size()));
+  if (furthest <= 0) return point;
+  tokens = tokens.first(static_cast<size_t>(furthest));
+  ASSIGN_OR_RETURN(const std::shared_ptr<const BlockHasher> hasher,
+                   HasherOf(owner, /*create=*/false));
+  if (hasher == nullptr) return point;
+  // Hash only as far as blocks are there.
+  std::vector<BlockHash> hashes;
+  while ((hashes.size() + 1) * kBlockTokens <= tokens.size()) {
+    const BlockHash parent = hashes.empty() ? hasher->root() : hashes.back();
+    const BlockHash hash =
+        hasher->Block(parent, tokens.subspan(hashes.size() * kBlockTokens, kBlockTokens));
+    ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                     database_->Get(Column::kTimelines, BlockNameKey(hash)));
+    if (!name.has_value()) break;
+    hashes.push_back(hash);
+  }
+  for (int64_t blocks = static_cast<int64_t>(hashes.size()); blocks >= 0; --blocks) {
+    const int64_t limit = std::min(furthest, (blocks + 1) * kBlockTokens - 1);
+    ASSIGN_OR_RETURN(const std::optional<Sha256Digest> anchor,
+                     FindAnchor(*hasher, hashes, tokens, blocks, limit, &point.position));
+    if (anchor.has_value()) {
+      point.anchor = *anchor;
+      hashes.resize(static_cast<size_t>(blocks));
+      point.blocks = std::move(hashes);
+      return point;
+    }
+  }
+  return RestorePoint{};
+}
+
+// The drops below are hints for the next reader, so they are not synced and their errors change
+// nothing.
+
+void StoreImpl::DropBlock(const BlockHash& block, uint32_t parts) {
+  if (!database_->CheckEpoch().ok()) return;
+  std::vector<WriteEntry> writes = {{Column::kTimelines, BlockNameKey(block), std::nullopt}};
+  for (uint32_t part = 0; part < parts; ++part) {
+    writes.push_back({Column::kKv, KvPartKey(block, part), std::nullopt});
+  }
+  (void)database_->Write(writes, /*sync=*/false);
+}
+
+void StoreImpl::DropAnchor(const Sha256Digest& anchor, const AnchorName* name) {
+  if (!database_->CheckEpoch().ok()) return;
+  std::vector<WriteEntry> writes = {{Column::kTimelines, AnchorNameKey(anchor), std::nullopt},
+                                    {Column::kAnchors, AnchorKey(anchor), std::nullopt}};
+  if (name != nullptr) {
+    writes.push_back(
+        {Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor), std::nullopt});
+  }
+  (void)database_->Write(writes, /*sync=*/false);
+}
+
+absl::StatusOr<std::string> StoreImpl::ReadBlockPart(const BlockHash& block, int part) {
+  const std::string name_key = BlockNameKey(block);
+  ASSIGN_OR_RETURN(const std::optional<std::string> name_value,
+                   database_->Get(Column::kTimelines, name_key));
+  if (!name_value.has_value()) return NotFound("block {} is not stored", Hex(block));
+  const absl::StatusOr<BlockName> name = DecodeBlockName(name_key, *name_value);
+  if (!name.ok()) {
+    DropBlock(block, 0);
+    return name.status();
+  }
+  if (name->identity != identity_)
+    return NotFound("block {} was made by another model or numerics", Hex(block));
+  if (part < 0 || static_cast<uint32_t>(part) >= name->parts) {
+    return NotFound("block {} has {} parts, not part {}", Hex(block), name->parts, part);
+  }
+  const std::string key = KvPartKey(block, static_cast<uint32_t>(part));
+  absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kKv, key);
+  absl::Status damage;
+  if (!value.ok()) {
+    damage = Annotate(value.status(), Describe(RecordKind::kKvPart, key));
+    if (!absl::IsDataLoss(damage)) return damage;
+  } else if (!value->has_value()) {
+    damage = NotFound("{} is missing", Describe(RecordKind::kKvPart, key));
+  } else {
+    const absl::StatusOr<KvPart> decoded = DecodeKvPart(key, **value);
+    if (decoded.ok() && decoded->identity == name->identity && decoded->parent == name->parent &&
+        decoded->block == name->block && decoded->part == static_cast<uint32_t>(part) &&
+        decoded->parts == name->parts) {
+      return std::string(decoded->data);
+    }
+    damage = decoded.ok() ? DataLoss("{} is damaged: it does not fit its name",
+                                     Describe(RecordKind::kKvPart, key))
+                          : decoded.status();
+  }
+  DropBlock(block, name->parts);
+  return damage;
+}
+
+absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, int64_t position) {
+  const std::string name_key = AnchorNameKey(anchor);
+  ASSIGN_OR_RETURN(const std::optional<std::string> name_value,
+                   database_->Get(Column::kTimelines, name_key));
+  if (!name_value.has_value()) return NotFound("anchor {} is not stored", Hex(anchor));
+  const absl::StatusOr<AnchorName> name = DecodeAnchorName(name_key, *name_value);
+  if (!name.ok()) {
+    DropAnchor(anchor, nullptr);
+    return name.status();
+  }
+  if (name->identity != identity_)
+    return NotFound("anchor {} was made by another model or numerics", Hex(anchor));
+  if (name->position != position) {
+    return NotFound("anchor {} is for position {}, not {}", Hex(anchor), name->position, position);
+  }
+  const std::string key = AnchorKey(anchor);
+  absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kAnchors, key);
+  absl::Status damage;
+  if (!value.ok()) {
+    damage = Annotate(value.status(), Describe(RecordKind::kAnchor, key));
+    if (!absl::IsDataLoss(damage)) return damage;
+  } else if (!value->has_value()) {
+    damage = NotFound("{} is missing", Describe(RecordKind::kAnchor, key));
+  } else {
+    const absl::StatusOr<AnchorValue> decoded = DecodeAnchor(key, **value);
+    if (decoded.ok() && decoded->identity == name->identity && decoded->parent == name->parent &&
+        decoded->position == position) {
+      return std::string(decoded->data);
+    }
+    damage = decoded.ok() ? DataLoss("{} is damaged: it does not fit its name",
+                                     Describe(RecordKind::kAnchor, key))
+                          : decoded.status();
+  }
+  DropAnchor(anchor, &*name);
+  return damage;
+}
+
+}  // namespace agentd::sessions::internal

@@ -1,0 +1,379 @@
+#include "sessions/workspace.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <set>
+
+#include "base/status.h"
+#include "sessions/directory_walk.h"
+
+namespace agentd::sessions::internal {
+namespace {
+
+constexpr int64_t kNsPerSecond = 1'000'000'000;
+// File systems stamp with the clock of the last tick (4 to 10 ms) or, the coarse ones, of whole or
+// even seconds.
+constexpr int64_t kSettledNs = 2 * kNsPerSecond + kNsPerSecond / 10;
+constexpr int kMaxDepth = 200;  // each level holds open handles
+constexpr int kReadAttempts = 3;
+
+int64_t NowNs() {
+  struct timespec now;
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return now.tv_sec * kNsPerSecond + now.tv_nsec;
+}
+
+std::string Join(const std::string& directory, const std::string& name) {
+  return directory.empty() ? name : directory + "/" + name;
+}
+
+absl::Status TooDeep(const std::string& path) {
+  return absl::ResourceExhaustedError(
+      fmt::format("{} is nested deeper than {} directories", path, kMaxDepth));
+}
+
+absl::StatusOr<std::string> ReadLink(int directory, const std::string& name,
+                                     const std::string& path) {
+  std::string target(4096, '\0');  // PATH_MAX: no longer one can be made
+  const ssize_t size = ::readlinkat(directory, name.c_str(), target.data(), target.size());
+  if (size < 0) return ErrnoError(errno, "readlink " + path);
+  target.resize(static_cast<size_t>(size));
+  return target;
+}
+
+// Calls `use` with each chunk in order.
+template <typename Use>  // absl::Status(std::string_view)
+absl::Status ReadChunks(int fd, const std::string& path, uint64_t* size_bytes, Use use) {
+  std::string buffer(kChunkBytes, '\0');
+  *size_bytes = 0;
+  while (true) {
+    size_t filled = 0;
+    while (filled < buffer.size()) {
+      const ssize_t count = ::pread(fd, buffer.data() + filled, buffer.size() - filled,
+                                    static_cast<off_t>(*size_bytes + filled));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return ErrnoError(errno, "read " + path);
+      if (count == 0) break;
+      filled += static_cast<size_t>(count);
+    }
+    if (filled == 0) return absl::OkStatus();
+    RETURN_IF_ERROR(use(std::string_view(buffer.data(), filled)));
+    *size_bytes += filled;
+    if (filled < buffer.size()) return absl::OkStatus();
+  }
+}
+
+// Computes the chunks of a file, from the cache when its stamp is known. `put` turns a chunk into
+// its id.
+class FileHasher {
+ public:
+  FileHasher(const StatCache& known, StatCache& fresh, std::atomic<int64_t>& files_read)
+      : known_(known), fresh_(fresh), files_read_(files_read) {}
+
+  template <typename Put>  // absl::StatusOr<Sha256Digest>(std::string_view)
+  absl::Status Hash(int directory, const std::string& name, const std::string& relative,
+                    const struct stat& status, DirectoryEntry& entry, Put put) {
+    const FileStamp stamp = StampOf(status);
+    if (const auto found = known_.find(relative);
+        found != known_.end() && found->second.stamp == stamp) {
+      entry.size_bytes = stamp.size_bytes;
+      entry.chunks = found->second.chunks;
+      fresh_[relative] = found->second;
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(const OpenedEntry file,
+                     OpenEntry(directory, name, /*as_directory=*/false, relative));
+    ++files_read_;
+    for (int attempt = 0; attempt < kReadAttempts; ++attempt) {
+      struct stat before, after;
+      if (::fstat(file.fd(), &before) != 0) return ErrnoError(errno, "stat " + relative);
+      if (!S_ISREG(before.st_mode)) break;  // swapped under us
+      const int64_t now_ns = NowNs();
+      entry.chunks.clear();
+      RETURN_IF_ERROR(ReadChunks(file.fd(), relative, &entry.size_bytes,
+                                 [&](std::string_view chunk) -> absl::Status {
+                                   ASSIGN_OR_RETURN(const Sha256Digest id, put(chunk));
+                                   entry.chunks.push_back(id);
+                                   return absl::OkStatus();
+                                 }));
+      if (::fstat(file.fd(), &after) != 0) return ErrnoError(errno, "stat " + relative);
+      const FileStamp read = StampOf(before);
+      if (!(StampOf(after) == read) || entry.size_bytes != read.size_bytes) continue;
+      if (IsSettled(read, now_ns)) fresh_[relative] = {read, entry.chunks};
+      return absl::OkStatus();
+    }
+    return absl::AbortedError(relative + " changes while it is read");
+  }
+
+ private:
+  const StatCache& known_;
+  StatCache& fresh_;
+  std::atomic<int64_t>& files_read_;
+};
+
+class Snapshotter {
+ public:
+  Snapshotter(FileObjects& objects, const StatCache& known, std::atomic<int64_t>& skipped,
+              std::atomic<int64_t>& files_read)
+      : writer_(objects), hasher_(known, fresh_, files_read), skipped_(skipped) {}
+
+  absl::StatusOr<TreeId> Run(int root) {
+    ASSIGN_OR_RETURN(const TreeId tree, Directory(root, "", 0));
+    RETURN_IF_ERROR(writer_.Finish(tree));
+    return tree;
+  }
+  StatCache TakeCache() { return std::move(fresh_); }
+
+ private:
+  absl::StatusOr<Sha256Digest> Directory(int fd, const std::string& path, int depth) {
+    if (depth > kMaxDepth) return TooDeep(path);
+    ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                     ListDirectory(fd, path.empty() ? "workspace" : path));
+    std::vector<DirectoryEntry> entries;
+    for (const std::string& name : names) {
+      const std::string relative = Join(path, name);
+      ASSIGN_OR_RETURN(const struct stat status, StatAt(fd, name, relative));
+      DirectoryEntry entry;
+      entry.name = name;
+      if (S_ISREG(status.st_mode)) {
+        entry.type = EntryType::kFile;
+        entry.mode =
+            status.st_mode & 0777;  // a restored file is ours: setuid would lend our rights
+        RETURN_IF_ERROR(
+            hasher_.Hash(fd, name, relative, status, entry,
+                         [this](std::string_view chunk) { return writer_.PutChunk(chunk); }));
+      } else if (S_ISDIR(status.st_mode)) {
+        entry.type = EntryType::kDirectory;
+        entry.mode = status.st_mode & 07777;
+        ASSIGN_OR_RETURN(const OpenedEntry child,
+                         OpenEntry(fd, name, /*as_directory=*/true, relative));
+        ASSIGN_OR_RETURN(const Sha256Digest id, Directory(child.fd(), relative, depth + 1));
+        entry.chunks.push_back(id);
+      } else if (S_ISLNK(status.st_mode)) {
+        entry.type = EntryType::kSymlink;
+        ASSIGN_OR_RETURN(entry.target, ReadLink(fd, name, relative));
+      } else {
+        ++skipped_;
+        continue;
+      }
+      entries.push_back(std::move(entry));
+    }
+    return writer_.PutDirectory(entries);
+  }
+
+  StatCache fresh_;
+  FileObjects::Writer writer_;
+  FileHasher hasher_;
+  std::atomic<int64_t>& skipped_;
+};
+
+class Restorer {
+ public:
+  Restorer(FileObjects& objects, int root, const StatCache& known, std::atomic<int64_t>& files_read)
+      : objects_(objects), root_(root), hasher_(known, fresh_, files_read) {}
+
+  absl::Status Directory(int fd, const Sha256Digest& id, const std::string& path, int depth) {
+    if (depth > kMaxDepth) return TooDeep(path);
+    ASSIGN_OR_RETURN(const std::vector<DirectoryEntry> entries, objects_.ReadDirectory(id));
+    ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                     ListDirectory(fd, path.empty() ? "workspace" : path));
+    std::set<std::string> extra(names.begin(), names.end());
+    for (const DirectoryEntry& entry : entries) extra.erase(entry.name);
+    for (const std::string& name : extra)
+      RETURN_IF_ERROR(RemoveEntry(root_, fd, name, Join(path, name)));
+    for (const DirectoryEntry& entry : entries) {
+      const std::string relative = Join(path, entry.name);
+      switch (entry.type) {
+        case EntryType::kFile:
+          RETURN_IF_ERROR(File(fd, entry, relative));
+          break;
+        case EntryType::kSymlink:
+          RETURN_IF_ERROR(Symlink(fd, entry, relative));
+          break;
+        case EntryType::kDirectory:
+          RETURN_IF_ERROR(Subdirectory(fd, entry, relative, depth));
+          break;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Subdirectory(int fd, const DirectoryEntry& entry, const std::string& path,
+                            int depth) {
+    struct stat status;
+    const bool exists = ::fstatat(fd, entry.name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
+    if (exists && !S_ISDIR(status.st_mode))
+      RETURN_IF_ERROR(RemoveEntry(root_, fd, entry.name, path));
+    if ((!exists || !S_ISDIR(status.st_mode)) && ::mkdirat(fd, entry.name.c_str(), 0700) != 0) {
+      return ErrnoError(errno, "mkdir " + path);
+    }
+    mode_t mode_now;
+    {
+      ASSIGN_OR_RETURN(const OpenedEntry child,
+                       OpenEntry(fd, entry.name, /*as_directory=*/true, path));
+      if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
+      // Ours to write in until its contents stand; then the mode it had.
+      if (status.st_uid == ::geteuid() && (status.st_mode & 0700) != 0700 &&
+          ::fchmod(child.fd(), (status.st_mode & 07777) | 0700) != 0) {
+        return ErrnoError(errno, "chmod " + path);
+      }
+      RETURN_IF_ERROR(Directory(child.fd(), entry.chunks[0], path, depth + 1));
+      if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
+      mode_now = status.st_mode & 07777;
+      if (mode_now != entry.mode && ::fchmod(child.fd(), entry.mode) != 0)
+        return ErrnoError(errno, "chmod " + path);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Symlink(int fd, const DirectoryEntry& entry, const std::string& path) {
+    struct stat status;
+    if (::fstatat(fd, entry.name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0) {
+      if (S_ISLNK(status.st_mode)) {
+        ASSIGN_OR_RETURN(const std::string target, ReadLink(fd, entry.name, path));
+        if (target == entry.target) return absl::OkStatus();
+      }
+      RETURN_IF_ERROR(RemoveEntry(root_, fd, entry.name, path));
+    }
+    if (::symlinkat(entry.target.c_str(), fd, entry.name.c_str()) != 0)
+      return ErrnoError(errno, "symlink " + path);
+    return absl::OkStatus();
+  }
+
+  absl::Status File(int fd, const DirectoryEntry& entry, const std::string& path) {
+    struct stat status;
+    if (::fstatat(fd, entry.name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0) {
+      ASSIGN_OR_RETURN(const bool same, IsSame(fd, entry, path, status));
+      if (same) return absl::OkStatus();
+      if (S_ISDIR(status.st_mode)) RETURN_IF_ERROR(RemoveEntry(root_, fd, entry.name, path));
+    }
+    return WriteFile(fd, entry, path);
+  }
+
+  // Whether nothing has to be written; mends the mode alone where that is safe.
+  absl::StatusOr<bool> IsSame(int fd, const DirectoryEntry& entry, const std::string& path,
+                              const struct stat& status) {
+    if (!S_ISREG(status.st_mode) || static_cast<uint64_t>(status.st_size) != entry.size_bytes)
+      return false;
+    const bool mode_differs = (status.st_mode & 07777) != entry.mode;
+    // Another name of this inode may lie outside: leave it and write a file of our own.
+    if (mode_differs && status.st_nlink > 1) return false;
+    DirectoryEntry now;
+    const absl::Status hashed = hasher_.Hash(
+        fd, entry.name, path, status, now,
+        [](std::string_view chunk) -> absl::StatusOr<Sha256Digest> { return Sha256Of(chunk); });
+    if (!hashed.ok() || now.chunks != entry.chunks) return false;
+    if (!mode_differs) return true;
+    UniqueFd file(::openat(fd, entry.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    struct stat opened;
+    return file.valid() && ::fstat(file.get(), &opened) == 0 && opened.st_ino == status.st_ino &&
+           opened.st_nlink == 1 && ::fchmod(file.get(), entry.mode) == 0;
+  }
+
+  // To a new inode that takes the name at the end: never through a link, never half a file under
+  // the name.
+  absl::Status WriteFile(int fd, const DirectoryEntry& entry, const std::string& path) {
+    const std::string temporary = fmt::format(".agentd-restored-{}", ++temporaries_);
+    (void)::unlinkat(fd, temporary.c_str(), 0);
+    UniqueFd file(::openat(fd, temporary.c_str(),
+                           O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (!file.valid()) return ErrnoError(errno, "create " + path);
+    const absl::Status status = Fill(file.get(), entry, path);
+    if (!status.ok() || ::renameat(fd, temporary.c_str(), fd, entry.name.c_str()) != 0) {
+      const int error = errno;
+      (void)::unlinkat(fd, temporary.c_str(), 0);
+      return status.ok() ? ErrnoError(error, "rename " + path) : status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Fill(int file, const DirectoryEntry& entry, const std::string& path) {
+    uint64_t written = 0;
+    for (const Sha256Digest& id : entry.chunks) {
+      ASSIGN_OR_RETURN(const std::string chunk, objects_.ReadChunk(id));
+      for (size_t done = 0; done < chunk.size();) {
+        const ssize_t count = ::write(file, chunk.data() + done, chunk.size() - done);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return ErrnoError(errno, "write " + path);
+        done += static_cast<size_t>(count);
+      }
+      written += chunk.size();
+    }
+    if (written != entry.size_bytes) {
+      return DataLoss("{} has {} bytes in the store where its tree says {}", path, written,
+                      entry.size_bytes);
+    }
+    if (::fchmod(file, entry.mode) != 0) return ErrnoError(errno, "chmod " + path);
+    return absl::OkStatus();
+  }
+
+  FileObjects& objects_;
+  const int root_;
+  StatCache fresh_;
+  FileHasher hasher_;
+  int temporaries_ = 0;
+};
+
+absl::StatusOr<UniqueFd> OpenRoot(const std::filesystem::path& directory) {
+  UniqueFd root(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!root.valid()) return ErrnoError(errno, "open workspace " + directory.string());
+  return root;
+}
+
+}  // namespace
+
+FileStamp StampOf(const struct stat& status) {
+  return {status.st_dev, status.st_ino, static_cast<uint64_t>(status.st_size),
+          status.st_mtim.tv_sec * kNsPerSecond + status.st_mtim.tv_nsec,
+          status.st_ctim.tv_sec * kNsPerSecond + status.st_ctim.tv_nsec};
+}
+
+// Programs can set mtime, so ctime decides.
+bool IsSettled(const FileStamp& stamp, int64_t now_ns) {
+  return stamp.ctime_ns + kSettledNs < now_ns;
+}
+
+std::shared_ptr<Workspaces::Slot> Workspaces::SlotOf(const std::filesystem::path& directory) {
+  std::error_code error;
+  std::filesystem::path canonical = std::filesystem::weakly_canonical(directory, error);
+  if (error) canonical = directory;
+  std::lock_guard lock(mutex_);
+  std::shared_ptr<Slot>& slot = slots_[canonical.string()];
+  if (slot == nullptr) slot = std::make_shared<Slot>();
+  return slot;
+}
+
+void Workspaces::ForgetCaches() {
+  std::lock_guard lock(mutex_);
+  slots_.clear();
+}
+
+absl::StatusOr<TreeId> Workspaces::Snapshot(const std::filesystem::path& directory) {
+  const std::shared_ptr<Slot> slot = SlotOf(directory);
+  std::lock_guard lock(slot->mutex);
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenRoot(directory));
+  Snapshotter snapshotter(objects_, slot->cache, special_files_skipped_, files_read_);
+  absl::StatusOr<TreeId> tree = snapshotter.Run(root.get());
+  if (!tree.ok()) return Annotate(tree.status(), "snapshot of " + directory.string());
+  slot->cache = snapshotter.TakeCache();
+  return tree;
+}
+
+absl::Status Workspaces::Restore(const TreeId& tree, const std::filesystem::path& directory) {
+  const std::shared_ptr<Slot> slot = SlotOf(directory);
+  std::lock_guard lock(slot->mutex);
+  if (!objects_.Contains(tree)) return NotFound("workspace tree {} is not stored", Hex(tree));
+  if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return ErrnoError(errno, "create workspace " + directory.string());
+  }
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenRoot(directory));
+  Restorer restorer(objects_, root.get(), slot->cache, files_read_);
+  return Annotate(restorer.Directory(root.get(), tree, "", 0), "restore to " + directory.string());
+}
+
+}  // namespace agentd::sessions::internal
