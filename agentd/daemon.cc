@@ -1,0 +1,341 @@
+#include "agentd/daemon.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <random>
+#include <system_error>
+#include <utility>
+
+#include "agentd/event_kinds.h"
+#include "agentd/hold.h"
+#include "agentd/rpc_status.h"
+#include "agentd/turn.h"
+#include "agentd/workspace_import.h"
+#include "base/status.h"
+#include "sessions/crash_point.h"
+
+namespace agentd::daemon {
+namespace {
+
+using sessions::NewEvent;
+using sessions::internal::CrashPoint;
+
+constexpr int kDefaultPage = 100;
+constexpr int kMaxPage = 1000;
+constexpr char kVersion[] = "0.1.0";
+
+uint64_t DrawSeed() {
+  std::random_device random;
+  return (static_cast<uint64_t>(random()) << 32) | random();
+}
+
+absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* field) {
+  sessions::Point out;
+  if (point.at_case() == v1::Point::kSeq) out.seq = point.seq();
+  if (point.at_case() == v1::Point::kPosition) {
+    if (point.position() < 0) return InvalidArgument("{}.position: below 0", field);
+    out.position = point.position();
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id,
+                                            const std::string& text) {
+  ASSIGN_OR_RETURN(Hold hold, Acquire(session_id));
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return absl::UnavailableError("the daemon is shutting down");
+  }
+  if (!text.empty() && hold.hot->transcript.phase() != Phase::kIdle) {
+    // A new message instead of going on: the open turn ends first.
+    RETURN_IF_ERROR(CloseTurn(hold));
+  }
+  RETURN_IF_ERROR(StartTurn(hold, text));
+  Started started;
+  started.session = hold.session;
+  started.turn_seq = hold.hot->transcript.turn_started_seq();
+  Launch(std::move(hold));
+  return started;
+}
+
+// Makes the turn's beginning durable: from here on a crash goes on with it.
+absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
+  Transcript& transcript = hold.hot->transcript;
+  if (text.empty()) {
+    if (transcript.phase() == Phase::kIdle) {
+      return WithReason(
+          FailedPrecondition("session {}: no turn was interrupted; give a text", hold.session->id),
+          "NO_TURN");
+    }
+    return Commit(hold, {}, v1::SessionMeta::RUNNING);
+  }
+  absl::StatusOr<std::vector<TokenId>> prompt = transcript.RenderWithUserMessage(text);
+  if (!prompt.ok()) return Annotate(prompt.status(), "session " + hold.session->id);
+  const size_t after = transcript.tokens().size() + prompt->size();
+  if (static_cast<int64_t>(after) >= model_->context_limit_tokens) {
+    return WithReason(
+        Error(absl::StatusCode::kResourceExhausted,
+              "session {}: the context has {} tokens and this message {}; the model takes {}. "
+              "Shorten it, rewind, or start another session",
+              hold.session->id, transcript.tokens().size(), prompt->size(),
+              model_->context_limit_tokens),
+        "CONTEXT_FULL");
+  }
+  v1::TurnStarted started;
+  started.set_turn(transcript.turns() + 1);
+  v1::UserMessage message;
+  message.set_text(text);
+  CrashPoint("agentd.turn_starting");
+  RETURN_IF_ERROR(Commit(hold,
+                         {MakeEvent(started), MakeEvent(message),
+                          NewEvent::Tokens(std::move(prompt).value(), /*sampled=*/false)},
+                         v1::SessionMeta::RUNNING));
+  CrashPoint("agentd.turn_started");
+  return absl::OkStatus();
+}
+
+void Daemon::Launch(Hold hold) {
+  std::shared_ptr<Session> session = hold.session;
+  auto turn = std::make_shared<Turn>(runtime_, session, std::move(hold.hot));
+  hold.Release();  // the turn gives the session back
+  std::shared_ptr<Turn> previous;
+  {
+    std::lock_guard lock(session->mutex);
+    previous = std::exchange(session->turn, turn);
+  }
+  session->hub->SetRunning(true);
+  turn->Start();
+  bool stopping = false;
+  {
+    std::lock_guard lock(mutex_);
+    stopping = stopping_;
+  }
+  if (stopping) turn->Park();
+}
+
+// Ends the interrupted turn as cancelled.
+absl::Status Daemon::CloseTurn(Hold& hold) {
+  Turn turn(runtime_, hold.session, std::move(hold.hot));
+  ASSIGN_OR_RETURN(hold.hot, turn.CloseNow());
+  std::lock_guard lock(hold.session->mutex);
+  hold.session->meta.set_phase(v1::SessionMeta::IDLE);
+  return absl::OkStatus();
+}
+
+void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Status)> done) {
+  absl::StatusOr<std::shared_ptr<Session>> session = Find(session_id);
+  if (!session.ok()) return done(session.status());
+  std::shared_ptr<Turn> turn;
+  {
+    std::lock_guard lock((*session)->mutex);
+    if ((*session)->hub->view().running) turn = (*session)->turn;
+  }
+  if (turn) {
+    turn->Cancel();
+    turn->OnDone([done = std::move(done)] { done(absl::OkStatus()); });
+    return;
+  }
+  absl::StatusOr<Hold> hold = Acquire(session_id);
+  if (!hold.ok()) return done(hold.status());
+  if (hold->hot->transcript.phase() == Phase::kIdle) {
+    return done(
+        WithReason(FailedPrecondition("session {}: no turn is running", session_id), "NO_TURN"));
+  }
+  done(CloseTurn(*hold));
+}
+
+absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& request) {
+  ASSIGN_OR_RETURN(v1::SessionConfig config,
+                   ResolveConfig(request.config(), model_->defaults, tool_names_));
+  sessions::NewSession fresh;
+  fresh.owner = runtime_.owner;
+  fresh.seed = config.seed();
+  v1::SessionMeta meta = MetaOf(config, v1::SessionMeta::IDLE);
+  fresh.meta = meta.SerializeAsString();
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Create(fresh));
+  std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
+  absl::Status filled = FillWorkspace(*session, request.import_directory());
+  if (!filled.ok()) {
+    // The caller never learnt the id: nothing of the session stays.
+    absl::Status deleted = Delete(session->id);
+    if (!deleted.ok()) spdlog::warn("session {}: {}", session->id, Text(deleted));
+    return filled;
+  }
+  return Describe(*session);
+}
+
+absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_directory) {
+  const std::filesystem::path workspace = runtime_.WorkspaceOf(session.id);
+  std::error_code error;
+  std::filesystem::create_directories(workspace, error);
+  if (error) return ErrnoError(error.value(), "create directory " + workspace.string());
+  if (!import_directory.empty()) {
+    RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
+  }
+  ASSIGN_OR_RETURN(sessions::TreeId tree, store_->SnapshotWorkspace(workspace));
+  ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
+  RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(tree)}, v1::SessionMeta::IDLE));
+  hold.hot->workspace_ready = true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Session> Daemon::Get(const std::string& session_id) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
+  return Describe(*session);
+}
+
+absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequest& request) {
+  if (request.page_size() < 0 || request.page_size() > kMaxPage) {
+    return InvalidArgument("page_size: {} is not between 0 and {}", request.page_size(), kMaxPage);
+  }
+  const int limit = request.page_size() == 0 ? kDefaultPage : request.page_size();
+  ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
+                   store_->List(runtime_.owner, request.page_token(), limit));
+  v1::ListSessionsResponse response;
+  for (const sessions::SessionInfo& info : infos) {
+    std::shared_ptr<Session> known;
+    {
+      std::lock_guard lock(mutex_);
+      auto it = sessions_.find(info.id);
+      if (it != sessions_.end()) known = it->second;
+    }
+    if (known) {
+      *response.add_sessions() = Describe(*known);
+      continue;
+    }
+    absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
+    if (!meta.ok()) spdlog::warn("{}", Text(meta.status()));
+    *response.add_sessions() = Describe(info, meta.value_or(v1::SessionMeta()), /*running=*/false);
+  }
+  if (static_cast<int>(infos.size()) == limit) response.set_next_page_token(infos.back().id);
+  return response;
+}
+
+absl::Status Daemon::Delete(const std::string& session_id) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
+  std::shared_ptr<Turn> turn;
+  {
+    std::lock_guard lock(session->mutex);
+    if (session->busy) return TurnRunning(session_id);
+    session->busy = true;  // for good
+    turn = std::exchange(session->turn, nullptr);
+  }
+  if (turn) turn->Join();
+  absl::Status status = store_->Delete(session_id);
+  if (!status.ok()) {
+    std::lock_guard lock(session->mutex);
+    session->busy = false;
+    return status;
+  }
+  CrashPoint("agentd.deleted");
+  scheduler_->Drop(session_id);
+  session->hub->SetDeleted();
+  {
+    std::lock_guard lock(mutex_);
+    sessions_.erase(session_id);
+  }
+  std::error_code error;
+  std::filesystem::remove_all(runtime_.WorkspaceOf(session_id), error);
+  if (error) spdlog::warn("session {}: workspace not removed: {}", session_id, error.message());
+  std::filesystem::remove(runtime_.LockOf(session_id), error);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Session> Daemon::Fork(const v1::ForkSessionRequest& request) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Session> parent, Find(request.session_id()));
+  ASSIGN_OR_RETURN(sessions::Point point, ToPoint(request.at(), "at"));
+  if (!point.seq && !point.position) point.seq = parent->hub->view().last_seq;
+  uint64_t parent_seed = 0;
+  v1::SessionConfig config;
+  {
+    std::lock_guard lock(parent->mutex);
+    parent_seed = parent->info.seed;
+    config = parent->meta.config();
+  }
+  if (!request.title().empty()) config.set_title(request.title());
+  sessions::NewSession fresh;
+  fresh.owner = runtime_.owner;
+  fresh.seed = request.has_seed() ? request.seed() : request.keep_seed() ? parent_seed : DrawSeed();
+  config.set_seed(fresh.seed);
+  // Until its log has been looked at, the fork counts as being inside a turn.
+  v1::SessionMeta meta = MetaOf(config, v1::SessionMeta::INTERRUPTED);
+  fresh.meta = meta.SerializeAsString();
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Fork(parent->id, point, fresh));
+  CrashPoint("agentd.forked");
+  std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
+  ASSIGN_OR_RETURN(Hold hold, Acquire(session->id));
+  RETURN_IF_ERROR(Settle(hold, parent_seed, /*rewound=*/nullptr));
+  return Describe(*session);
+}
+
+absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& request) {
+  ASSIGN_OR_RETURN(sessions::Point point, ToPoint(request.to(), "to"));
+  if (!point.seq && !point.position) return InvalidArgument("to: give a seq or a position");
+  ASSIGN_OR_RETURN(Hold hold, Acquire(request.session_id()));
+  Session& session = *hold.session;
+  const uint64_t old_seed = hold.hot->seed;
+  const uint64_t seed = request.has_seed()    ? request.seed()
+                        : request.keep_seed() ? old_seed
+                                              : DrawSeed();
+  v1::Rewound rewound;
+  rewound.set_from_timeline(session.hub->view().timeline);
+  CrashPoint("agentd.rewinding");
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Rewind(session.id, point, seed));
+  CrashPoint("agentd.rewound");
+  scheduler_->Drop(session.id);
+  rewound.set_timeline(info.timeline);
+  rewound.set_to_seq(info.last_seq);
+  rewound.set_to_position(info.tokens);
+  session.hub->Rewound(info.timeline, info.last_seq);
+  v1::SessionConfig config;
+  {
+    std::lock_guard lock(session.mutex);
+    config = session.meta.config();
+  }
+  hold.hot.reset();
+  ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, session, config));
+  RETURN_IF_ERROR(Settle(hold, old_seed, &rewound));
+  return Describe(session);
+}
+
+absl::StatusOr<v1::ServerInfo> Daemon::Info() {
+  ASSIGN_OR_RETURN(sessions::StoreStats stats, store_->Stats());
+  v1::ServerInfo info;
+  info.set_version(kVersion);
+  info.set_model(model_->name);
+  info.set_model_fingerprint(model_->fingerprint_hex);
+  info.set_numerics_id(model_->numerics_id);
+  info.set_context_limit_tokens(model_->context_limit_tokens);
+  info.set_sessions(stats.live_sessions);
+  info.set_store_bytes(stats.directory_bytes);
+  info.set_pid(::getpid());
+  info.set_data_directory(options_.data.string());
+  info.set_uptime_ms(std::chrono::duration_cast<std::chrono::milliseconds>(
+                         std::chrono::steady_clock::now() - started_)
+                         .count());
+  for (const tools::Tool* tool : registry_.tools()) {
+    v1::ToolInfo& out = *info.add_tools();
+    out.set_name(tool->spec().name);
+    out.set_schema_json(tool->spec().schema);
+    out.set_read_only(tool->spec().flags.read_only);
+    out.set_workspace_only(tool->spec().flags.workspace_only);
+    out.set_idempotent(tool->spec().flags.idempotent);
+  }
+  for (const sandbox::Wall& wall : walls_) {
+    v1::Wall& out = *info.add_walls();
+    out.set_name(wall.name);
+    out.set_required(wall.required);
+    out.set_available(wall.available);
+    out.set_detail(wall.detail);
+  }
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, session] : sessions_) {
+    if (session->hub->view().running) info.set_running_turns(info.running_turns() + 1);
+  }
+  return info;
+}
+
+}  // namespace agentd::daemon

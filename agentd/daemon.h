@@ -1,0 +1,111 @@
+// The daemon without its network: sessions, their turns, and what a person can ask for. The API
+// layer translates to and from these calls.
+#ifndef AGENTD_AGENTD_DAEMON_H_
+#define AGENTD_AGENTD_DAEMON_H_
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "agentd/scheduler.h"
+#include "agentd/session.h"
+#include "agentd/v1/agentd.pb.h"
+#include "sandbox/sandbox.h"
+#include "sessions/store.h"
+#include "tools/tool.h"
+
+namespace agentd::daemon {
+
+struct DaemonOptions {
+  std::filesystem::path model;       // directory of the checkpoint
+  std::filesystem::path data;        // everything the daemon keeps; made if missing
+  std::filesystem::path helper_dir;  // agentd-init and agentd-tool; empty: beside the binary
+  bool resume = true;                // go on at once with turns that were under way
+  model::EngineOptions engine;
+  SchedulerOptions scheduler;
+  // Called when nothing can be acknowledged any more; the process should end.
+  std::function<void(const absl::Status&)> fatal;
+};
+
+// Every method may be called from any thread and may wait for the disk; none waits for the model,
+// except where it says so.
+class Daemon {
+ public:
+  // Loads the model, takes the data directory (one daemon at a time), goes on with turns that were
+  // under way. Errors name what is missing or held by whom.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonOptions options);
+  ~Daemon();
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+
+  // Turns stop where they are, with an anchor, and stay resumable; new ones are refused.
+  void Shutdown();
+
+  absl::StatusOr<v1::ServerInfo> Info();
+  absl::StatusOr<v1::Session> Create(const v1::CreateSessionRequest& request);
+  absl::StatusOr<v1::Session> Get(const std::string& session_id);
+  absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);
+  absl::Status Delete(const std::string& session_id);
+  absl::StatusOr<v1::Session> Fork(const v1::ForkSessionRequest& request);
+  absl::StatusOr<v1::Session> Rewind(const v1::RewindSessionRequest& request);
+
+  struct Started {
+    std::shared_ptr<Session> session;
+    uint64_t turn_seq = 0;  // of its TurnStarted
+  };
+  // Starts a turn with `text`, or goes on with an interrupted one without. The turn's beginning is
+  // durable on return.
+  absl::StatusOr<Started> Run(const std::string& session_id, const std::string& text);
+  // Ends the running (or interrupted) turn; `done` gets the outcome once that is durable, perhaps
+  // on another thread.
+  void Cancel(const std::string& session_id, std::function<void(absl::Status)> done);
+
+  // The session, brought into memory if need be. NotFound names it.
+  absl::StatusOr<std::shared_ptr<Session>> Find(const std::string& session_id);
+  const Runtime& runtime() const { return runtime_; }
+
+ private:
+  class Hold;
+  explicit Daemon(DaemonOptions options);
+  absl::Status Init();
+  absl::Status MakeDirectories();
+  absl::Status ResumeTurns();
+
+  std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
+  absl::Status FillWorkspace(Session& session, const std::string& import_directory);
+  absl::StatusOr<Hold> Acquire(const std::string& session_id);
+  absl::Status StartTurn(Hold& hold, const std::string& text);
+  absl::Status CloseTurn(Hold& hold);
+  void Launch(Hold hold);
+  absl::Status Commit(Hold& hold, std::vector<sessions::NewEvent> events,
+                      v1::SessionMeta::Phase phase);
+  absl::Status Settle(Hold& hold, uint64_t old_seed, const v1::Rewound* rewound);
+  void JoinTurns();
+  v1::Session Describe(Session& session);
+  v1::Session Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,
+                       bool running) const;
+
+  const DaemonOptions options_;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  tools::Registry registry_;
+  std::vector<std::string> tool_names_;
+  std::vector<sandbox::Wall> walls_;
+  std::unique_ptr<const ModelBundle> model_;
+  std::unique_ptr<sessions::Store> store_;
+  std::unique_ptr<Scheduler> scheduler_;
+  Runtime runtime_;
+
+  std::mutex mutex_;
+  bool stopping_ = false;                                     // guarded by mutex_
+  std::map<std::string, std::shared_ptr<Session>> sessions_;  // guarded by mutex_
+};
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_DAEMON_H_

@@ -1,0 +1,254 @@
+// The daemon's life: start, bringing sessions into memory, handing them out, shutting down.
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <system_error>
+#include <utility>
+
+#include "agentd/daemon.h"
+#include "agentd/event_kinds.h"
+#include "agentd/hold.h"
+#include "agentd/turn.h"
+#include "base/status.h"
+#include "sessions/crash_point.h"
+
+namespace agentd::daemon {
+namespace {
+
+using sessions::NewEvent;
+using sessions::internal::CrashPoint;
+
+constexpr int kListPage = 1000;
+
+}  // namespace
+
+Daemon::Daemon(DaemonOptions options) : options_(std::move(options)) {}
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
+  std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
+  RETURN_IF_ERROR(daemon->Init());
+  if (daemon->options_.resume) RETURN_IF_ERROR(daemon->ResumeTurns());
+  return daemon;
+}
+
+absl::Status Daemon::MakeDirectories() {
+  for (const char* name : {"", "workspaces", "locks"}) {
+    const std::filesystem::path directory = options_.data / name;
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    if (error) return ErrnoError(error.value(), "create directory " + directory.string());
+    // Other users have no business in anybody's sessions.
+    std::filesystem::permissions(directory, std::filesystem::perms::owner_all, error);
+    if (error) return ErrnoError(error.value(), "chmod " + directory.string());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::Init() {
+  RETURN_IF_ERROR(tools::AddBuiltinTools(registry_));
+  for (const tools::Tool* tool : registry_.tools()) tool_names_.push_back(tool->spec().name);
+  RETURN_IF_ERROR(MakeDirectories());
+  std::unique_ptr<model::Engine> engine;
+  ASSIGN_OR_RETURN(model_, ModelBundle::Load(options_.model, options_.engine, engine));
+  sessions::StoreOptions store_options;
+  store_options.kv_identity = model_->fingerprint_hex + " " + model_->numerics_id;
+  ASSIGN_OR_RETURN(store_, sessions::Store::Open(options_.data / "store", store_options));
+  for (model::LayerKind kind : engine->config().layer_kinds) {
+    runtime_.csa_layers += kind == model::LayerKind::kCsa ? 1 : 0;
+  }
+  scheduler_ = std::make_unique<Scheduler>(std::move(engine), options_.scheduler);
+  walls_ = sandbox::ProbeWalls(options_.helper_dir);
+  for (const sandbox::Wall& wall : walls_) {
+    if (!wall.required || wall.available) continue;
+    spdlog::warn("tools will not run: {}: {}", wall.name, wall.detail);
+  }
+  runtime_.store = store_.get();
+  runtime_.scheduler = scheduler_.get();
+  runtime_.model = model_.get();
+  runtime_.registry = &registry_;
+  runtime_.owner = fmt::format("uid:{}", ::getuid());
+  runtime_.data = options_.data;
+  runtime_.helper_dir = options_.helper_dir;
+  runtime_.fatal = options_.fatal;
+  return absl::OkStatus();
+}
+
+Daemon::~Daemon() {
+  Shutdown();
+  JoinTurns();
+}
+
+void Daemon::Shutdown() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  if (scheduler_) scheduler_->Park();
+  JoinTurns();
+}
+
+void Daemon::JoinTurns() {
+  std::vector<std::shared_ptr<Turn>> turns;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& [id, session] : sessions_) {
+      std::lock_guard session_lock(session->mutex);
+      if (session->turn) turns.push_back(std::exchange(session->turn, nullptr));
+    }
+  }
+  for (auto& turn : turns) turn->Park();
+  for (auto& turn : turns) turn->Join();
+}
+
+// Goes on with every turn that was under way when the last daemon stopped.
+absl::Status Daemon::ResumeTurns() {
+  std::string after;
+  for (;;) {
+    ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
+                     store_->List(runtime_.owner, after, kListPage));
+    for (const sessions::SessionInfo& info : infos) {
+      absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
+      if (!meta.ok()) {
+        spdlog::error("{}", Text(meta.status()));
+        continue;
+      }
+      if (meta->phase() != v1::SessionMeta::RUNNING && meta->phase() != v1::SessionMeta::PARKED) {
+        continue;
+      }
+      CrashPoint("agentd.resuming");
+      absl::StatusOr<Started> started = Run(info.id, "");
+      if (!started.ok()) {
+        spdlog::error("session {} does not go on: {}", info.id, Text(started.status()));
+      } else {
+        spdlog::info("session {} goes on", info.id);
+      }
+    }
+    if (static_cast<int>(infos.size()) < kListPage) return absl::OkStatus();
+    after = infos.back().id;
+  }
+}
+
+std::shared_ptr<Session> Daemon::Remember(sessions::SessionInfo info, v1::SessionMeta meta) {
+  std::lock_guard lock(mutex_);
+  std::shared_ptr<Session>& slot = sessions_[info.id];
+  if (!slot) slot = std::make_shared<Session>(std::move(info), std::move(meta));
+  return slot;
+}
+
+absl::StatusOr<std::shared_ptr<Session>> Daemon::Find(const std::string& session_id) {
+  {
+    std::lock_guard lock(mutex_);
+    auto it = sessions_.find(session_id);
+    if (it != sessions_.end()) return it->second;
+  }
+  absl::StatusOr<sessions::SessionInfo> info = store_->Get(session_id);
+  if (absl::IsNotFound(info.status()) || (info.ok() && info->owner != runtime_.owner)) {
+    return NotFound("session {} does not exist", session_id);
+  }
+  if (!info.ok()) return info.status();
+  ASSIGN_OR_RETURN(v1::SessionMeta meta, ParseMeta(*info));
+  return Remember(std::move(info).value(), std::move(meta));
+}
+
+absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
+  Hold hold(nullptr, nullptr);
+  v1::SessionMeta meta;
+  {
+    std::lock_guard lock(session->mutex);
+    if (session->busy) return TurnRunning(session_id);
+    session->busy = true;
+    hold.session = session;
+    hold.hot = std::move(session->hot);
+    meta = session->meta;
+  }
+  if (!hold.hot) {
+    ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, *session, meta.config()));
+    // Nobody in this process stopped this turn, and the last one did not say good-bye.
+    hold.hot->after_crash = meta.phase() == v1::SessionMeta::RUNNING;
+  }
+  return hold;
+}
+
+// Writes durably, then folds and publishes what was written.
+absl::Status Daemon::Commit(Hold& hold, std::vector<NewEvent> events,
+                            v1::SessionMeta::Phase phase) {
+  Session& session = *hold.session;
+  v1::SessionMeta meta;
+  {
+    std::lock_guard lock(session.mutex);
+    meta = MetaOf(session.meta.config(), phase);
+  }
+  sessions::Commit commit;
+  commit.timeline = session.hub->view().timeline;
+  commit.events = std::move(events);
+  commit.session_meta = meta.SerializeAsString();
+  absl::StatusOr<sessions::CommitResult> result = store_->CommitSync(std::move(commit));
+  absl::Status status = result.status();
+  if (result.ok()) {
+    for (const sessions::Event& event : result->events) {
+      if (status.ok()) status = hold.hot->transcript.Apply(event);
+    }
+    session.hub->Publish(result->events);
+  }
+  if (!status.ok()) {
+    hold.hot.reset();
+    return status;
+  }
+  std::lock_guard lock(session.mutex);
+  session.meta = std::move(meta);
+  return absl::OkStatus();
+}
+
+// After a fork or a rewind: logs what changed, says whether the point is inside a turn, puts the
+// workspace there too.
+absl::Status Daemon::Settle(Hold& hold, uint64_t old_seed, const v1::Rewound* rewound) {
+  std::vector<NewEvent> events;
+  if (rewound != nullptr) events.push_back(MakeEvent(*rewound));
+  if (hold.hot->seed != old_seed) {
+    v1::SeedChanged changed;
+    changed.set_seed(hold.hot->seed);
+    events.push_back(MakeEvent(changed));
+  }
+  const bool inside = hold.hot->transcript.phase() != Phase::kIdle;
+  RETURN_IF_ERROR(Commit(hold, std::move(events),
+                         inside ? v1::SessionMeta::INTERRUPTED : v1::SessionMeta::IDLE));
+  return EnsureWorkspace(runtime_, hold.session->id, *hold.hot);
+}
+
+v1::Session Daemon::Describe(Session& session) {
+  const EventHub::View view = session.hub->view();
+  sessions::SessionInfo info;
+  v1::SessionMeta meta;
+  {
+    std::lock_guard lock(session.mutex);
+    info = session.info;
+    meta = session.meta;
+  }
+  // The store knows the newest counts; what is in memory serves while it cannot be read.
+  absl::StatusOr<sessions::SessionInfo> newest = store_->Get(session.id);
+  if (newest.ok()) info = std::move(newest).value();
+  return Describe(info, meta, view.running);
+}
+
+v1::Session Daemon::Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,
+                             bool running) const {
+  v1::Session out;
+  out.set_id(info.id);
+  *out.mutable_config() = meta.config();
+  out.set_state(running                                 ? v1::SESSION_STATE_RUNNING
+                : meta.phase() == v1::SessionMeta::IDLE ? v1::SESSION_STATE_IDLE
+                                                        : v1::SESSION_STATE_INTERRUPTED);
+  out.set_created_us(info.created_us);
+  out.set_updated_us(info.updated_us);
+  out.set_last_seq(info.last_seq);
+  out.set_tokens(info.tokens);
+  out.set_workspace(runtime_.WorkspaceOf(info.id).string());
+  out.set_forked_from(info.forked_from);
+  out.set_forked_at_seq(info.forked_at_seq);
+  out.set_timeline(info.timeline);
+  out.set_seed(info.seed);
+  return out;
+}
+
+}  // namespace agentd::daemon

@@ -1,0 +1,168 @@
+#include "agentd/event_feed.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "agentd/event_kinds.h"
+#include "base/sha256.h"
+#include "base/status.h"
+
+namespace agentd::daemon {
+namespace {
+
+constexpr int kEventsPerRead = 128;
+
+template <typename Message>
+void Copy(const sessions::Event& event, Message* out) {
+  // A payload that another version wrote differently still has its number, time and position.
+  if (!out->ParseFromString(event.payload)) out->Clear();
+}
+
+}  // namespace
+
+void EventRenderer::RenderTokens(const sessions::Event& event, v1::Tokens& out) {
+  out.set_sampled(event.sampled);
+  out.mutable_ids()->Add(event.tokens.begin(), event.tokens.end());
+  if (!event.sampled) {
+    output_.reset();
+    if (!event.tokens.empty()) last_prompt_token_ = event.tokens.back();
+    out.set_text(model_->tokenizer->Decode(event.tokens));
+    return;
+  }
+  if (!output_) output_.emplace(*model_, last_prompt_token_ == model_->special.think);
+  OutputReader::Delta delta;
+  for (TokenId token : event.tokens) output_->Feed(token, delta);
+  out.set_text(delta.text);
+  out.set_content(delta.content);
+  out.set_reasoning(delta.reasoning);
+}
+
+v1::Event EventRenderer::Render(const sessions::Event& event, sessions::TimelineId timeline) {
+  v1::Event out;
+  out.set_seq(event.seq);
+  out.set_time_us(event.time_us);
+  out.set_position(event.position);
+  out.set_session_id(session_id_);
+  out.set_timeline(timeline);
+  switch (event.kind) {
+    case static_cast<uint8_t>(sessions::EventKind::kTokens):
+      RenderTokens(event, *out.mutable_tokens());
+      break;
+    case static_cast<uint8_t>(sessions::EventKind::kWorkspace): {
+      Sha256Digest tree{};
+      std::copy_n(event.payload.begin(), std::min(event.payload.size(), tree.size()), tree.begin());
+      out.mutable_workspace()->set_tree(Hex(tree));
+      break;
+    }
+    case KindOf<v1::UserMessage>::value:
+      Copy(event, out.mutable_user_message());
+      break;
+    case KindOf<v1::TurnStarted>::value:
+      Copy(event, out.mutable_turn_started());
+      break;
+    case KindOf<v1::ToolStarted>::value:
+      Copy(event, out.mutable_tool_started());
+      break;
+    case KindOf<v1::ToolFinished>::value:
+      Copy(event, out.mutable_tool_finished());
+      break;
+    case KindOf<v1::TurnFinished>::value:
+      Copy(event, out.mutable_turn_finished());
+      break;
+    case KindOf<v1::Resumed>::value:
+      Copy(event, out.mutable_resumed());
+      break;
+    case KindOf<v1::Rewound>::value:
+      Copy(event, out.mutable_rewound());
+      break;
+    case KindOf<v1::SeedChanged>::value:
+      Copy(event, out.mutable_seed_changed());
+      break;
+    case KindOf<v1::Note>::value:
+      Copy(event, out.mutable_note());
+      break;
+    default:
+      out.mutable_note()->set_text("an event of a newer version");
+      break;
+  }
+  return out;
+}
+
+EventFeed::EventFeed(const Runtime& runtime, std::shared_ptr<Session> session, uint64_t from_seq,
+                     uint64_t message_start, sessions::TimelineId timeline)
+    : runtime_(runtime),
+      session_(std::move(session)),
+      renderer_(*runtime.model, session_->id),
+      next_seq_(std::max<uint64_t>(std::min(message_start, from_seq), 1)),
+      from_seq_(std::max<uint64_t>(from_seq, 1)) {
+  const EventHub::View view = session_->hub->view();
+  timeline_ = timeline == 0 ? view.timeline : timeline;
+  cuts_ = view.cuts;
+}
+
+// The session went on on another timeline: the client is told where the two part, then gets the
+// new one's events from there.
+absl::Status EventFeed::Switch(const EventHub::View& view, std::vector<v1::Event>& out) {
+  uint64_t kept = 0;
+  int64_t kept_position = 0;
+  for (uint64_t next = 1; next <= view.last_seq;) {
+    ASSIGN_OR_RETURN(std::vector<sessions::Event> events,
+                     runtime_.store->ReadEvents(view.timeline, next, kEventsPerRead));
+    if (events.empty()) break;
+    for (const sessions::Event& event : events) {
+      if (event.kind != KindOf<v1::Rewound>::value) continue;
+      v1::Rewound rewound;
+      Copy(event, &rewound);
+      kept = rewound.to_seq();
+      kept_position = rewound.to_position();
+      if (rewound.from_timeline() == timeline_) break;
+    }
+    next = events.back().seq + 1;
+  }
+  v1::Event event;
+  event.set_session_id(session_->id);
+  event.set_timeline(view.timeline);
+  event.mutable_rewound()->set_timeline(view.timeline);
+  event.mutable_rewound()->set_from_timeline(timeline_);
+  event.mutable_rewound()->set_to_seq(kept);
+  event.mutable_rewound()->set_to_position(kept_position);
+  out.push_back(std::move(event));
+  timeline_ = view.timeline;
+  cuts_ = view.cuts;
+  from_seq_ = std::min(from_seq_, kept + 1);
+  next_seq_ = 1;
+  renderer_ = EventRenderer(*runtime_.model, session_->id);
+  return absl::OkStatus();
+}
+
+absl::Status EventFeed::Next(std::vector<v1::Event>& out, bool& caught_up) {
+  const EventHub::View view = session_->hub->view();
+  caught_up = false;
+  if (view.deleted) return NotFound("session {} was deleted", session_->id);
+  if (view.timeline != timeline_) RETURN_IF_ERROR(Switch(view, out));
+  if (next_seq_ > view.last_seq) {
+    caught_up = true;
+    return absl::OkStatus();
+  }
+  std::vector<sessions::Event> events =
+      session_->hub->Recent(view.timeline, next_seq_, kEventsPerRead);
+  if (events.empty()) {
+    ASSIGN_OR_RETURN(events, runtime_.store->ReadEvents(view.timeline, next_seq_, kEventsPerRead));
+  }
+  for (const sessions::Event& event : events) {
+    // The store may hold more than what was published: those come with their own news.
+    if (event.seq > view.last_seq) break;
+    v1::Event rendered = renderer_.Render(event, view.timeline);
+    next_seq_ = event.seq + 1;
+    if (event.seq < from_seq_) continue;
+    from_seq_ = next_seq_;
+    out.push_back(std::move(rendered));
+  }
+  if (events.empty()) {
+    return DataLoss("session {}: event {} of {} is missing", session_->id, next_seq_,
+                    view.last_seq);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::daemon

@@ -1,0 +1,36 @@
+// The right to work on one session: taken by whoever changes it, one at a time.
+#ifndef AGENTD_AGENTD_HOLD_H_
+#define AGENTD_AGENTD_HOLD_H_
+
+#include <memory>
+#include <utility>
+
+#include "agentd/daemon.h"
+#include "agentd/session.h"
+
+namespace agentd::daemon {
+
+// Gives the session back when destroyed. After a failed commit `hot` must be null: then the next
+// holder reads the state from the store.
+class Daemon::Hold {
+ public:
+  Hold(std::shared_ptr<Session> s, std::unique_ptr<HotState> h)
+      : session(std::move(s)), hot(std::move(h)) {}
+  Hold(Hold&&) = default;
+  Hold& operator=(Hold&&) = delete;
+  ~Hold() {
+    if (!session) return;
+    std::lock_guard lock(session->mutex);
+    session->hot = std::move(hot);
+    session->busy = false;
+  }
+  // Somebody else gives it back.
+  void Release() { session.reset(); }
+
+  std::shared_ptr<Session> session;
+  std::unique_ptr<HotState> hot;
+};
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_HOLD_H_

@@ -1,0 +1,175 @@
+// agentd: the daemon.
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <string>
+
+#include "agentd/daemon.h"
+#include "agentd/server.h"
+#include "base/status.h"
+
+namespace {
+
+using agentd::Text;
+
+// Exit codes: what a script needs to tell apart.
+constexpr int kExitOk = 0;
+constexpr int kExitFailed = 1;    // anything not listed below
+constexpr int kExitUsage = 2;     // command line
+constexpr int kExitBadInput = 3;  // model directory or configuration missing or wrong
+constexpr int kExitHeld = 4;      // another daemon has the socket or the data directory
+constexpr int kExitStore = 5;     // the store is damaged, full, or cannot sync
+
+struct Flags {
+  std::string model;
+  std::string data;
+  std::string socket;
+  std::string resume = "auto";
+  std::string log_level = "info";
+  std::string helper_dir;
+  int threads = 0;
+  int batch_tokens = 512;
+  int ready_fd = -1;
+};
+
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+      return kExitBadInput;
+    case absl::StatusCode::kFailedPrecondition:
+      return kExitHeld;
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnavailable:
+      return kExitStore;
+    default:
+      return kExitFailed;
+  }
+}
+
+int Fail(const absl::Status& status) {
+  spdlog::critical("{}", Text(status));
+  return ExitCode(status);
+}
+
+void DefineFlags(CLI::App& app, Flags& flags) {
+  app.add_option(
+         "--model", flags.model,
+         "Directory of a DeepSeek-V4 checkpoint (config.json, tokenizer.json, *.safetensors)")
+      ->required();
+  app.add_option("--data", flags.data, "Directory for sessions and workspaces; made if missing")
+      ->required();
+  app.add_option("--socket", flags.socket,
+                 "Unix socket (default: $XDG_RUNTIME_DIR/agentd.sock, else DATA/agentd.sock)");
+  app.add_option("--resume", flags.resume,
+                 "Turns that were under way: go on at once, or wait for Run")
+      ->check(CLI::IsMember({"auto", "manual"}))
+      ->capture_default_str();
+  app.add_option("--threads", flags.threads, "Threads of the engine (0: one per core)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--log-level", flags.log_level, "trace, debug, info, warning, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}))
+      ->capture_default_str();
+  app.add_option("--helper-dir", flags.helper_dir,
+                 "Where agentd-init and agentd-tool are (default: beside agentd)");
+  app.add_option("--ready-fd", flags.ready_fd,
+                 "Descriptor that gets the line \"ready SOCKET\" once calls are served");
+}
+
+std::filesystem::path SocketPath(const Flags& flags) {
+  if (!flags.socket.empty()) return flags.socket;
+  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && *runtime != 0) {
+    return std::filesystem::path(runtime) / "agentd.sock";
+  }
+  return std::filesystem::path(flags.data) / "agentd.sock";
+}
+
+void SayReady(const Flags& flags, const std::filesystem::path& socket) {
+  const std::string line = "ready " + socket.string() + "\n";
+  spdlog::info("ready {}", socket.string());
+  if (flags.ready_fd < 0) return;
+  (void)!::write(flags.ready_fd, line.data(), line.size());
+  ::close(flags.ready_fd);
+}
+
+// Signals are taken by waiting for them: nothing runs in a handler.
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGUSR1);  // from ourselves: the store can acknowledge nothing any more
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+int Serve(const Flags& flags) {
+  const sigset_t signals = BlockSignals();
+  std::error_code error;
+  const std::filesystem::path data = std::filesystem::absolute(flags.data, error);
+  std::filesystem::create_directories(data, error);
+  if (error) return Fail(agentd::ErrnoError(error.value(), "create directory " + data.string()));
+  const std::filesystem::path socket = SocketPath(flags);
+  auto listener = agentd::daemon::UnixListener::Bind(socket);
+  if (!listener.ok()) return Fail(listener.status());
+
+  std::atomic<bool> store_failed{false};
+  agentd::daemon::DaemonOptions options;
+  options.model = flags.model;
+  options.data = data;
+  options.helper_dir = flags.helper_dir;
+  options.resume = flags.resume == "auto";
+  options.engine.threads = flags.threads;
+  options.scheduler.batch_tokens = flags.batch_tokens;
+  options.fatal = [&store_failed](const absl::Status& status) {
+    if (store_failed.exchange(true)) return;
+    spdlog::critical("stopping: {}", Text(status));
+    ::kill(::getpid(), SIGUSR1);
+  };
+  auto daemon = agentd::daemon::Daemon::Start(std::move(options));
+  if (!daemon.ok()) return Fail(daemon.status());
+  auto server = agentd::daemon::Server::Start(daemon->get(), std::move(listener).value(), {});
+  if (!server.ok()) return Fail(server.status());
+  SayReady(flags, socket);
+
+  int signal_number = 0;
+  sigwait(&signals, &signal_number);
+  spdlog::info("stopping; turns under way will go on with the next start");
+  (*daemon)->Shutdown();
+  (*server)->Stop(std::chrono::seconds(2));
+  server->reset();
+  daemon->reset();
+  return store_failed.load() ? kExitStore : kExitOk;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("agentd: runs long-lived agents on DeepSeek-V4; sessions survive any crash");
+  app.footer(
+      "Exit codes: 0 stopped by a signal, 2 command line, 3 model or configuration, 4 another "
+      "daemon holds the socket or the data, 5 store damaged, full or unable to sync, 1 anything "
+      "else.");
+  Flags flags;
+  DefineFlags(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {  // CLI11's way to report; ours is the exit code
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("agentd"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v");
+  spdlog::set_level(spdlog::level::from_str(flags.log_level));
+  return Serve(flags);
+}

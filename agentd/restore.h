@@ -1,0 +1,30 @@
+// Reads from the store the state from which a context can go on.
+#ifndef AGENTD_AGENTD_RESTORE_H_
+#define AGENTD_AGENTD_RESTORE_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "agentd/scheduler.h"
+#include "sessions/store.h"
+
+namespace agentd::daemon {
+
+struct Restored {
+  std::optional<StoredState> state;  // none: start from the first token
+  int64_t covered = 0;               // the furthest position that the store offered
+};
+
+// The furthest intact state at or before `max_position`, all of it read and verified. A damaged or
+// missing value makes it fall back to an earlier one: it costs time, never an error. Errors are the
+// store's own. `csa_layers`: parts after the index part in every block.
+absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
+                                          std::span<const TokenId> tokens, int64_t max_position,
+                                          int csa_layers);
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_RESTORE_H_

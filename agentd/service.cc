@@ -1,0 +1,96 @@
+#include "agentd/service.h"
+
+#include <boost/asio/post.hpp>
+#include <utility>
+
+#include "agentd/event_stream.h"
+#include "agentd/rpc_status.h"
+
+namespace agentd::daemon {
+namespace {
+
+void Assign(absl::Status status, google::protobuf::Message*, grpc::ServerUnaryReactor* reactor) {
+  reactor->Finish(ToGrpc(status));
+}
+
+template <typename Response>
+void Assign(absl::StatusOr<Response> result, Response* response,
+            grpc::ServerUnaryReactor* reactor) {
+  if (result.ok()) *response = std::move(result).value();
+  reactor->Finish(ToGrpc(result.status()));
+}
+
+}  // namespace
+
+// Request, response and context live until Finish.
+template <typename Response, typename Call>
+grpc::ServerUnaryReactor* AgentdService::Unary(Context* context, Response* response, Call call) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  boost::asio::post(
+      *pool_, [response, reactor, call = std::move(call)] { Assign(call(), response, reactor); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* AgentdService::GetServerInfo(Context* context,
+                                                       const v1::GetServerInfoRequest*,
+                                                       v1::ServerInfo* response) {
+  return Unary(context, response, [this] { return daemon_->Info(); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::CreateSession(Context* context,
+                                                       const v1::CreateSessionRequest* request,
+                                                       v1::Session* response) {
+  return Unary(context, response, [this, request] { return daemon_->Create(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::GetSession(Context* context,
+                                                    const v1::GetSessionRequest* request,
+                                                    v1::Session* response) {
+  return Unary(context, response, [this, request] { return daemon_->Get(request->session_id()); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::ListSessions(Context* context,
+                                                      const v1::ListSessionsRequest* request,
+                                                      v1::ListSessionsResponse* response) {
+  return Unary(context, response, [this, request] { return daemon_->List(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::DeleteSession(Context* context,
+                                                       const v1::DeleteSessionRequest* request,
+                                                       v1::DeleteSessionResponse* response) {
+  return Unary(context, response,
+               [this, request] { return daemon_->Delete(request->session_id()); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::ForkSession(Context* context,
+                                                     const v1::ForkSessionRequest* request,
+                                                     v1::Session* response) {
+  return Unary(context, response, [this, request] { return daemon_->Fork(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::RewindSession(Context* context,
+                                                       const v1::RewindSessionRequest* request,
+                                                       v1::Session* response) {
+  return Unary(context, response, [this, request] { return daemon_->Rewind(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::Cancel(Context* context, const v1::CancelRequest* request,
+                                                v1::CancelResponse*) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  boost::asio::post(*pool_, [this, request, reactor] {
+    daemon_->Cancel(request->session_id(),
+                    [reactor](const absl::Status& status) { reactor->Finish(ToGrpc(status)); });
+  });
+  return reactor;
+}
+
+grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* AgentdService::Run(Context* context) {
+  return StartRunStream(daemon_, pool_, context, options_.max_prompt_bytes);
+}
+
+grpc::ServerWriteReactor<v1::Event>* AgentdService::Watch(Context* context,
+                                                          const v1::WatchRequest* request) {
+  return StartWatchStream(daemon_, pool_, context, *request);
+}
+
+}  // namespace agentd::daemon

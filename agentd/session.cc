@@ -1,0 +1,97 @@
+#include "agentd/session.h"
+
+#include <system_error>
+
+#include "agentd/rpc_status.h"
+#include "base/status.h"
+#include "sandbox/sandbox.h"
+
+namespace agentd::daemon {
+namespace {
+
+constexpr int kEventsPerRead = 1024;
+constexpr int64_t kOldTreeTimeoutMs = 30'000;
+
+std::vector<std::string> ToolSchemas(const tools::Registry& registry,
+                                     const v1::SessionConfig& config) {
+  std::vector<std::string> schemas;
+  for (const std::string& name : config.tools()) {
+    if (const tools::Tool* tool = registry.Find(name)) schemas.push_back(tool->spec().schema);
+  }
+  return schemas;
+}
+
+}  // namespace
+
+Session::Session(sessions::SessionInfo session_info, v1::SessionMeta session_meta)
+    : id(session_info.id),
+      hub(std::make_shared<EventHub>(session_info.timeline, session_info.last_seq)),
+      info(std::move(session_info)),
+      meta(std::move(session_meta)) {}
+
+v1::SessionMeta MetaOf(const v1::SessionConfig& config, v1::SessionMeta::Phase phase) {
+  v1::SessionMeta meta;
+  *meta.mutable_config() = config;
+  meta.set_phase(phase);
+  return meta;
+}
+
+absl::Status TurnRunning(const std::string& session_id) {
+  return WithReason(FailedPrecondition(
+                        "session {}: a turn is running; wait for its end or cancel it", session_id),
+                    "TURN_RUNNING");
+}
+
+absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info) {
+  v1::SessionMeta meta;
+  if (!meta.ParseFromString(info.meta)) {
+    return DataLoss("session {}: its configuration is not readable", info.id);
+  }
+  return meta;
+}
+
+absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,
+                                                  const v1::SessionConfig& config) {
+  ASSIGN_OR_RETURN(sessions::LoadedTimeline loaded, runtime.store->Load(session.id));
+  auto hot = std::make_unique<HotState>(
+      Transcript(*runtime.model, config, ToolSchemas(*runtime.registry, config)));
+  for (uint64_t next = 1; next <= loaded.session.last_seq;) {
+    ASSIGN_OR_RETURN(std::vector<sessions::Event> events,
+                     runtime.store->ReadEvents(loaded.session.timeline, next, kEventsPerRead));
+    if (events.empty()) {
+      return DataLoss("session {}: event {} of {} is missing", session.id, next,
+                      loaded.session.last_seq);
+    }
+    for (const sessions::Event& event : events) {
+      absl::Status status = hot->transcript.Apply(event);
+      if (!status.ok()) return Annotate(status, "session " + session.id);
+    }
+    next = events.back().seq + 1;
+  }
+  if (hot->transcript.tokens() != loaded.tokens) {
+    return DataLoss("session {}: its events hold {} tokens, its timeline {}", session.id,
+                    hot->transcript.tokens().size(), loaded.tokens.size());
+  }
+  hot->seed = loaded.session.seed;
+  hot->known_evaluated = hot->transcript.known_evaluated();
+  session.hub->SetLast(loaded.session.timeline, loaded.session.last_seq);
+  std::lock_guard lock(session.mutex);
+  session.info = std::move(loaded.session);
+  return hot;
+}
+
+absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot) {
+  if (hot.workspace_ready) return absl::OkStatus();
+  const std::filesystem::path directory = runtime.WorkspaceOf(session_id);
+  RETURN_IF_ERROR(sandbox::WaitUntilDead(runtime.LockOf(session_id), kOldTreeTimeoutMs));
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) return ErrnoError(error.value(), "create directory " + directory.string());
+  if (hot.transcript.workspace()) {
+    RETURN_IF_ERROR(runtime.store->RestoreWorkspace(*hot.transcript.workspace(), directory));
+  }
+  hot.workspace_ready = true;
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::daemon

@@ -1,0 +1,90 @@
+// What the daemon keeps in memory of one session, and how it comes back from the store.
+#ifndef AGENTD_AGENTD_SESSION_H_
+#define AGENTD_AGENTD_SESSION_H_
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "agentd/event_hub.h"
+#include "agentd/model_bundle.h"
+#include "agentd/scheduler.h"
+#include "agentd/transcript.h"
+#include "agentd/v1/stored.pb.h"
+#include "sessions/store.h"
+#include "tools/tool.h"
+
+namespace agentd::daemon {
+
+class Turn;
+
+// What all sessions share. Everything pointed to outlives every session and turn.
+struct Runtime {
+  sessions::Store* store = nullptr;
+  Scheduler* scheduler = nullptr;
+  const ModelBundle* model = nullptr;
+  const tools::Registry* registry = nullptr;
+  int csa_layers = 0;
+  std::string owner;
+  std::filesystem::path data;
+  std::filesystem::path helper_dir;
+  // The store can no longer acknowledge anything (a failed fsync): the process has to end.
+  std::function<void(const absl::Status&)> fatal;
+
+  std::filesystem::path WorkspaceOf(const std::string& session_id) const {
+    return data / "workspaces" / session_id;
+  }
+  std::filesystem::path LockOf(const std::string& session_id) const {
+    return data / "locks" / (session_id + ".lock");
+  }
+};
+
+// The part of a session that one operation at a time works on: a turn, a rewind, a cancellation.
+struct HotState {
+  explicit HotState(Transcript t) : transcript(std::move(t)) {}
+  Transcript transcript;
+  uint64_t seed = 0;
+  // The directory holds the timeline's newest tree, and no process of an earlier life is in it.
+  bool workspace_ready = false;
+  bool after_crash = false;     // the next restore is reported as one after a crash
+  int64_t known_evaluated = 0;  // tokens that were evaluated before this state was loaded
+};
+
+// Shared by the daemon's map, the turn and the streams that watch it.
+class Session {
+ public:
+  Session(sessions::SessionInfo info, v1::SessionMeta meta);
+
+  const std::string id;
+  const std::shared_ptr<EventHub> hub;
+
+  std::mutex mutex;
+  // All guarded by mutex.
+  sessions::SessionInfo info;  // as of the last time it was read; the hub knows the newest seq
+  v1::SessionMeta meta;
+  bool busy = false;              // an operation owns the hot state
+  std::unique_ptr<HotState> hot;  // null: not loaded, or owned by an operation
+  std::shared_ptr<Turn> turn;     // the newest; it may be over
+};
+
+v1::SessionMeta MetaOf(const v1::SessionConfig& config, v1::SessionMeta::Phase phase);
+absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info);
+
+// Somebody works on the session already.
+absl::Status TurnRunning(const std::string& session_id);
+
+// Reads and folds the session's log. DataLoss names the damaged event. `config` as stored.
+absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,
+                                                  const v1::SessionConfig& config);
+
+// Makes the session's directory equal to its newest tree, once no process of an earlier life uses
+// it.
+absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot);
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_SESSION_H_

@@ -1,0 +1,116 @@
+// One running turn: decode, tool calls, results, decode ..., until an answer, a limit, or
+// cancellation. Every step is in the log before its consequence is visible.
+#ifndef AGENTD_AGENTD_TURN_H_
+#define AGENTD_AGENTD_TURN_H_
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agentd/scheduler.h"
+#include "agentd/session.h"
+#include "agentd/session_log.h"
+#include "sandbox/sandbox.h"
+
+namespace agentd::daemon {
+
+// Owned by its session; a thread of its own runs it. Cancel, Park, done and OnDone: any thread.
+class Turn {
+ public:
+  // Takes over the session's hot state, whose transcript is inside a turn; gives it back at the
+  // end.
+  Turn(const Runtime& runtime, std::shared_ptr<Session> session, std::unique_ptr<HotState> hot);
+  ~Turn();  // joins
+
+  void Start();
+  // Instead of Start: ends the turn as cancelled on the calling thread and gives back the hot
+  // state. The session stays held.
+  absl::StatusOr<std::unique_ptr<HotState>> CloseNow();
+  // The turn ends with TURN_END_CANCELLED.
+  void Cancel();
+  // The turn stops where it is and can be gone on with later, by another process too.
+  void Park();
+  // Runs `callback` once the turn is over (at once if it is), on some thread.
+  void OnDone(std::function<void()> callback);
+  void Join();
+
+ private:
+  struct Stretch {  // how one job ended
+    JobEnd end = JobEnd::kError;
+    std::string error;
+  };
+  struct PreparedCall {
+    const CallState* call = nullptr;
+    const tools::Tool* tool = nullptr;  // null: does not run
+    std::optional<v1::ToolFinished> refusal;
+  };
+
+  void Main();
+  absl::Status Loop();
+  absl::Status Reload();
+  void WaitForSpace();
+  void Leave(bool finished);
+  bool Stopping() const { return cancelled_.load() || parking_.load(); }
+
+  // Folds the events and queues their commit.
+  absl::Status Write(std::vector<sessions::NewEvent> events);
+  absl::Status WriteDurably(std::vector<sessions::NewEvent> events);
+
+  absl::Status AppendPrompt();
+  absl::Status Decode();
+  absl::StatusOr<JobSpec> PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed);
+  absl::StatusOr<Stretch> Consume(Job& job, std::optional<v1::Resumed> resumed,
+                                  std::chrono::steady_clock::time_point started);
+  absl::Status Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
+                    std::chrono::steady_clock::time_point started, Stretch& stretch);
+  absl::Status WriteGroup();
+  absl::Status Close(v1::TurnEnd end, const std::string& error = "");
+  absl::Status FinishOpenParts();
+
+  absl::Status RunCalls();
+  PreparedCall Prepare(const CallState& call);
+  absl::Status RunParallel(const std::vector<PreparedCall>& calls);
+  absl::Status RunOne(const PreparedCall& call);
+  absl::Status StartSandbox();
+  v1::ToolFinished Execute(const PreparedCall& call);
+
+  const Runtime& runtime_;
+  const std::shared_ptr<Session> session_holder_;  // the thread may outlive the daemon's interest
+  Session& session_;
+  const v1::SessionConfig config_;
+
+  // The turn thread's.
+  std::unique_ptr<HotState> hot_;
+  std::unique_ptr<SessionLog> log_;
+  std::unique_ptr<sandbox::Sandbox> sandbox_;
+  std::vector<TokenId> group_;  // sampled, not queued yet
+  std::chrono::steady_clock::time_point group_started_;
+  bool closed_ = false;
+
+  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> parking_{false};
+  sandbox::CancelFlag tool_cancel_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::shared_ptr<Job> job_;                    // guarded by mutex_; the one that is decoding
+  bool done_ = false;                           // guarded by mutex_
+  std::vector<std::function<void()>> on_done_;  // guarded by mutex_
+  std::mutex join_mutex_;
+  std::thread thread_;  // joined under join_mutex_
+};
+
+// What the model is told about calls that were cut off.
+v1::ToolFinished CutOffResult(const CallState& call, v1::ToolOutcome outcome,
+                              const std::string& text);
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_TURN_H_

@@ -1,0 +1,247 @@
+// The part of a turn that runs tools: journal, sandbox, results.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "agentd/event_kinds.h"
+#include "agentd/turn.h"
+#include "agentd/utf8.h"
+#include "base/status.h"
+#include "sessions/crash_point.h"
+
+namespace agentd::daemon {
+namespace {
+
+using sessions::NewEvent;
+using sessions::internal::CrashPoint;
+
+constexpr size_t kParallelCalls = 8;
+constexpr char kOutcomeUnknown[] =
+    "Error: outcome unknown: the daemon stopped while this call was running; it may or may not "
+    "have taken effect";
+
+v1::ToolFinished Refuse(const CallState& call, const std::string& text) {
+  return CutOffResult(call, v1::TOOL_OUTCOME_REFUSED, text);
+}
+
+NewEvent StartedEvent(const CallState& call) {
+  v1::ToolStarted started;
+  started.set_call_id(call.id);
+  started.set_name(call.call.name);
+  started.set_arguments_json(call.call.arguments);
+  started.set_attempt(call.attempts + 1);
+  return MakeEvent(started);
+}
+
+// A call that was running when the process died may run again only if that cannot do harm: its
+// workspace is put back first, or it says so itself.
+bool MayRunAgain(const tools::ToolFlags& flags) {
+  return flags.workspace_only || flags.read_only || flags.idempotent;
+}
+
+}  // namespace
+
+v1::ToolFinished CutOffResult(const CallState& call, v1::ToolOutcome outcome,
+                              const std::string& text) {
+  v1::ToolFinished finished;
+  finished.set_call_id(call.id);
+  finished.set_name(call.call.name);
+  finished.set_outcome(outcome);
+  finished.set_text(text);
+  return finished;
+}
+
+// Decides whether a call runs, and answers it if not.
+Turn::PreparedCall Turn::Prepare(const CallState& call) {
+  PreparedCall prepared;
+  prepared.call = &call;
+  if (!call.call.error.empty()) {
+    prepared.refusal = Refuse(call, call.call.error);
+    return prepared;
+  }
+  const std::string& name = call.call.name;
+  const bool offered =
+      std::find(config_.tools().begin(), config_.tools().end(), name) != config_.tools().end();
+  const tools::Tool* tool = offered ? runtime_.registry->Find(name) : nullptr;
+  if (tool == nullptr) {
+    prepared.refusal = Refuse(call, fmt::format("Error: unknown tool {}", name));
+    return prepared;
+  }
+  absl::Status fits = runtime_.registry->CheckArguments(name, call.call.arguments);
+  if (!fits.ok()) {
+    prepared.refusal = Refuse(call, fmt::format("Error: {}: {}", name, Text(fits)));
+    return prepared;
+  }
+  if (call.attempts > 0 && !MayRunAgain(tool->spec().flags)) {
+    prepared.refusal = CutOffResult(call, v1::TOOL_OUTCOME_UNKNOWN, kOutcomeUnknown);
+    return prepared;
+  }
+  prepared.tool = tool;
+  return prepared;
+}
+
+absl::Status Turn::RunCalls() {
+  // Calls of the transcript stay where they are while their message is answered; events only fill
+  // them in.
+  std::vector<PreparedCall> calls;
+  const int64_t allowed = config_.max_turn_calls() - hot_->transcript.usage().tool_calls;
+  int64_t fresh = 0;
+  bool over_limit = false;
+  for (const CallState& call : hot_->transcript.calls()) {
+    if (call.result) continue;
+    if (call.attempts == 0 && ++fresh > allowed) {
+      over_limit = true;
+      break;
+    }
+    calls.push_back(Prepare(call));
+  }
+  const bool any_run =
+      std::any_of(calls.begin(), calls.end(), [](const PreparedCall& c) { return c.tool; });
+  if (any_run) {
+    absl::Status ready = StartSandbox();
+    if (!ready.ok()) {
+      if (absl::IsResourceExhausted(ready) || absl::IsUnavailable(ready)) return ready;
+      for (PreparedCall& call : calls) {
+        if (!call.tool) continue;
+        call.tool = nullptr;
+        call.refusal = Refuse(*call.call, "Error: the tool was not run: " + Text(ready));
+      }
+    }
+  }
+  const bool parallel =
+      calls.size() > 1 && std::all_of(calls.begin(), calls.end(), [](const PreparedCall& call) {
+        return !call.tool || call.tool->spec().flags.read_only;
+      });
+  if (parallel) {
+    RETURN_IF_ERROR(RunParallel(calls));
+  } else {
+    for (const PreparedCall& call : calls) {
+      if (Stopping()) return absl::OkStatus();
+      RETURN_IF_ERROR(RunOne(call));
+    }
+  }
+  if (over_limit && !Stopping()) return Close(v1::TURN_END_CALL_LIMIT);
+  return absl::OkStatus();
+}
+
+absl::Status Turn::StartSandbox() {
+  RETURN_IF_ERROR(EnsureWorkspace(runtime_, session_.id, *hot_));
+  if (sandbox_) return absl::OkStatus();
+  sandbox::Options options;
+  options.workspace = runtime_.WorkspaceOf(session_.id);
+  options.lock_file = runtime_.LockOf(session_.id);
+  options.helper_dir = runtime_.helper_dir;
+  ASSIGN_OR_RETURN(sandbox_, sandbox::Sandbox::Start(options));
+  return absl::OkStatus();
+}
+
+// Runs a prepared call to its end. Any thread.
+v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
+  const CallState& call = *prepared.call;
+  std::atomic<bool> spawned{false};
+  tools::ToolContext context;
+  context.sandbox = sandbox_.get();
+  context.cancel = &tool_cancel_;
+  context.on_output = [&](std::string_view chunk) {
+    if (!spawned.exchange(true)) CrashPoint("agentd.tool_running");
+    v1::Event event;
+    event.set_session_id(session_.id);
+    event.mutable_tool_output()->set_call_id(call.id);
+    event.mutable_tool_output()->set_chunk(ValidUtf8(chunk));
+    session_.hub->PublishEphemeral(std::move(event));
+  };
+  absl::StatusOr<tools::ToolResult> result = prepared.tool->Run(call.call.arguments, context);
+  CrashPoint("agentd.tool_exited");
+  if (!result.ok()) {
+    spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(result.status()));
+    return CutOffResult(call,
+                        absl::IsFailedPrecondition(result.status()) ? v1::TOOL_OUTCOME_REFUSED
+                                                                    : v1::TOOL_OUTCOME_ERROR,
+                        "Error: the sandbox failed: " + Text(result.status()));
+  }
+  v1::ToolFinished finished = CutOffResult(
+      call, result->is_error ? v1::TOOL_OUTCOME_ERROR : v1::TOOL_OUTCOME_OK, result->text);
+  if (result->cancelled) finished.set_outcome(v1::TOOL_OUTCOME_CANCELLED);
+  finished.set_exit_code(result->exit_code);
+  finished.set_output_bytes(result->output_bytes);
+  finished.set_wall_time_us(result->wall_time_us);
+  return finished;
+}
+
+absl::Status Turn::RunOne(const PreparedCall& prepared) {
+  if (!prepared.tool) return WriteDurably({MakeEvent(*prepared.refusal)});
+  // An earlier attempt may have left its traces: the workspace as it was before the call.
+  CrashPoint("agentd.call_ready");
+  RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call)}));
+  CrashPoint("agentd.call_journaled");
+  const v1::ToolFinished finished = Execute(prepared);
+  // Parked in mid-call: the call has no result; it runs again when the turn goes on.
+  if (parking_.load() && finished.outcome() == v1::TOOL_OUTCOME_CANCELLED) {
+    hot_->workspace_ready = false;
+    return absl::OkStatus();
+  }
+  std::vector<NewEvent> events = {MakeEvent(finished)};
+  if (!prepared.tool->spec().flags.read_only) {
+    ASSIGN_OR_RETURN(sessions::TreeId tree,
+                     runtime_.store->SnapshotWorkspace(runtime_.WorkspaceOf(session_.id)));
+    if (tree != hot_->transcript.workspace()) events.push_back(NewEvent::Workspace(tree));
+  }
+  CrashPoint("agentd.result_ready");
+  RETURN_IF_ERROR(WriteDurably(std::move(events)));
+  CrashPoint("agentd.result_committed");
+  return absl::OkStatus();
+}
+
+// Read-only calls, several at once; results are written in the order they come.
+absl::Status Turn::RunParallel(const std::vector<PreparedCall>& calls) {
+  std::vector<NewEvent> begun;
+  std::vector<const PreparedCall*> queue;
+  for (const PreparedCall& call : calls) {
+    if (call.tool) {
+      begun.push_back(StartedEvent(*call.call));
+      queue.push_back(&call);
+    } else {
+      begun.push_back(MakeEvent(*call.refusal));
+    }
+  }
+  RETURN_IF_ERROR(WriteDurably(std::move(begun)));
+  CrashPoint("agentd.call_journaled");
+  std::mutex mutex;
+  std::condition_variable arrived;
+  std::vector<v1::ToolFinished> results;
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < std::min(queue.size(), kParallelCalls); ++i) {
+    threads.emplace_back([&] {
+      for (size_t at = next++; at < queue.size(); at = next++) {
+        v1::ToolFinished finished = Execute(*queue[at]);
+        std::lock_guard lock(mutex);
+        results.push_back(std::move(finished));
+        arrived.notify_one();
+      }
+    });
+  }
+  absl::Status status;
+  for (size_t written = 0; written < queue.size();) {
+    std::vector<v1::ToolFinished> batch;
+    {
+      std::unique_lock lock(mutex);
+      arrived.wait(lock, [&] { return !results.empty(); });
+      batch.swap(results);
+    }
+    written += batch.size();
+    for (const v1::ToolFinished& finished : batch) {
+      if (parking_.load() && finished.outcome() == v1::TOOL_OUTCOME_CANCELLED) continue;
+      if (status.ok()) status = Write({MakeEvent(finished)});
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(log_->Flush());
+  CrashPoint("agentd.result_committed");
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::daemon

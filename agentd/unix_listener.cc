@@ -1,0 +1,133 @@
+#include "agentd/unix_listener.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+
+namespace agentd::daemon {
+namespace {
+
+constexpr int kBacklog = 128;
+
+absl::StatusOr<UniqueFd> LockBeside(const std::filesystem::path& path) {
+  const std::string lock_path = path.string() + ".lock";
+  UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!lock.valid()) return ErrnoError(errno, "open " + lock_path);
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoError(errno, "lock " + lock_path);
+    return FailedPrecondition(
+        "another agentd listens on {}; stop it, or give this one another --socket", path.string());
+  }
+  return lock;
+}
+
+absl::Status RemoveStale(const std::filesystem::path& path) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0) {
+    return errno == ENOENT ? absl::OkStatus() : ErrnoError(errno, "stat " + path.string());
+  }
+  if (!S_ISSOCK(info.st_mode)) {
+    return InvalidArgument("{} exists and is no socket; remove it or give another --socket",
+                           path.string());
+  }
+  // We hold the lock, so no agentd listens here.
+  if (::unlink(path.c_str()) != 0) return ErrnoError(errno, "unlink " + path.string());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+UnixListener::UnixListener(std::filesystem::path path, UniqueFd lock, UniqueFd socket,
+                           UniqueFd wake)
+    : path_(std::move(path)),
+      lock_(std::move(lock)),
+      socket_(std::move(socket)),
+      wake_(std::move(wake)) {}
+
+absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
+    const std::filesystem::path& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string text = path.string();
+  if (text.size() >= sizeof(address.sun_path)) {
+    return InvalidArgument("socket path {} has {} bytes; the system takes {}", text, text.size(),
+                           sizeof(address.sun_path) - 1);
+  }
+  std::memcpy(address.sun_path, text.data(), text.size());
+  ASSIGN_OR_RETURN(UniqueFd lock, LockBeside(path));
+  RETURN_IF_ERROR(RemoveStale(path));
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket.valid()) return ErrnoError(errno, "create a Unix socket");
+  // Nobody may connect between bind and chmod: the mode is set on the socket before it has a name.
+  if (::fchmod(socket.get(), 0600) != 0) return ErrnoError(errno, "chmod the socket");
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return ErrnoError(errno, "bind " + text);
+  }
+  if (::chmod(text.c_str(), 0600) != 0) return ErrnoError(errno, "chmod " + text);
+  if (::listen(socket.get(), kBacklog) != 0) return ErrnoError(errno, "listen on " + text);
+  UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
+  if (!wake.valid()) return ErrnoError(errno, "eventfd");
+  return std::unique_ptr<UnixListener>(
+      new UnixListener(path, std::move(lock), std::move(socket), std::move(wake)));
+}
+
+void UnixListener::Start(OnConnection on_connection) {
+  on_connection_ = std::move(on_connection);
+  thread_ = std::thread([this] { Accept(); });
+}
+
+void UnixListener::Stop() {
+  if (!thread_.joinable()) return;
+  const uint64_t one = 1;
+  (void)!::write(wake_.get(), &one, sizeof(one));
+  thread_.join();
+}
+
+UnixListener::~UnixListener() {
+  Stop();
+  ::unlink(path_.c_str());
+}
+
+void UnixListener::Accept() {
+  for (;;) {
+    pollfd fds[2] = {{socket_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    if (::poll(fds, 2, -1) < 0 && errno != EINTR) {
+      spdlog::error("socket {}: poll: {}", path_.string(), Text(ErrnoError(errno, "poll")));
+      return;
+    }
+    if (fds[1].revents != 0) return;
+    if (fds[0].revents == 0) continue;
+    UniqueFd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!peer.valid()) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+        spdlog::error("socket {}: {}", path_.string(), Text(ErrnoError(errno, "accept")));
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      }
+      continue;
+    }
+    ucred who{};
+    socklen_t size = sizeof(who);
+    if (::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) continue;
+    if (who.uid != ::geteuid() && who.uid != 0) {
+      spdlog::warn("turned away pid {} of user {}: this daemon serves user {}", who.pid, who.uid,
+                   ::geteuid());
+      continue;
+    }
+    on_connection_(std::move(peer));
+  }
+}
+
+}  // namespace agentd::daemon

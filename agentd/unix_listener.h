@@ -1,0 +1,44 @@
+// The daemon's Unix socket: one daemon per path, only the daemon's own user (and root) gets in.
+#ifndef AGENTD_AGENTD_UNIX_LISTENER_H_
+#define AGENTD_AGENTD_UNIX_LISTENER_H_
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "base/unique_fd.h"
+
+namespace agentd::daemon {
+
+class UnixListener {
+ public:
+  using OnConnection = std::function<void(UniqueFd)>;
+
+  // Binds `path` (mode 0600). A socket file that nobody listens on is replaced; FailedPrecondition
+  // when a daemon listens there, InvalidArgument when something else is in the way or the path is
+  // too long.
+  static absl::StatusOr<std::unique_ptr<UnixListener>> Bind(const std::filesystem::path& path);
+  // Stops accepting and removes the socket file.
+  ~UnixListener();
+
+  // Accepts on a thread of its own. Peers with another user id are turned away with a log line.
+  void Start(OnConnection on_connection);
+  void Stop();
+
+ private:
+  UnixListener(std::filesystem::path path, UniqueFd lock, UniqueFd socket, UniqueFd wake);
+  void Accept();
+
+  const std::filesystem::path path_;
+  UniqueFd lock_;  // flock on PATH.lock, held while we live
+  UniqueFd socket_;
+  UniqueFd wake_;  // eventfd: written once to stop
+  OnConnection on_connection_;
+  std::thread thread_;
+};
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_UNIX_LISTENER_H_
