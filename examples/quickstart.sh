@@ -40,8 +40,7 @@ ask() {
   local wanted=$1
   shift
   printf '\n%s> %s%s\n' "$bold" "${*: -1}" "$plain"
-  build/bin/agentctl run "$@" > >(tee "$scratch/answer") || fail "the task did not end with an answer"
-  wait $!
+  build/bin/agentctl run "$@" | tee "$scratch/answer" || fail "the task did not end with an answer"
   grep -qF -- "$wanted" "$scratch/answer" || fail "\"$wanted\" is not in the answer"
 }
 
@@ -126,16 +125,16 @@ survive_a_kill() {
 
 fork_and_rewind() {
   title "Fork and rewind, with the files"
-  local session then fork
+  local session before fork
   ask note.txt "Create note.txt with the text first draft"
   session=$(last_session)
-  then=$(events "$session" 'events[-1]["seq"]')
+  before=$(events "$session" 'events[-1]["seq"]')
   ask note.txt --session "$session" "Replace first with second in note.txt"
-  fork=$(build/bin/agentctl fork "$session" --at "$then" 2>/dev/null)
+  fork=$(build/bin/agentctl fork "$session" --at "$before" 2>/dev/null)
   say "" "Forked before the replacement. In the fork:"
   ask "first draft" --session "$fork" "What is in note.txt?"
   say "" "In the session itself, still: $(cat "$(workspace "$session")/note.txt")"
-  build/bin/agentctl rewind "$session" --to "$then" >/dev/null 2>&1
+  build/bin/agentctl rewind "$session" --to "$before" >/dev/null 2>&1
   say "Rewound to before the replacement. Now:"
   ask "first draft" --session "$session" "What is in note.txt?"
 }
