@@ -1,10 +1,11 @@
 // The V4 engine: a loaded model (Engine) and the timelines that run on it (Sequence).
 //
-// Under one numerics_id() the logits at a position are a function of the tokens alone, bit for bit: chunking, what else is
-// in the batch, thread count, instruction set, and whether the cache was computed or imported make no difference.
+// Under one numerics_id() the logits at a position are a function of the tokens alone, bit for bit:
+// chunking, what else is in the batch, thread count, instruction set, and whether the cache was
+// computed or imported make no difference.
 //
-// Threads: one thread at a time may call into an Engine and its Sequences (the daemon's scheduler owns it); Step()
-// uses a pool of its own inside. Const accessors may be called from anywhere.
+// Threads: one thread at a time may call into an Engine and its Sequences (the daemon's scheduler
+// owns it); Step() uses a pool of its own inside. Const accessors may be called from anywhere.
 #ifndef AGENTD_MODEL_ENGINE_H_
 #define AGENTD_MODEL_ENGINE_H_
 
@@ -33,22 +34,26 @@ inline constexpr int kMaxTruncateTokens = 32;
 
 struct EngineOptions {
   std::string backend = "cpu";
-  int threads = 0;              // 0: one per core
-  // Rows that one Step evaluates together inside; more rows are split. Affects speed and memory, never results.
+  int threads = 0;  // 0: one per core
+  // Rows that one Step evaluates together inside; more rows are split. Affects speed and memory,
+  // never results.
   int max_batch_rows = 512;
 };
 
-// One persisted block, in the storage types of the checkpoint (lossless, the same layout on every backend).
+// One persisted block, in the storage types of the checkpoint (lossless, the same layout on every
+// backend).
 struct BlockPayload {
-  std::string index;             // indexer keys of the CSA layers, then HCA entries: what every step reads
-  std::vector<std::string> csa;  // per CSA layer in layer order: its kBlockTokens/4 entries, read only when top-k picks them
+  std::string index;  // indexer keys of the CSA layers, then HCA entries: what every step reads
+  std::vector<std::string> csa;  // per CSA layer in layer order: its kBlockTokens/4 entries, read
+                                 // only when top-k picks them
 };
 
-// Supplies CSA entries of an imported block that were not given with it. Called inside Step, on the calling thread.
-// An error ends that Step; the sequence stays at its position.
+// Supplies CSA entries of an imported block that were not given with it. Called inside Step, on the
+// calling thread. An error ends that Step; the sequence stays at its position.
 using CsaSource = std::function<absl::StatusOr<std::string>(int64_t block, int csa_layer)>;
 
-// One timeline's state: KV entries, window keys, compressor frontiers. Made by Engine::NewSequence; must not outlive it.
+// One timeline's state: KV entries, window keys, compressor frontiers. Made by Engine::NewSequence;
+// must not outlive it.
 class Sequence {
  public:
   virtual ~Sequence() = default;
@@ -58,19 +63,21 @@ class Sequence {
   // Bytes of memory held.
   virtual int64_t memory_bytes() const = 0;
 
-  // Forgets every token from `position` on. OutOfRange if that is more than kMaxTruncateTokens back, before what Import
-  // set up, or ahead; then nothing changed.
+  // Forgets every token from `position` on. OutOfRange if that is more than kMaxTruncateTokens
+  // back, before what Import set up, or ahead; then nothing changed.
   virtual absl::Status Truncate(int64_t position) = 0;
 
   // Block `block` = tokens [block*256, block*256+256), all evaluated.
   virtual absl::StatusOr<BlockPayload> ExportBlock(int64_t block) const = 0;
-  // All the rest that is needed to go on at position(): window keys of the last `sliding_window` tokens in all layers (MTP's
-  // too), compressor frontiers, entries of the open block, last streams.
+  // All the rest that is needed to go on at position(): window keys of the last `sliding_window`
+  // tokens in all layers (MTP's too), compressor frontiers, entries of the open block, last
+  // streams.
   virtual absl::StatusOr<std::string> ExportAnchor() const = 0;
 
-  // Import: on an empty sequence, blocks 0, 1, ... in order, then the anchor of a position t with t/256 == blocks given.
-  // InvalidArgument if sizes or shapes do not fit this model. After a failed import the sequence is empty again.
-  // A block whose `csa` is empty has its entries fetched through the source set here, when first needed.
+  // Import: on an empty sequence, blocks 0, 1, ... in order, then the anchor of a position t with
+  // t/256 == blocks given. InvalidArgument if sizes or shapes do not fit this model. After a failed
+  // import the sequence is empty again. A block whose `csa` is empty has its entries fetched
+  // through the source set here, when first needed.
   virtual absl::Status ImportBlock(const BlockPayload& payload) = 0;
   virtual absl::Status ImportAnchor(std::string_view anchor) = 0;
   virtual void SetCsaSource(CsaSource source) = 0;
@@ -81,10 +88,12 @@ class Sequence {
 // What Step does for one sequence.
 struct StepRow {
   Sequence* sequence = nullptr;
-  std::span<const TokenId> tokens;   // appended at sequence->position(); not empty
-  // Where logits go: empty = none, [vocab_size] = after the last token, [tokens, vocab_size] = after each.
+  std::span<const TokenId> tokens;  // appended at sequence->position(); not empty
+  // Where logits go: empty = none, [vocab_size] = after the last token, [tokens, vocab_size] =
+  // after each.
   std::span<float> logits;
-  // Set by Step. When not OK, this row's sequence is where it was and the other rows are not affected.
+  // Set by Step. When not OK, this row's sequence is where it was and the other rows are not
+  // affected.
   absl::Status status;
 };
 
@@ -92,7 +101,8 @@ class Engine {
  public:
   virtual ~Engine() = default;
 
-  // Loads config.json and the checkpoint beside it. Errors name the file, tensor or field and say what was expected.
+  // Loads config.json and the checkpoint beside it. Errors name the file, tensor or field and say
+  // what was expected.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const std::filesystem::path& model_dir,
                                                       const EngineOptions& options);
 
@@ -104,17 +114,21 @@ class Engine {
 
   virtual std::unique_ptr<Sequence> NewSequence() = 0;
 
-  // Evaluates all rows in one pass over the weights (decode rows and prefill chunks together). A sequence may appear once.
-  // The returned Status is for the whole call (a row naming the same sequence twice, wrong span sizes); then no row ran.
+  // Evaluates all rows in one pass over the weights (decode rows and prefill chunks together). A
+  // sequence may appear once. The returned Status is for the whole call (a row naming the same
+  // sequence twice, wrong span sizes); then no row ran.
   virtual absl::Status Step(std::span<StepRow> rows) = 0;
 
-  // Logits [vocab_size] of the MTP block: a draft of the token after `next_token`, which is the token at
-  // sequence.position() and not yet evaluated. Changes nothing. Unimplemented if the checkpoint has no MTP block.
-  virtual absl::Status Draft(const Sequence& sequence, TokenId next_token, std::span<float> logits) = 0;
+  // Logits [vocab_size] of the MTP block: a draft of the token after `next_token`, which is the
+  // token at sequence.position() and not yet evaluated. Changes nothing. Unimplemented if the
+  // checkpoint has no MTP block.
+  virtual absl::Status Draft(const Sequence& sequence, TokenId next_token,
+                             std::span<float> logits) = 0;
 
-  // One layer alone, for `v4 layer`: streams [tokens, hc_mult, hidden_size] before layer `layer` -> after it, from position 0.
-  // layer == num_hidden_layers is the MTP block's own layer.
-  virtual absl::Status RunLayer(int layer, std::span<const TokenId> tokens, std::span<const float> streams_in,
+  // One layer alone, for `v4 layer`: streams [tokens, hc_mult, hidden_size] before layer `layer` ->
+  // after it, from position 0. layer == num_hidden_layers is the MTP block's own layer.
+  virtual absl::Status RunLayer(int layer, std::span<const TokenId> tokens,
+                                std::span<const float> streams_in,
                                 std::span<float> streams_out) = 0;
 };
 

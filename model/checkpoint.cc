@@ -1,0 +1,364 @@
+#include "model/checkpoint.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+
+namespace agentd::model {
+namespace {
+
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+struct DTypeInfo {
+  std::string_view name;
+  DType dtype;
+  int bytes;
+};
+constexpr std::array<DTypeInfo, 7> kDTypes = {{{"F32", DType::kF32, 4},
+                                               {"BF16", DType::kBf16, 2},
+                                               {"F8_E4M3", DType::kF8E4M3, 1},
+                                               {"F8_E8M0", DType::kF8E8M0, 1},
+                                               {"I8", DType::kI8, 1},
+                                               {"I64", DType::kI64, 8},
+                                               {"I32", DType::kI32, 4}}};
+
+// A header above this is damage: the largest published one (Pro, 145,116 tensors over 46+ shards)
+// has some 2 MB a shard.
+constexpr uint64_t kMaxHeaderBytes = 256u << 20;
+constexpr int64_t kCachedFingerprintBytes = int64_t{256} << 20;
+
+absl::StatusOr<std::string> ReadFile(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return NotFound("{}: cannot be opened", path.string());
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (file.bad()) return DataLoss("{}: reading failed", path.string());
+  return text;
+}
+
+// One header entry -> tensor; `data` is the data section.
+absl::StatusOr<Tensor> ParseEntry(const std::string& file, const std::string& name,
+                                  const Json& entry, std::span<const uint8_t> data) {
+  auto bad = [&](const std::string& what) {
+    return InvalidArgument("{}: tensor {}: {}", file, name, what);
+  };
+  if (!entry.is_object()) return bad("its header entry is not an object");
+  Tensor tensor;
+  tensor.name = name;
+  const auto dtype = entry.find("dtype");
+  if (dtype == entry.end() || !dtype->is_string()) return bad("dtype is missing");
+  const std::string& dtype_name = dtype->get_ref<const std::string&>();
+  const auto* info = std::find_if(kDTypes.begin(), kDTypes.end(),
+                                  [&](const DTypeInfo& d) { return d.name == dtype_name; });
+  if (info == kDTypes.end()) {
+    return bad(fmt::format(
+        "dtype {} is unknown (F32, BF16, F8_E4M3, F8_E8M0, I8, I32, I64 are implemented)",
+        dtype_name.substr(0, 40)));
+  }
+  tensor.dtype = info->dtype;
+  const auto shape = entry.find("shape");
+  if (shape == entry.end() || !shape->is_array()) return bad("shape is missing");
+  uint64_t elements = 1;
+  for (const Json& size : *shape) {
+    if (!size.is_number_unsigned() || size.get<uint64_t>() > (uint64_t{1} << 40)) {
+      return bad("a shape entry is no plausible size");
+    }
+    if (__builtin_mul_overflow(elements, size.get<uint64_t>(), &elements) ||
+        elements > (uint64_t{1} << 50)) {
+      return bad("its shape is too large");
+    }
+    tensor.shape.push_back(static_cast<int64_t>(size.get<uint64_t>()));
+  }
+  const auto offsets = entry.find("data_offsets");
+  if (offsets == entry.end() || !offsets->is_array() || offsets->size() != 2 ||
+      !(*offsets)[0].is_number_unsigned() || !(*offsets)[1].is_number_unsigned()) {
+    return bad("data_offsets must be two byte offsets");
+  }
+  const uint64_t begin = (*offsets)[0].get<uint64_t>();
+  const uint64_t end = (*offsets)[1].get<uint64_t>();
+  const uint64_t bytes = elements * uint64_t(info->bytes);
+  if (end < begin || end - begin != bytes) {
+    return bad(fmt::format("data_offsets [{}, {}] do not hold {} {} = {} bytes", begin, end,
+                           dtype_name, ShapeText(tensor.shape), bytes));
+  }
+  if (end > data.size()) {
+    return bad(fmt::format("needs data bytes up to {}, the file ends at {}: it is truncated", end,
+                           data.size()));
+  }
+  tensor.data = data.data() + begin;
+  tensor.size_bytes = static_cast<int64_t>(bytes);
+  return tensor;
+}
+
+}  // namespace
+
+std::string_view DTypeName(DType dtype) {
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.dtype == dtype) return info.name;
+  }
+  return "?";
+}
+
+int DTypeBytes(DType dtype) {
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.dtype == dtype) return info.bytes;
+  }
+  return 0;
+}
+
+std::string ShapeText(std::span<const int64_t> shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+struct Checkpoint::Mapping {
+  const uint8_t* data = nullptr;
+  size_t size = 0;
+  struct stat stat = {};
+  ~Mapping() {
+    if (data != nullptr) ::munmap(const_cast<uint8_t*>(data), size);
+  }
+};
+
+Checkpoint::~Checkpoint() = default;
+
+absl::Status Checkpoint::AddFile(const fs::path& path) {
+  const std::string file = path.string();
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoError(errno, "open " + file);
+  auto mapping = std::make_unique<Mapping>();
+  if (::fstat(fd.get(), &mapping->stat) != 0) return ErrnoError(errno, "fstat " + file);
+  mapping->size = static_cast<size_t>(mapping->stat.st_size);
+  if (mapping->size < 8) {
+    return InvalidArgument("{}: {} bytes are no safetensors file", file, mapping->size);
+  }
+  void* address = ::mmap(nullptr, mapping->size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (address == MAP_FAILED) return ErrnoError(errno, "mmap " + file);
+  mapping->data = static_cast<const uint8_t*>(address);
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, mapping->data, 8);
+  if (header_bytes > mapping->size - 8 || header_bytes > kMaxHeaderBytes) {
+    return InvalidArgument(
+        "{}: its header says it has {} bytes, the file has {}: truncated or no safetensors file",
+        file, header_bytes, mapping->size);
+  }
+  const auto* text = reinterpret_cast<const char*>(mapping->data + 8);
+  const Json header = Json::parse(text, text + header_bytes, nullptr, /*allow_exceptions=*/false);
+  if (header.is_discarded() || !header.is_object()) {
+    return InvalidArgument("{}: its header is not a JSON object", file);
+  }
+  const std::span<const uint8_t> data(mapping->data + 8 + header_bytes,
+                                      mapping->size - 8 - header_bytes);
+  std::vector<std::pair<const uint8_t*, const Tensor*>> by_address;
+  for (const auto& [name, entry] : header.items()) {
+    if (name == "__metadata__") continue;
+    ASSIGN_OR_RETURN(Tensor tensor, ParseEntry(file, name, entry, data));
+    tensor.shard = static_cast<int>(files_.size());
+    auto [it, inserted] = tensors_.emplace(name, std::move(tensor));
+    if (!inserted) {
+      return InvalidArgument("{}: tensor {} is stored in {} too", file, name,
+                             files_[size_t(it->second.shard)].string());
+    }
+    by_address.emplace_back(it->second.data, &it->second);
+  }
+  std::sort(by_address.begin(), by_address.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.first, a.second->size_bytes) < std::pair(b.first, b.second->size_bytes);
+  });
+  for (size_t i = 1; i < by_address.size(); ++i) {
+    if (by_address[i - 1].first + by_address[i - 1].second->size_bytes > by_address[i].first) {
+      return InvalidArgument("{}: tensors {} and {} overlap", file, by_address[i - 1].second->name,
+                             by_address[i].second->name);
+    }
+  }
+  files_.push_back(path);
+  mappings_.push_back(std::move(mapping));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::OpenFile(const fs::path& path) {
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
+  RETURN_IF_ERROR(checkpoint->AddFile(path));
+  return std::unique_ptr<const Checkpoint>(std::move(checkpoint));
+}
+
+absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(const fs::path& model_dir) {
+  const fs::path index_path = model_dir / "model.safetensors.index.json";
+  const fs::path single = model_dir / "model.safetensors";
+  std::error_code ignored;
+  if (!fs::exists(index_path, ignored)) {
+    if (!fs::exists(single, ignored)) {
+      return NotFound("{}: holds neither model.safetensors.index.json nor model.safetensors",
+                      model_dir.string());
+    }
+    return OpenFile(single);
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(index_path));
+  const std::string where = index_path.string();
+  const Json index = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (index.is_discarded() || !index.is_object() || !index.contains("weight_map") ||
+      !index["weight_map"].is_object()) {
+    return InvalidArgument("{}: not a JSON object with a weight_map", where);
+  }
+  std::set<std::string> shards;
+  for (const auto& [name, file] : index["weight_map"].items()) {
+    const bool plain = file.is_string() && !file.get_ref<const std::string&>().empty() &&
+                       file.get_ref<const std::string&>().find('/') == std::string::npos;
+    if (!plain) return InvalidArgument("{}: weight_map: {} names no file beside it", where, name);
+    shards.insert(file.get<std::string>());
+  }
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
+  for (const std::string& shard : shards) {
+    RETURN_IF_ERROR(checkpoint->AddFile(model_dir / shard));
+  }
+  for (const auto& [name, file] : index["weight_map"].items()) {
+    const Tensor* tensor = checkpoint->Find(name);
+    const std::string shard = file.get<std::string>();
+    if (tensor == nullptr ||
+        checkpoint->files_[size_t(tensor->shard)].filename().string() != shard) {
+      return InvalidArgument("{}: tensor {} should be in {} and is not", where, name, shard);
+    }
+  }
+  if (index["weight_map"].size() != checkpoint->tensors_.size()) {
+    for (const auto& [name, tensor] : checkpoint->tensors_) {
+      if (!index["weight_map"].contains(name)) {
+        return InvalidArgument("{}: tensor {} is in {} but not listed", where, name,
+                               checkpoint->files_[size_t(tensor.shard)].string());
+      }
+    }
+  }
+  return std::unique_ptr<const Checkpoint>(std::move(checkpoint));
+}
+
+const Tensor* Checkpoint::Find(std::string_view name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second;
+}
+
+absl::StatusOr<const Tensor*> Checkpoint::Get(std::string_view name,
+                                              std::span<const int64_t> shape) const {
+  const Tensor* tensor = Find(name);
+  if (tensor == nullptr) {
+    return NotFound("tensor {} of shape {} is missing from {}", name, ShapeText(shape),
+                    files_.empty() ? "the checkpoint" : files_[0].parent_path().string());
+  }
+  if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
+    return InvalidArgument("{}: tensor {} has shape {}, the configuration asks for {}",
+                           files_[size_t(tensor->shard)].string(), name, ShapeText(tensor->shape),
+                           ShapeText(shape));
+  }
+  return tensor;
+}
+
+int64_t Checkpoint::weight_bytes() const {
+  int64_t total = 0;
+  for (const auto& [name, tensor] : tensors_) total += tensor.size_bytes;
+  return total;
+}
+
+namespace {
+
+fs::path CacheDirectory() {
+  if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg != nullptr && *xdg == '/') {
+    return fs::path(xdg) / "agentd" / "fingerprints";
+  }
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') {
+    return fs::path(home) / ".cache" / "agentd" / "fingerprints";
+  }
+  return {};
+}
+
+bool ReadCached(const fs::path& path, Sha256Digest* digest) {
+  std::ifstream file(path, std::ios::binary);
+  // Digest, then the digest of that digest: half-written files do not pass.
+  char bytes[64];
+  if (!file.read(bytes, 64)) return false;
+  const Sha256Digest check = Sha256Of(std::string_view(bytes, 32));
+  if (std::memcmp(check.data(), bytes + 32, 32) != 0) return false;
+  std::memcpy(digest->data(), bytes, 32);
+  return true;
+}
+
+void WriteCached(const fs::path& path, const Sha256Digest& digest) {
+  std::error_code error;
+  fs::create_directories(path.parent_path(), error);
+  if (error) return;
+  const fs::path temporary = path.string() + "." + std::to_string(::getpid());
+  {
+    std::ofstream file(temporary, std::ios::binary);
+    const std::string_view first(reinterpret_cast<const char*>(digest.data()), 32);
+    const Sha256Digest check = Sha256Of(first);
+    file.write(first.data(), 32).write(reinterpret_cast<const char*>(check.data()), 32);
+    if (!file) return;
+  }
+  fs::rename(temporary, path, error);
+}
+
+}  // namespace
+
+Sha256Digest Checkpoint::Fingerprint(std::string_view config_text) const {
+  fs::path cache;
+  if (weight_bytes() > kCachedFingerprintBytes && !CacheDirectory().empty()) {
+    std::string key = fmt::format("1\n{}\n", config_text);
+    for (const auto& mapping : mappings_) {
+      const struct stat& s = mapping->stat;
+      key += fmt::format("{} {} {} {} {}\n", s.st_dev, s.st_ino, s.st_size, s.st_mtim.tv_sec,
+                         s.st_mtim.tv_nsec);
+    }
+    cache = CacheDirectory() / Hex(Sha256Of(key));
+    Sha256Digest digest;
+    if (ReadCached(cache, &digest)) return digest;
+  }
+  Sha256 hash;
+  hash.Update(fmt::format("agentd model 1\n{}\n", config_text));
+  for (const auto& [name, tensor] : tensors_) {
+    hash.Update(fmt::format("{} {} {} {}\n", name, DTypeName(tensor.dtype), ShapeText(tensor.shape),
+                            tensor.size_bytes));
+    hash.Update(tensor.data, size_t(tensor.size_bytes));
+  }
+  const Sha256Digest digest = hash.Finish();
+  if (!cache.empty()) WriteCached(cache, digest);
+  return digest;
+}
+
+absl::Status WriteSafetensors(const fs::path& path, std::span<const NamedTensor> tensors) {
+  Json header = Json::object();
+  uint64_t offset = 0;
+  for (const NamedTensor& tensor : tensors) {
+    const uint64_t end = offset + tensor.data.size_bytes();
+    header[tensor.name] = {
+        {"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
+    offset = end;
+  }
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');
+  const uint64_t header_bytes = text.size();
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  if (!file) return ErrnoError(errno, "create " + path.string());
+  file.write(reinterpret_cast<const char*>(&header_bytes), 8);
+  file.write(text.data(), static_cast<std::streamsize>(text.size()));
+  for (const NamedTensor& tensor : tensors) {
+    file.write(reinterpret_cast<const char*>(tensor.data.data()),
+               static_cast<std::streamsize>(tensor.data.size_bytes()));
+  }
+  file.close();
+  if (!file) return ErrnoError(errno, "write " + path.string());
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::model

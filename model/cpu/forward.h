@@ -1,0 +1,181 @@
+// The forward pass over a batch of rows: tokens of several sequences, decode rows and prefill
+// chunks together.
+//
+// Every number of a row is a function of its own sequence alone: rows share only the decoding of
+// weights. One thread at a time.
+#ifndef AGENTD_MODEL_CPU_FORWARD_H_
+#define AGENTD_MODEL_CPU_FORWARD_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/config.h"
+#include "model/cpu/buffer.h"
+#include "model/cpu/kernels.h"
+#include "model/cpu/sequence.h"
+#include "model/cpu/thread_pool.h"
+#include "model/cpu/weights.h"
+
+namespace agentd::model {
+
+// Consecutive rows of one sequence.
+struct Segment {
+  CpuSequence* sequence = nullptr;
+  int64_t start = 0;  // position of its first row
+  int row_begin = 0;
+  int rows = 0;
+  absl::Status status;  // not OK: its rows' numbers mean nothing and must not be committed
+};
+
+struct Batch {
+  std::vector<Segment> segments;
+  std::vector<TokenId> tokens;     // [rows]
+  std::vector<int64_t> positions;  // [rows]
+  std::vector<int> segment_of;     // [rows]
+  int rows = 0;
+
+  void Clear();
+  void Add(CpuSequence* sequence, int64_t start, std::span<const TokenId> row_tokens);
+};
+
+class Forward {
+ public:
+  Forward(const Config& config, const Weights& weights, const StateLayout& layout,
+          ThreadPool* pool);
+
+  // Rope tables and buffers for `batch`, which must stay until the next Begin.
+  void Begin(Batch* batch);
+  // streams [rows, H, d] = the embeddings.
+  void Embed(float* streams);
+  // One layer, in place; layer == num_hidden_layers is the MTP block's. Entries go to the
+  // sequences, window keys to window_keys().
+  void Layer(int layer, float* streams);
+  // Window keys of the MTP block for the rows: row j's key is that of position start + j - 1 (its
+  // input is the streams of that position and token j). `streams` are those after the last layer;
+  // needs BeginRows on the sequences.
+  void MtpKeys(const float* streams);
+  // The MTP block's input [rows, H, d]: of each row the streams [H, d] of a token and the token
+  // after it.
+  struct MtpRow {
+    const float* streams;
+    TokenId next;
+    int64_t position;
+    int row;  // of the batch
+  };
+  void MtpInputs(std::span<const MtpRow> rows, float* out);
+  // Logits [rows][V] of `rows` streams. mtp: by the MTP block's mix and norm.
+  void Logits(const float* streams, int rows, bool mtp, float* logits);
+
+  const uint8_t* window_keys() const { return window_keys_.data(); }
+  size_t window_key_stride() const {
+    return size_t(key_rows_) * size_t(layout_.entry.bytes);
+  }  // bytes of a layer
+
+ private:
+  struct Job {  // one product over all rows
+    const PackedMatrix* weight;
+    const float* x;
+    size_t x_stride;
+    int rows;
+    float* y;
+    size_t y_stride;
+    bool round;
+  };
+  struct Pooling {  // one compressor of one segment
+    const Compressor* compressor;
+    Segment* segment;
+    const float* k;  // [rows, width]
+    const float* gate;
+    float* pooled;    // [closed entries, channels]
+    size_t frontier;  // floats into a frontier
+    bool index;
+    int number;  // among CSA or HCA layers
+  };
+
+  void RunJobs(std::span<const Job> jobs);
+  template <typename Function>
+  void ForRows(int rows, const Function& function);  // function(row, worker)
+  float* Scratch(int worker, size_t floats);
+
+  // mHC (spec section 3). MixIn leaves the sublayer's normed input in y_ (and rounded to FP8 in
+  // y_fp8_) and post and comb in mix_; MixOut folds the sublayer's output in.
+  void MixStreamsIn(const HyperConnection& hc, const Vector& norm, const float* streams, int rows);
+  void MixStreamsOut(float* streams, const float* sub, int rows);
+  void Coefficients(const HyperConnection& hc, const float* f, float rsqrt, float* pre, float* post,
+                    float* comb) const;
+
+  void Attention(int layer, const LayerWeights& w);
+  void Project(const LayerWeights& w);
+  void WindowKeys(int layer, const LayerWeights& w, const float* cosine, const float* sine);
+  void Queries(const LayerWeights& w, const float* cosine, const float* sine);
+  void Compress(int layer, const LayerWeights& w);
+  void Fold(const Pooling& p, int begin, int end);
+  void Emit(const Pooling& p, int64_t entry, const float* pooled, float* scratch);
+  void Select(int layer);
+  void ScoreEntries(int layer, std::span<const int> rows);
+  void Fetch(int layer);
+  void AttendRows(int layer, const LayerWeights& w, const float* cosine, const float* sine);
+  int ListEntries(int layer, int row, std::vector<const uint8_t*>* entries);
+
+  void Moe(const LayerWeights& w);
+  void Route(const LayerWeights& w, int row, const float* scores);
+
+  const float* EmbeddingRow(TokenId token, float* out) const;  // [d], in `out`
+  static bool Quantized(const PackedMatrix& m) {
+    return m.type == WeightType::kFp8 || m.type == WeightType::kFp4;
+  }
+  void Rope(float* x, const float* cosine, const float* sine, bool inverse) const;
+
+  const Config& config_;
+  const Weights& weights_;
+  const StateLayout& layout_;
+  ThreadPool* const pool_;
+  const bool low_;  // low_precision
+  const int d_;
+  const int h_;
+  std::vector<double> frequencies_;             // SWA layers
+  std::vector<double> compressed_frequencies_;  // layers with a compressor
+
+  Batch* batch_ = nullptr;
+  int key_rows_ = 0;
+
+  // Per batch, [rows] of each. Reused; grown in Begin.
+  Buffer<float> cosine_, sine_, compressed_cosine_, compressed_sine_;  // [r/2]
+  Buffer<float> mix_f_, mix_post_, mix_comb_;
+  Buffer<float> y_, y_fp8_;          // [d]
+  Buffer<float> sub_;                // [d] output of a sublayer
+  Buffer<float> q_low_, q_low_fp8_;  // [q_lora_rank]
+  Buffer<float> q_, attended_;       // [heads * c]
+  Buffer<float> kv_;                 // [c]
+  Buffer<float> o_low_;              // [groups * o_lora]
+  Buffer<float> k_, gate_, index_k_, index_gate_, pooled_, index_pooled_;
+  Buffer<float> index_q_, index_weights_;
+  Buffer<float> scores_;      // of entries, for some rows at a time
+  Buffer<int32_t> selected_;  // [index_topk]
+  std::vector<int> selected_count_;
+  Buffer<float> gate_scores_;  // [experts]
+  std::vector<int> chosen_;    // [experts per token], ascending
+  Buffer<float> chosen_weight_;
+  std::vector<int> expert_begin_;  // [experts + 1] into the routed rows
+  std::vector<int> routed_row_;    // row of each routed row
+  std::vector<int> routed_at_;     // [rows, experts per token] -> routed row
+  Buffer<float> routed_weight_, routed_x_, routed_g_, routed_u_, routed_y_;
+  Buffer<float> shared_g_, shared_u_;
+  Buffer<float> head_x_;
+  Buffer<float> mtp_x_, mtp_e_, mtp_h_;
+  Buffer<uint8_t> window_keys_;  // [layers][rows][entry bytes]
+
+  std::vector<Buffer<float>> scratch_;                    // per worker
+  std::vector<std::vector<const uint8_t*>> entry_lists_;  // per worker
+  std::vector<std::vector<uint32_t>> order_;              // per worker, of top-k
+  std::vector<Job> jobs_;
+};
+
+// The k best of n scores, ascending by index; of equals the lower index. `order` is scratch.
+// Returns how many: min(k, n).
+int SelectTopK(const float* scores, int n, int k, std::vector<uint32_t>* order, int32_t* selected);
+
+}  // namespace agentd::model
+
+#endif  // AGENTD_MODEL_CPU_FORWARD_H_

@@ -1,0 +1,117 @@
+// The engine's inner loops: Highway kernels, dispatched at run time to the best instruction set.
+//
+// Every function gives the same bits on every target, and for a row whatever other rows are
+// computed with it. So: a sum over contiguous numbers runs in 16 virtual lanes (lane i takes
+// elements i, i+16, ...) that one fixed tree adds; a product with weights runs in kSlices slices
+// (packed_matrix.h); multiply and add are two roundings, except where the product is exact in F32
+// (FP8 x FP8, FP4 x FP8, FP8 x BF16, BF16 x BF16), where fused and separate agree.
+//
+// Pointers need no alignment; buffers must not overlap unless a comment allows it. Sizes may be
+// odd.
+#ifndef AGENTD_MODEL_CPU_KERNELS_H_
+#define AGENTD_MODEL_CPU_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "model/cpu/packed_matrix.h"
+
+namespace agentd::model {
+
+// y[row][output] = sum over k of weight[output][k] * x[row][k], for the outputs of panels
+// [panel_begin, panel_end).
+struct LinearArgs {
+  const PackedMatrix* weight = nullptr;
+  int panel_begin = 0;
+  int panel_end = 0;
+  const float* x = nullptr;  // [rows, columns]
+  size_t x_stride = 0;
+  int rows = 0;
+  float* y = nullptr;  // [rows, weight->rows]
+  size_t y_stride = 0;
+  bool exact = false;        // every product is exact in F32
+  bool round = false;        // results to BF16
+  float* scratch = nullptr;  // LinearScratch(*weight) floats
+};
+void Linear(const LinearArgs& args);
+size_t LinearScratch(const PackedMatrix& weight);  // floats
+
+float SumSquares(const float* x, int n);
+// out = x / sqrt(mean(x^2) + eps) * weight. May be in place.
+void RmsNorm(const float* x, const float* weight, int n, float eps, bool round, float* out);
+// One head of q, in place, without weight. low_precision: BF16 arithmetic throughout (spec section
+// 4).
+void HeadNorm(float* q, int n, float eps, bool low_precision);
+// Per `block` values: scaled by 2^ceil(log2(max(amax, 1e-4) / 448)), rounded to E4M3, scaled back.
+// May be in place.
+void QuantizeFp8(const float* x, int n, int block, float* out);
+void RoundToBf16(float* x, int n);  // in place
+
+// out[d] = sum over streams i of pre[i] * streams[i][d].
+void MixIn(const float* streams, int h, int d, const float* pre, bool round, float* out);
+// streams[j][d] = post[j] * sub[d] + sum over i of comb[i][j] * streams[i][d], in place. h <= 16.
+void MixOut(float* streams, int h, int d, const float* sub, const float* post, const float* comb,
+            bool round);
+// out = weight * silu(min(gate, limit)) * clamp(up, -limit, limit). May be in place.
+void SwiGlu(const float* gate, const float* up, int n, float weight, float limit, bool round,
+            float* out);
+// out += x.
+void Add(const float* x, int n, float* out);
+
+// The running softmax of one pooling block: per channel max, sum of exp(g - max) and sum of exp(g -
+// max) * k, `stride` floats apart. Folds one token into n channels, g = gate + ape. `first`: there
+// was none before. May be in place (in == out).
+void FoldPooling(const float* in, const float* k, const float* gate, const float* ape, int n,
+                 size_t stride, bool first, float* out);
+// weighted / sum of one state, or of two joined (a == nullptr: b alone).
+void FinishPooling(const float* a, const float* b, int n, size_t stride, float* out);
+
+// Storage of one KV entry: see kv_format.h.
+struct EntryShape {
+  int channels = 0;  // c
+  int rotary = 0;    // r
+  bool low_precision = false;
+  int bytes = 0;
+};
+
+// Attention of some heads of one token over `n` entries in a given order, with a sink without
+// value.
+struct AttendArgs {
+  EntryShape shape;
+  const uint8_t* const* entries = nullptr;  // [n]
+  int n = 0;
+  const float* q = nullptr;  // [heads, c], contiguous
+  int heads = 0;
+  float scale = 1;               // c^-0.5
+  const float* sinks = nullptr;  // [heads]
+  float* out = nullptr;          // [heads, c]
+  float* scratch = nullptr;      // AttendScratch() floats
+};
+void Attend(const AttendArgs& args);
+size_t AttendScratch(const EntryShape& shape, int heads, int n);  // floats
+
+// Scores of 16 indexer keys for some tokens: out[row][key] = sum over heads of weight[h] *
+// relu(q[h] . key).
+struct IndexArgs {
+  int channels = 0;
+  bool low_precision = false;     // keys: 4-bit with scales (kv_format.h), otherwise F32
+  const uint8_t* keys = nullptr;  // [count] keys one after another
+  int key_bytes = 0;
+  int count = 0;                   // <= 16; out of the others is not written
+  const float* q = nullptr;        // [rows, heads, channels]
+  const float* weights = nullptr;  // [rows, heads]
+  int rows = 0;
+  int heads = 0;
+  float* out = nullptr;  // [rows][out_stride]
+  size_t out_stride = 0;
+  float* scratch = nullptr;  // IndexScratch() floats
+};
+void IndexScores(const IndexArgs& args);
+size_t IndexScratch(int channels);  // floats
+
+// The instruction set that runs now, as Highway names it.
+const char* SimdTargetName();
+
+}  // namespace agentd::model
+
+#endif  // AGENTD_MODEL_CPU_KERNELS_H_

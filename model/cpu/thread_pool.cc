@@ -1,0 +1,106 @@
+#include "model/cpu/thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/status.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace agentd::model {
+namespace {
+
+inline void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#endif
+}
+
+// Between two jobs of one step lie a few microseconds of serial work; sleeping and waking costs
+// some 50.
+constexpr auto kSpin = std::chrono::microseconds(40);
+
+constexpr int kMaxTasks = (1 << 18) - 1;
+constexpr uint32_t kNumberMask = (1u << 28) - 1;
+uint32_t JobNumber(uint64_t job) { return static_cast<uint32_t>(job >> 36); }
+int TaskCount(uint64_t job) { return static_cast<int>(job >> 18 & kMaxTasks); }
+int NextTask(uint64_t job) { return static_cast<int>(job & kMaxTasks); }
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < std::max(threads, 1); ++i) {
+    workers_.emplace_back([this, i] { WorkerLoop(i); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::RunJob(int tasks, Call call, const void* context) {
+  AGENTD_CHECK(tasks <= kMaxTasks);
+  const uint32_t number = (JobNumber(job_.load(std::memory_order_relaxed)) + 1) & kNumberMask;
+  call_.store(call, std::memory_order_relaxed);
+  context_.store(context, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  job_.store(uint64_t{number} << 36 | uint64_t(tasks) << 18);
+  if (sleeping_.load() > 0) {
+    { std::lock_guard lock(mutex_); }
+    wake_.notify_all();
+  }
+  Work(number, 0);
+  for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins) {
+    // A worker that was preempted in the middle of a task needs the core more than this loop.
+    if (spins < 2000) {
+      Pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::Work(uint32_t number, int worker) {
+  uint64_t job = job_.load();
+  while (JobNumber(job) == number && NextTask(job) < TaskCount(job)) {
+    if (!job_.compare_exchange_weak(job, job + 1)) continue;
+    call_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), NextTask(job),
+                                          worker);
+    done_.fetch_add(1, std::memory_order_release);
+    job = job_.load();
+  }
+}
+
+void ThreadPool::WorkerLoop(int worker) {
+  uint32_t seen = 0;
+  auto idle_since = std::chrono::steady_clock::now();
+  for (int spins = 0;; ++spins) {
+    const uint32_t number = JobNumber(job_.load());
+    if (number != seen) {
+      seen = number;
+      Work(number, worker);
+      idle_since = std::chrono::steady_clock::now();
+      spins = 0;
+      continue;
+    }
+    if (stop_.load(std::memory_order_relaxed)) return;
+    Pause();
+    if (spins % 64 != 63 || std::chrono::steady_clock::now() - idle_since < kSpin) continue;
+    std::unique_lock lock(mutex_);
+    sleeping_.fetch_add(1);
+    // RunJob publishes the job before it looks at sleeping_, so one of the two sees the other.
+    wake_.wait(lock, [&] { return stop_.load() || JobNumber(job_.load()) != seen; });
+    sleeping_.fetch_sub(1);
+    if (stop_.load()) return;
+    idle_since = std::chrono::steady_clock::now();
+  }
+}
+
+}  // namespace agentd::model
