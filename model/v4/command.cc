@@ -1,0 +1,65 @@
+#include "model/v4/command.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+
+namespace agentd::model::v4 {
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return 0;
+  fmt::print(stderr, "v4: {}\n", Text(status));
+  return 1;
+}
+
+absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
+  errno = 0;
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return ErrnoError(errno, "open " + path.string());
+  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  // A directory opens, but does not read.
+  if (in.bad() || (text.empty() && errno != 0)) return ErrnoError(errno, "read " + path.string());
+  return text;
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& path, int vocab_size) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_array())
+    return InvalidArgument("{}: is not a JSON array of token ids", path.string());
+  std::vector<TokenId> tokens;
+  for (size_t i = 0; i < json.size(); ++i) {
+    if (!json[i].is_number_integer() || json[i] < 0 || json[i] >= vocab_size) {
+      return InvalidArgument("{}: element {} is {}, not a token id below {}", path.string(), i,
+                             json[i].dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
+                             vocab_size);
+    }
+    tokens.push_back(json[i].get<TokenId>());
+  }
+  return tokens;
+}
+
+absl::Status ForEachInputLine(const std::function<absl::Status(std::string_view)>& handle) {
+  std::string line;
+  for (int64_t number = 1; std::getline(std::cin, line); ++number) {
+    const absl::Status status = handle(line);
+    if (!status.ok()) return Annotate(status, fmt::format("line {}", number));
+  }
+  if (std::cin.bad()) return Internal("cannot read standard input");
+  return absl::OkStatus();
+}
+
+void Print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+absl::Status FlushOutput() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout))
+    return ErrnoError(errno, "write standard output");
+  return absl::OkStatus();
+}
+
+}  // namespace agentd::model::v4

@@ -1,0 +1,31 @@
+// v4: the model engine from the command line.
+#include <CLI/CLI.hpp>
+
+#include "model/v4/command.h"
+
+int main(int argc, char** argv) {
+  using namespace agentd::model::v4;  // NOLINT: this file only lists the subcommands
+  CLI::App app("DeepSeek-V4 models: evaluate, generate, tokenize, inspect", "v4");
+  app.require_subcommand(1);
+  int exit_code = 0;
+  RegisterGenerate(app, &exit_code);
+  RegisterTokenize(app, &exit_code);
+  RegisterChat(app, &exit_code);
+  RegisterInspect(app, &exit_code);
+#ifdef V4_HAS_LOGITS
+  RegisterLogits(app, &exit_code);
+#endif
+#ifdef V4_HAS_LAYER
+  RegisterLayer(app, &exit_code);
+#endif
+#ifdef V4_HAS_BENCH
+  RegisterBench(app, &exit_code);
+#endif
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // 0 after --help; anything else was a mistake in the command line.
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return exit_code;
+}
