@@ -131,12 +131,13 @@ std::string Writable(const std::string& path, std::string& why) {
     std::string parent = target;
     while (realpath(parent.c_str(), resolved) == nullptr) {
       const size_t slash = parent.rfind('/');
-      if (errno != ENOENT || slash == 0 || slash == std::string::npos) {
+      if (errno != ENOENT || slash == std::string::npos) {
         why = Words(errno);
         return "";
       }
       rest.insert(0, parent.substr(slash));
       parent.resize(slash);
+      if (parent.empty()) parent = "/";
     }
     target = resolved + rest;
   }

@@ -1,5 +1,8 @@
 #include "tools/schema.h"
 
+// Without it valijson ends the process where it would throw.
+#define VALIJSON_USE_EXCEPTIONS 1
+
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <valijson/adapters/nlohmann_json_adapter.hpp>
