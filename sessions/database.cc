@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr char kFormatLine[] = "agentd-sessions ";
 constexpr int kFormatVersion = 1;
+constexpr uint64_t kSpareBytes = 4 << 20;
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
                                                 "anchors",   "files",  "meta"};
 
@@ -84,6 +86,16 @@ rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
   return options;
 }
 
+// RocksDB's own recovery after a full disk looks for space every five seconds and keeps Resume()
+// out meanwhile. The pipeline asks before its next write instead.
+class NoAutomaticRecovery final : public rocksdb::EventListener {
+ public:
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
+                            bool* automatic) override {
+    *automatic = false;
+  }
+};
+
 rocksdb::Options DbOptions(const InternalOptions& internal_options) {
   rocksdb::Options options;
   if (internal_options.env != nullptr) options.env = internal_options.env;
@@ -98,6 +110,7 @@ rocksdb::Options DbOptions(const InternalOptions& internal_options) {
   // A failed write or fsync is not tried again behind our back; Resume() is called where it is
   // right.
   options.max_bgerror_resume_count = 0;
+  options.listeners.push_back(std::make_shared<NoAutomaticRecovery>());
   // What has no name yet may be forgotten, and a stale owner must not write when it closes.
   options.avoid_flush_during_shutdown = true;
   options.max_total_wal_size = 64 << 20;
@@ -296,7 +309,38 @@ absl::Status Database::Compact(Column column, std::string_view begin, std::strin
   return Translate(db_->CompactRange(options, Handle(column), &first, &last), "compacting");
 }
 
-absl::Status Database::Resume() { return Translate(db_->Resume(), "resuming after a full disk"); }
+// RocksDB flushes all it holds in memory when it resumes, and takes running out of space then as
+// fatal: so first see that the space is there.
+absl::Status Database::ProbeSpace() {
+  uint64_t needed = kSpareBytes;
+  for (rocksdb::ColumnFamilyHandle* handle : handles_) {
+    uint64_t bytes = 0;
+    db_->GetIntProperty(handle, rocksdb::DB::Properties::kCurSizeAllMemTables, &bytes);
+    needed += bytes;
+  }
+  const std::string path = (directory_ / "PROBE").string();
+  std::unique_ptr<rocksdb::WritableFile> file;
+  rocksdb::Status status = db_->GetEnv()->NewWritableFile(path, &file, rocksdb::EnvOptions());
+  const std::string zeros(1 << 20, '\0');
+  for (uint64_t written = 0; status.ok() && written < needed; written += zeros.size()) {
+    status = file->Append(zeros);
+  }
+  if (status.ok()) status = file->Close();
+  file.reset();
+  (void)db_->GetEnv()->DeleteFile(path);
+  return Translate(status, fmt::format("looking for {} bytes of free space", needed));
+}
+
+absl::StatusOr<bool> Database::Resume() {
+  RETURN_IF_ERROR(ProbeSpace());
+  const rocksdb::Status status = db_->Resume();
+  if (status.IsBusy()) return false;  // a background job is on its way out
+  if (status.severity() >= rocksdb::Status::Severity::kFatalError) {
+    return absl::UnavailableError("RocksDB cannot go on after a full disk: " + status.ToString());
+  }
+  RETURN_IF_ERROR(Translate(status, "resuming after a full disk"));
+  return true;
+}
 
 absl::Status Database::CheckEpoch() {
   ASSIGN_OR_RETURN(const std::optional<std::string> now, ReadSmallFile(directory_ / "EPOCH"));

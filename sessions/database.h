@@ -78,8 +78,9 @@ class Database {
   absl::Status Compact(Column column, std::string_view begin, std::string_view end);
   // Puts entries into a batch.
   void Fill(rocksdb::WriteBatch& batch, const std::vector<WriteEntry>& entries) const;
-  // After NoSpace: whether writing is possible again.
-  absl::Status Resume();
+  // After NoSpace. True: writing goes on. False: not yet, or perhaps: writes say so themselves.
+  // ResourceExhausted: still full. Unavailable: only reopening helps.
+  absl::StatusOr<bool> Resume();
 
   // FailedPrecondition when a newer owner took the directory. Remembers that, and from then on
   // leaves the files alone.
@@ -107,6 +108,7 @@ class Database {
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
   absl::Status Lock();
   absl::Status RaiseEpoch();
+  absl::Status ProbeSpace();
   absl::Status OpenRocksDb(const InternalOptions& options);
   rocksdb::ColumnFamilyHandle* Handle(Column column) const {
     return handles_[1 + static_cast<size_t>(column)];

@@ -85,11 +85,13 @@ absl::Status Pipeline::MayWrite() {
     resume = disk_full_;
   }
   if (!resume) return absl::OkStatus();
-  if (absl::Status status = database_.Resume(); !status.ok()) {
-    return absl::ResourceExhaustedError("the store's disk is full: " + Text(status));
+  const absl::StatusOr<bool> resumed = database_.Resume();
+  if (!resumed.ok()) {
+    NoteFailure(resumed.status());
+    return resumed.status();
   }
   std::lock_guard lock(mutex_);
-  disk_full_ = false;
+  if (*resumed) disk_full_ = false;
   return absl::OkStatus();
 }
 
@@ -230,7 +232,7 @@ absl::Status Pipeline::WriteValues(const std::vector<WriteEntry>& intents,
                                    const std::set<Column>& columns) {
   // Not synced: the flush below closes and syncs the log that holds them before it installs its
   // files.
-  RETURN_IF_ERROR(database_.Write(intents, /*sync=*/false));
+  if (!intents.empty()) RETURN_IF_ERROR(database_.Write(intents, /*sync=*/false));
   CrashPoint("values_intents");
   if (!values.empty()) RETURN_IF_ERROR(database_.WriteUnlogged(values));
   CrashPoint("values_written");
@@ -308,7 +310,7 @@ absl::Status Pipeline::WriteBatchOf(Queue& group) {
   int64_t commits = 0;
   for (const std::unique_ptr<Operation>& operation : group) {
     if (!operation->error.ok()) continue;
-    if (operation->replaced_tail.has_value()) RETURN_IF_ERROR(DropReplacedTail(*operation, batch));
+    if (operation->replaced_tail.has_value()) DropReplacedTail(*operation, batch);
     database_.Fill(batch, operation->writes);
     if (operation->state != nullptr) ++commits;
   }
@@ -319,13 +321,15 @@ absl::Status Pipeline::WriteBatchOf(Queue& group) {
   // acknowledged.
   RETURN_IF_ERROR(database_.CheckEpoch());
   std::lock_guard lock(mutex_);
+  disk_full_ = false;
   counters_.commits += commits;
   ++counters_.group_syncs;
   return absl::OkStatus();
 }
 
-// Deletes the anchor that the timeline's new one replaces, unless another timeline refers to it.
-absl::Status Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch) {
+// Deletes the anchor that the timeline's new one replaces, unless another timeline refers to it. A
+// record that cannot be read leaves it where it is: a commit does not fail for a cache.
+void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch) {
   const Sha256Digest& anchor = operation.replaced_tail->anchor;
   const std::string own = AnchorReferenceKey(anchor, operation.state->id);
   std::vector<WriteEntry> writes;
@@ -335,25 +339,24 @@ absl::Status Pipeline::DropReplacedTail(const Operation& operation, rocksdb::Wri
                                    BigEndianAt(View(identity_), 0)),
                     std::nullopt});
   bool shared = false;
-  RETURN_IF_ERROR(database_.Scan(Column::kTimelines, AnchorReferencePrefix(anchor),
-                                 [&](std::string_view key, std::string_view) {
-                                   shared = shared || key != own;
-                                   return absl::OkStatus();
-                                 }));
+  const absl::Status scanned = database_.Scan(Column::kTimelines, AnchorReferencePrefix(anchor),
+                                              [&](std::string_view key, std::string_view) {
+                                                shared = shared || key != own;
+                                                return absl::OkStatus();
+                                              });
   const std::string name_key = AnchorNameKey(anchor);
-  ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                   database_.Get(Column::kTimelines, name_key));
-  if (!shared && name.has_value()) {
+  const absl::StatusOr<std::optional<std::string>> name =
+      database_.Get(Column::kTimelines, name_key);
+  if (scanned.ok() && !shared && name.ok() && name->has_value()) {
     writes.push_back({Column::kTimelines, name_key, std::nullopt});
     writes.push_back({Column::kAnchors, AnchorKey(anchor), std::nullopt});
-    if (const absl::StatusOr<AnchorName> decoded = DecodeAnchorName(name_key, *name);
+    if (const absl::StatusOr<AnchorName> decoded = DecodeAnchorName(name_key, **name);
         decoded.ok()) {
       writes.push_back({Column::kTimelines,
                         AnchorIndexKey(decoded->parent, decoded->position, anchor), std::nullopt});
     }
   }
   database_.Fill(batch, writes);
-  return absl::OkStatus();
 }
 
 void Pipeline::Finish(Operation& operation, const absl::Status& status) {

@@ -111,7 +111,7 @@ class Pipeline {
   bool TakeGroup(Queue& group);
   void WriteGroup(Queue& group);
   absl::Status WriteBatchOf(Queue& group);
-  absl::Status DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch);
+  void DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch);
   void Finish(Operation& operation, const absl::Status& status);
   absl::Status MayWrite();
   void NoteFailure(const absl::Status& status);

@@ -211,16 +211,19 @@ absl::StatusOr<std::shared_ptr<const BlockHasher>> StoreImpl::HasherOf(std::stri
   std::lock_guard creating(owner_key_mutex_);
   const std::string key = OwnerKeyKey(owner);
   ASSIGN_OR_RETURN(const std::optional<std::string> value, database_->Get(Column::kMeta, key));
+  absl::StatusOr<std::string_view> stored = NotFound("owner {} has no key", owner);
+  if (value.has_value()) stored = Unframe(RecordKind::kOwnerKey, key, *value);
+  if (absl::IsNotFound(stored.status()) && !create) return std::shared_ptr<const BlockHasher>();
   std::string secret;
-  if (value.has_value()) {
-    ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kOwnerKey, key, *value));
-    secret = std::string(payload);
-  } else if (create) {
+  if (stored.ok()) {
+    secret = std::string(*stored);
+  } else if (absl::IsNotFound(stored.status()) || absl::IsDataLoss(stored.status())) {
+    // A damaged key costs the owner's cached KV, which nothing finds any more: never the sessions.
     ASSIGN_OR_RETURN(secret, RandomBytes(kOwnerKeyBytes));
     RETURN_IF_ERROR(
         pipeline_.SubmitAndWait({{Column::kMeta, key, Frame(RecordKind::kOwnerKey, key, secret)}}));
   } else {
-    return std::shared_ptr<const BlockHasher>();
+    return stored.status();
   }
   auto hasher = std::make_shared<const BlockHasher>(secret, identity_);
   std::lock_guard lock(mutex_);

@@ -98,6 +98,11 @@ absl::StatusOr<LoadedTimeline> StoreImpl::Load(std::string_view session_id) {
     }
     loaded.workspace = DigestAt(event.payload, 0);
   }
+  // So that the first commit, perhaps from a thread that should not wait, finds its state in
+  // memory.
+  const std::shared_ptr<TimelineState> state = StateOf(timeline.id);
+  std::lock_guard lock(state->mutex);
+  RETURN_IF_ERROR(LoadState(*state));
   return loaded;
 }
 

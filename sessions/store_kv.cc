@@ -6,6 +6,16 @@
 #include "sessions/store_impl.h"
 
 namespace agentd::sessions::internal {
+namespace {
+
+// A name that cannot be read offers nothing: what it names is computed again.
+bool IsNamed(const Database& database, const std::string& name_key) {
+  const absl::StatusOr<std::optional<std::string>> name =
+      database.Get(Column::kTimelines, name_key);
+  return name.ok() && name->has_value();
+}
+
+}  // namespace
 
 // The newest anchor for `tokens` at or before `max_position` among those whose last whole block is
 // `blocks` - 1.
@@ -26,11 +36,10 @@ absl::StatusOr<std::optional<Sha256Digest>> StoreImpl::FindAnchor(
     if (*position > max_position || *position < blocks * kBlockTokens) continue;
     const Sha256Digest anchor = DigestAt(key, prefix.size() + 8);
     if (anchor != PrefixAt(hasher, hashes, tokens, *position)) continue;
-    ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                     database_->Get(Column::kTimelines, AnchorNameKey(anchor)));
-    if (name.has_value()) return std::optional(anchor);
+    if (IsNamed(*database_, AnchorNameKey(anchor))) return std::optional(anchor);
   }
-  RETURN_IF_ERROR(Translate(iterator->status(), "looking for an anchor"));
+  const absl::Status status = Translate(iterator->status(), "looking for an anchor");
+  if (!status.ok() && !absl::IsDataLoss(status)) return status;
   return std::optional<Sha256Digest>();
 }
 
@@ -50,9 +59,7 @@ absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
     const BlockHash parent = hashes.empty() ? hasher->root() : hashes.back();
     const BlockHash hash =
         hasher->Block(parent, tokens.subspan(hashes.size() * kBlockTokens, kBlockTokens));
-    ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                     database_->Get(Column::kTimelines, BlockNameKey(hash)));
-    if (!name.has_value()) break;
+    if (!IsNamed(*database_, BlockNameKey(hash))) break;
     hashes.push_back(hash);
   }
   for (int64_t blocks = static_cast<int64_t>(hashes.size()); blocks >= 0; --blocks) {

@@ -1,0 +1,242 @@
+// Disks that forget, fail and fill up, and owners that lost the store.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+
+#include <fstream>
+#include <future>
+
+#include "sessions/fault_env.h"
+#include "sessions/inspect_util.h"
+#include "sessions/internal_options.h"
+#include "sessions/store.h"
+#include "sessions/test_util.h"
+
+namespace agentd::sessions {
+namespace {
+
+using testing::FaultEnv;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::Must;
+using testing::Options;
+using testing::RandomTokens;
+using testing::TokensCommit;
+
+class FaultTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Store> OpenWith(FaultEnv& env) {
+    return Must(internal::OpenStore(path(), Options(), {env.env(), env.fs().ignore_locks}));
+  }
+  std::filesystem::path path() const { return directory_.path() / "store"; }
+
+  testing::TemporaryDirectory directory_;
+  testing::Random random_{testing::NewSeed()};
+};
+
+TEST_F(FaultTest, WhatWasAcknowledgedSurvivesADiskThatForgets) {
+  FaultEnv env;
+  std::vector<TokenId> tokens;      // acknowledged
+  int64_t anchored = 0;             // newest acknowledged anchor
+  std::optional<TreeId> workspace;  // newest acknowledged tree
+  std::string session_id;
+  const std::filesystem::path files = directory_.path() / "files";
+  std::filesystem::create_directory(files);
+  for (int round = 0; round < 12; ++round) {
+    std::unique_ptr<Store> store = OpenWith(env);
+    if (session_id.empty()) session_id = Must(store->Create({"alice", 1, ""})).id;
+    LoadedTimeline loaded = Must(store->Load(session_id));
+    ASSERT_GE(loaded.tokens.size(), tokens.size());
+    ASSERT_TRUE(std::equal(tokens.begin(), tokens.end(), loaded.tokens.begin()));
+    tokens = loaded.tokens;  // what was in flight may be there
+    const RestorePoint point = Must(store->FindRestorePoint("alice", tokens, INT64_MAX));
+    ASSERT_GE(point.position, anchored);
+    for (const BlockHash& block : point.blocks)
+      ASSERT_EQ(Must(store->ReadBlockPart(block, 0)).size(), 9000u);
+    if (point.position > 0) ASSERT_OK(store->ReadAnchor(point.anchor, point.position));
+    if (workspace.has_value()) {
+      ASSERT_TRUE(loaded.workspace.has_value());
+      ASSERT_OK(store->RestoreWorkspace(*loaded.workspace, directory_.path() / "restored"));
+    }
+    // A random number of good commits, then one or more in flight when the machine stops.
+    const int64_t commits = testing::Below(random_, 12);
+    for (int64_t i = 0; i <= commits; ++i) {
+      const std::vector<TokenId> run = RandomTokens(random_, 1 + testing::Below(random_, 300));
+      Commit commit = TokensCommit(loaded.session.timeline, run);
+      const int64_t before = static_cast<int64_t>(tokens.size()),
+                    after = before + static_cast<int64_t>(run.size());
+      if (testing::Below(random_, 2) == 0) {
+        for (int64_t block = 0; block < after / kBlockTokens; ++block) {
+          commit.blocks.push_back({block, {std::string(9000, 'b')}});
+        }
+        commit.anchor = KvAnchor{after, std::string(5000, 'a'), false};
+      }
+      std::optional<TreeId> tree;
+      if (testing::Below(random_, 3) == 0) {
+        std::ofstream(files / "file") << random_();
+        tree = Must(store->SnapshotWorkspace(files));
+        commit.events.push_back(NewEvent::Workspace(*tree));
+      }
+      const bool anchors = commit.anchor.has_value();
+      if (i == commits) {
+        const bool before_commit = testing::Below(random_, 2) == 0;
+        std::promise<void> done;
+        if (before_commit) env.fs().Stop();
+        store->CommitAsync(std::move(commit), [&](absl::StatusOr<CommitResult> result) {
+          if (result.ok()) {
+            tokens.insert(tokens.end(), run.begin(), run.end());
+            if (anchors) anchored = after;
+            if (tree.has_value()) workspace = tree;
+          }
+          done.set_value();
+        });
+        env.fs().Stop();
+        done.get_future().wait();
+        break;
+      }
+      ASSERT_OK(store->CommitSync(std::move(commit)));
+      tokens.insert(tokens.end(), run.begin(), run.end());
+      if (anchors) anchored = after;
+      if (tree.has_value()) workspace = tree;
+    }
+    store.reset();
+    env.fs().Forget(random_);
+  }
+  OpenWith(env).reset();
+  EXPECT_THAT(testing::FindOrphans(path()), IsEmpty());
+}
+
+// The control of the test above: without a sync in between, the file system does forget.
+TEST_F(FaultTest, TheForgettingFileSystemForgets) {
+  FaultEnv env;
+  const std::string name = (directory_.path() / "f").string();
+  std::unique_ptr<rocksdb::FSWritableFile> file;
+  ASSERT_TRUE(env.fs().NewWritableFile(name, {}, &file, nullptr).ok());
+  ASSERT_TRUE(file->Append("synced", {}, nullptr).ok());
+  ASSERT_TRUE(file->Sync({}, nullptr).ok());
+  ASSERT_TRUE(file->Append(std::string(100'000, 'x'), {}, nullptr).ok());
+  ASSERT_TRUE(file->Close({}, nullptr).ok());
+  env.fs().Forget(random_);
+  EXPECT_GE(std::filesystem::file_size(name), 6u);
+  EXPECT_LT(std::filesystem::file_size(name), 100'006u);
+}
+
+TEST_F(FaultTest, AFailedFsyncIsNotTriedAgain) {
+  FaultEnv env;
+  std::unique_ptr<Store> store = OpenWith(env);
+  const SessionInfo a = Must(store->Create({"alice", 1, ""})),
+                    b = Must(store->Create({"alice", 1, ""}));
+  ASSERT_OK(store->CommitSync(TokensCommit(a.timeline, {1})));
+  env.fs().fail_syncs = true;
+  EXPECT_TRUE(absl::IsUnavailable(store->CommitSync(TokensCommit(a.timeline, {2})).status()));
+  env.fs().fail_syncs = false;  // the next fsync would say all is well
+  const int64_t syncs = env.fs().syncs;
+  const absl::Status after = store->CommitSync(TokensCommit(b.timeline, {3})).status();
+  EXPECT_TRUE(absl::IsUnavailable(after));
+  EXPECT_THAT(Text(after), HasSubstr("reopen"));
+  EXPECT_TRUE(absl::IsUnavailable(store->Create({"alice", 1, ""}).status()));
+  EXPECT_EQ(env.fs().syncs, syncs);
+  store.reset();
+  store = OpenWith(env);
+  EXPECT_GE(Must(store->Load(a.id)).tokens.size(), 1u);
+  ASSERT_OK(store->CommitSync(TokensCommit(b.timeline, {3})));
+}
+
+TEST_F(FaultTest, AFailedFsyncOfValuesStopsAcknowledging) {
+  FaultEnv env;
+  std::unique_ptr<Store> store = OpenWith(env);
+  const SessionInfo session = Must(store->Create({"alice", 1, ""}));
+  Commit commit = TokensCommit(session.timeline, RandomTokens(random_, 256));
+  commit.blocks.push_back({0, {"part"}});
+  env.fs().fail_syncs = true;
+  EXPECT_TRUE(absl::IsUnavailable(store->CommitSync(commit).status()));
+  env.fs().fail_syncs = false;
+  EXPECT_TRUE(absl::IsUnavailable(store->CommitSync(TokensCommit(session.timeline, {1})).status()));
+  store.reset();
+  EXPECT_TRUE(Must(OpenWith(env)->Load(session.id)).tokens.empty());
+}
+
+TEST_F(FaultTest, AFullDiskPausesAndGoesOn) {
+  FaultEnv env;
+  std::unique_ptr<Store> store = OpenWith(env);
+  const SessionInfo a = Must(store->Create({"alice", 1, ""})),
+                    b = Must(store->Create({"alice", 1, ""}));
+  ASSERT_OK(store->CommitSync(TokensCommit(a.timeline, {1})));
+  env.fs().no_space = true;
+  EXPECT_TRUE(absl::IsResourceExhausted(store->CommitSync(TokensCommit(a.timeline, {2})).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(store->CommitSync(TokensCommit(b.timeline, {2})).status()));
+  EXPECT_EQ(Must(store->Load(a.id)).tokens.size(), 1u);  // reading goes on
+  env.fs().no_space = false;
+  ASSERT_OK(store->Load(a.id));
+  ASSERT_OK(store->CommitSync(TokensCommit(a.timeline, {3})));
+  Commit commit = TokensCommit(a.timeline, RandomTokens(random_, 300));
+  commit.blocks.push_back({0, {"part"}});
+  env.fs().no_space = true;  // now while values are written
+  EXPECT_TRUE(absl::IsResourceExhausted(store->CommitSync(commit).status()));
+  env.fs().no_space = false;
+  ASSERT_OK(store->Load(a.id));
+  ASSERT_OK(store->CommitSync(commit));
+  store.reset();
+  store = OpenWith(env);
+  EXPECT_EQ(Must(store->Load(a.id)).tokens.size(), 302u);
+  EXPECT_EQ(Must(store->Load(a.id)).tokens[1], 3);
+}
+
+// A file system that really is full, where this process may mount one.
+TEST_F(FaultTest, ASmallFileSystemFillsUpAndGoesOn) {
+  const std::filesystem::path mount = directory_.path() / "small";
+  std::filesystem::create_directory(mount);
+  if (::mount("tmpfs", mount.c_str(), "tmpfs", 0, "size=40m") != 0)
+    GTEST_SKIP() << "needs root to mount a tmpfs";
+  {
+    const std::unique_ptr<Store> store = Must(Store::Open(mount / "store", Options()));
+    const SessionInfo session = Must(store->Create({"alice", 1, ""}));
+    std::ofstream(mount / "ballast") << std::string(12 << 20, 'x');
+    int64_t acknowledged = 0;
+    absl::Status status;
+    for (int i = 0; i < 64 && status.ok(); ++i) {
+      Commit commit = TokensCommit(session.timeline, RandomTokens(random_, 256));
+      commit.blocks.push_back({acknowledged, {testing::RandomBytes(random_, 1 << 20)}});
+      status = store->CommitSync(std::move(commit)).status();
+      acknowledged += status.ok();
+    }
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_GT(acknowledged, 3);
+    std::filesystem::remove(mount / "ballast");
+    EXPECT_EQ(Must(store->Load(session.id)).tokens.size(), static_cast<size_t>(acknowledged * 256));
+    EXPECT_OK(store->CommitSync(TokensCommit(session.timeline, {1, 2, 3})));
+    EXPECT_EQ(Must(store->Load(session.id)).tokens.size(),
+              static_cast<size_t>(acknowledged * 256 + 3));
+  }
+  EXPECT_EQ(::umount(mount.c_str()), 0);
+}
+
+TEST_F(FaultTest, AStaleOwnerIsFencedByTheEpoch) {
+  FaultEnv env;
+  env.fs().ignore_locks = true;
+  std::unique_ptr<Store> stale = OpenWith(env);
+  const SessionInfo session = Must(stale->Create({"alice", 1, ""}));
+  ASSERT_OK(stale->CommitSync(TokensCommit(session.timeline, {1})));
+  std::unique_ptr<Store> owner = OpenWith(env);
+  const absl::Status fenced = stale->CommitSync(TokensCommit(session.timeline, {2})).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(fenced)) << fenced;
+  EXPECT_TRUE(absl::IsFailedPrecondition(stale->Create({"alice", 1, ""}).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(stale->Delete(session.id)));
+  ASSERT_OK(owner->CommitSync(TokensCommit(session.timeline, {3})));
+  stale.reset();  // finishing late harms nothing
+  ASSERT_OK(owner->CommitSync(TokensCommit(session.timeline, {4})));
+  owner.reset();
+  EXPECT_THAT(Must(OpenWith(env)->Load(session.id)).tokens, ::testing::ElementsAre(1, 3, 4));
+}
+
+TEST_F(FaultTest, ADamagedEpochIsRefused) {
+  FaultEnv env;
+  OpenWith(env).reset();
+  std::ofstream(path() / "EPOCH") << "nonsense";
+  const absl::Status status = internal::OpenStore(path(), Options(), {env.env(), false}).status();
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_THAT(Text(status), HasSubstr("EPOCH"));
+}
+
+}  // namespace
+}  // namespace agentd::sessions

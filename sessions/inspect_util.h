@@ -1,0 +1,74 @@
+// Looks under the store, for tests: every value has a name, and records can be damaged in place.
+#ifndef AGENTD_SESSIONS_INSPECT_UTIL_H_
+#define AGENTD_SESSIONS_INSPECT_UTIL_H_
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "sessions/database.h"
+#include "sessions/file_objects.h"
+#include "sessions/keys.h"
+#include "sessions/record.h"
+#include "sessions/test_util.h"
+
+namespace agentd::sessions::testing {
+
+inline std::vector<std::string> KeysOf(const internal::Database& database, internal::Column column,
+                                       std::string_view prefix = "") {
+  std::vector<std::string> keys;
+  EXPECT_OK(database.Scan(column, prefix, [&](std::string_view key, std::string_view) {
+    keys.emplace_back(key);
+    return absl::OkStatus();
+  }));
+  return keys;
+}
+
+// For a closed store that was opened (and so swept) after its last crash: values without a name,
+// one message each.
+inline std::vector<std::string> FindOrphans(const std::filesystem::path& directory) {
+  using internal::Column;
+  const auto database = Must(internal::Database::Open(directory, false, {}));
+  std::vector<std::string> orphans;
+  for (const std::string& key : KeysOf(*database, Column::kMeta, "p"))
+    orphans.push_back("intent " + key.substr(0, 2));
+  for (const std::string& key : KeysOf(*database, Column::kKv)) {
+    const BlockHash block = internal::DigestAt(key, 0);
+    if (!Must(database->Get(Column::kTimelines, internal::BlockNameKey(block))).has_value()) {
+      orphans.push_back(internal::Describe(internal::RecordKind::kKvPart, key));
+    }
+  }
+  for (const std::string& key : KeysOf(*database, Column::kAnchors)) {
+    const Sha256Digest anchor = internal::DigestAt(key, 0);
+    if (!Must(database->Get(Column::kTimelines, internal::AnchorNameKey(anchor))).has_value()) {
+      orphans.push_back(internal::Describe(internal::RecordKind::kAnchor, key));
+    }
+  }
+  internal::FileObjects files(*database);
+  std::set<std::string> named;
+  EXPECT_OK(
+      database->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
+        ASSIGN_OR_RETURN(const TreeId tree,
+                         internal::DecodeDigest(internal::RecordKind::kWorkspaceEntry, key, value));
+        return files.Mark(tree, named);
+      }));
+  for (const std::string& key : KeysOf(*database, Column::kFiles)) {
+    if (!named.contains(key)) orphans.push_back("file object " + key.substr(0, 1));
+  }
+  return orphans;
+}
+
+// Replaces the stored bytes under `key` of a closed store.
+inline void Overwrite(const std::filesystem::path& directory, internal::Column column,
+                      const std::string& key, std::string value) {
+  const auto database = Must(internal::Database::Open(directory, false, {}));
+  ASSERT_OK(database->Write({{column, key, std::move(value)}}, /*sync=*/true));
+}
+
+}  // namespace agentd::sessions::testing
+
+#endif  // AGENTD_SESSIONS_INSPECT_UTIL_H_
