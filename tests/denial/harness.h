@@ -1,0 +1,100 @@
+// What the denial tests share: a sandbox over a fresh workspace that holds the probe, and the same
+// probe run outside as the control.
+#ifndef AGENTD_TESTS_DENIAL_HARNESS_H_
+#define AGENTD_TESTS_DENIAL_HARNESS_H_
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "base/status.h"
+#include "sandbox/sandbox.h"
+
+namespace agentd::sandbox {
+
+namespace fs = std::filesystem;
+
+// The exit text of a shell command run outside, without its last line end.
+inline std::string Shell(const std::string& command) {
+  std::string output;
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return "popen failed";
+  char buffer[4096];
+  while (size_t n = fread(buffer, 1, sizeof(buffer), pipe)) output.append(buffer, n);
+  pclose(pipe);
+  if (output.ends_with('\n')) output.pop_back();
+  return output;
+}
+
+// A name that no other process has in its command line.
+inline std::string Marker() {
+  std::random_device random;
+  return fmt::format("agentd-marker-{:08x}{:08x}", random(), random());
+}
+
+// Processes of the machine whose command line holds `marker`.
+inline int CountMarked(const std::string& marker) {
+  int count = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
+    std::ifstream in(entry.path() / "cmdline", std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    if (text.find(marker) != std::string::npos) ++count;
+  }
+  return count;
+}
+
+class DenialTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/agentd-denial-test-XXXXXX";
+    ASSERT_NE(mkdtemp(name), nullptr);
+    root_ = name;
+    fs::create_directory(workspace());
+    fs::create_directory(root_ / "outside");
+    fs::copy(AGENTD_DENIAL_DIR "/denial_probe", workspace() / "probe");
+    auto sandbox = Sandbox::Start({workspace(), root_ / "lock", AGENTD_HELPER_DIR});
+    ASSERT_TRUE(sandbox.ok()) << sandbox.status();
+    sandbox_ = std::move(*sandbox);
+  }
+  void TearDown() override {
+    sandbox_.reset();
+    fs::remove_all(root_);
+  }
+  fs::path workspace() const { return root_ / "workspace"; }
+
+  CallResult Run(const CallRequest& request) {
+    auto result = sandbox_->Run(request, never_);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result.ok() ? *result : CallResult{.end = CallEnd::kSandboxDied};
+  }
+  CallResult Bash(const std::string& command, Limits limits = {}) {
+    return Run({.argv = {"/bin/bash", "-c", command}, .limits = limits});
+  }
+  static std::string WithoutLineEnd(std::string text) {
+    if (text.ends_with('\n')) text.pop_back();
+    return text;
+  }
+  std::string Inside(const std::string& attempt, Limits limits = {}) {
+    return WithoutLineEnd(Bash("./probe " + attempt, limits).output);
+  }
+  std::string Outside(const std::string& attempt) {
+    return Shell(fmt::format("cd {}/outside && {}/denial_probe {}", root_.string(),
+                             AGENTD_DENIAL_DIR, attempt));
+  }
+
+  fs::path root_;
+  std::unique_ptr<Sandbox> sandbox_;
+  CancelFlag never_;
+};
+
+}  // namespace agentd::sandbox
+
+#endif  // AGENTD_TESTS_DENIAL_HARNESS_H_

@@ -1,0 +1,266 @@
+// What a call must not reach: files, the kernel's dangerous corners, the network.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "base/unique_fd.h"
+#include "tests/denial/harness.h"
+
+namespace agentd::sandbox {
+namespace {
+
+struct Attack {
+  const char* attempt;
+  const char* inside;   // how it must end in the sandbox
+  const char* outside;  // what it does outside; null where that would do harm or needs privilege
+};
+
+class WallsTest : public DenialTest {
+ protected:
+  void Check(std::initializer_list<Attack> attacks) {
+    for (const Attack& attack : attacks) {
+      EXPECT_EQ(Inside(attack.attempt), attack.inside) << attack.attempt;
+      if (attack.outside == nullptr) continue;
+      EXPECT_EQ(Outside(attack.attempt), attack.outside) << attack.attempt << " outside";
+    }
+  }
+};
+
+TEST_F(WallsTest, NothingIsWritableButTheWorkspace) {
+  Check({{"write-usr", "EROFS", nullptr},
+         {"write-root", "EROFS", nullptr},
+         {"write-dev", "EROFS", nullptr},
+         {"chmod-helper", "EROFS", nullptr},
+         {"truncate-etc", "EROFS", nullptr},
+         {"append-etc", "EROFS", nullptr},
+         {"mmap-etc", "EROFS", nullptr},
+         {"unlink-usr", "EROFS", nullptr},
+         {"rename-usr", "EROFS", nullptr},
+         {"chmod-usr", "EROFS", nullptr},
+         {"utime-usr", "EROFS", nullptr},
+         {"xattr-usr", "EROFS", nullptr},
+         {"link-usr", "EXDEV", nullptr},
+         {"symlink-out", "EROFS", nullptr},
+         {"core-pattern", "EROFS", nullptr},
+         {"drop-caches", "EROFS", nullptr},
+         {"oom-score", "EROFS", "ok"},
+         {"fifo", "ok", "ok"},
+         {"device", "EPERM", nullptr}});
+  EXPECT_EQ(Bash("echo x > /workspace/in && cat in").output, "x\n");
+}
+
+// The host's own files, by every way that leads round a path.
+TEST_F(WallsTest, SecretsOfTheHostAreNotThere) {
+  const fs::path secret = root_ / "secret";
+  std::ofstream(secret) << "secret";
+  fs::create_symlink(secret, workspace() / "absolute");
+  fs::create_symlink("../secret", workspace() / "relative");
+  fs::create_symlink("relative", workspace() / "chained");
+  for (const char* path :
+       {"absolute", "relative", "chained", "../secret", "/root/.profile", "/etc/shadow", "/home",
+        "/var/log", "/run", "/sys/kernel", "/proc/self/root/root", "/proc/self/cwd/../secret"})
+    EXPECT_EQ(Inside(fmt::format("read {}", path)), "ENOENT") << path;
+  EXPECT_EQ(Outside("read " + secret.string()), "ok");
+  EXPECT_EQ(Outside("read ../workspace/chained"), "ok");
+  Check({{"shadow-by-proc-root", "ENOENT", nullptr},
+         {"proc-1-root", "EACCES", nullptr},
+         {"proc-1-mem", "EACCES", nullptr},
+         {"proc-1-environ", "EACCES", nullptr},
+         {"proc-1-exe", "EACCES", nullptr}});
+}
+
+// A link that is swapped while it is followed still cannot lead out: there is no "out".
+TEST_F(WallsTest, ASwappedLinkLeadsNowhere) {
+  const fs::path secret = root_ / "secret";
+  std::ofstream(secret) << "secret";
+  std::ofstream(workspace() / "inside") << "harmless";
+  const CallResult result = Bash(fmt::format(
+      "(while :; do ln -sfn {} l; ln -sfn inside l; done) & for i in $(seq 40); do cat l "
+      "2>/dev/null; done; kill %1",
+      secret.string()));
+  EXPECT_NE(result.output.find("harmless"), std::string::npos);
+  EXPECT_EQ(result.output.find("secret"), std::string::npos);
+}
+
+// The workspace is the daemon's user's on the host: no file there may carry that identity.
+TEST_F(WallsTest, NoSetUserIdFiles) {
+  Check({{"setuid-chmod", "EPERM", "ok"},
+         {"setuid-open", "EPERM", "ok"},
+         {"setgid-creat", "EPERM", "ok"},
+         {"setgid-mkdir", "EPERM", "ok"},
+         {"setuid-fchmod", "EPERM", "ok"},
+         // The newer call is not known to libseccomp 2.5, so the allow list answers.
+         {"setuid-fchmodat2", "ENOSYS", nullptr}});
+  for (const fs::directory_entry& entry : fs::directory_iterator(workspace()))
+    EXPECT_EQ(entry.status().permissions() & (fs::perms::set_uid | fs::perms::set_gid),
+              fs::perms::none)
+        << entry.path();
+}
+
+TEST_F(WallsTest, ASetUserIdProgramGivesNothing) {
+  fs::copy("/usr/bin/id", workspace() / "id");
+  ASSERT_EQ(chmod((workspace() / "id").c_str(), 06755), 0);
+  EXPECT_EQ(Bash("./id -u; ./id -g; id -u").output, "65534\n65534\n65534\n");
+}
+
+// For use between single quotes.
+std::string Quoted(const std::string& text) {
+  std::string quoted;
+  for (char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted;
+}
+
+TEST_F(WallsTest, NoPrivilegesAndFiltersInTheProgramAndItsChildren) {
+  const std::string status =
+      "grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid)' /proc/self/status | tr '\\t' ' '";
+  const std::string expected =
+      "Uid: 65534 65534 65534 65534\n"
+      "CapInh: 0000000000000000\nCapPrm: 0000000000000000\nCapEff: 0000000000000000\n"
+      "CapBnd: 0000000000000000\nCapAmb: 0000000000000000\nNoNewPrivs: 1\nSeccomp: 2\n";
+  EXPECT_EQ(Bash(status).output, expected);
+  EXPECT_EQ(Bash("(bash -c '" + Quoted(status) + "')").output, expected);
+  EXPECT_EQ(Bash("cat /proc/sys/user/max_user_namespaces").output, "0\n");
+  EXPECT_EQ(Bash("cat /proc/self/uid_map | tr -s ' '").output.substr(0, 7), " 65534 ");
+}
+
+TEST_F(WallsTest, TheKernelsDangerousCornersAreClosed) {
+  Check({{"nothing", "ok", "ok"},
+         {"unshare-user", "EPERM", "ok"},
+         {"clone-user", "EPERM", "ok"},
+         {"clone-net", "EPERM", "ok"},
+         {"clone3", "ENOSYS", "EINVAL"},
+         {"setns", "EPERM", "EINVAL"},
+         {"mount", "EPERM", nullptr},
+         {"umount", "EPERM", nullptr},
+         {"pivot-root", "EPERM", nullptr},
+         {"chroot", "EPERM", nullptr},
+         {"fsopen", "EPERM", nullptr},
+         {"open-tree", "EPERM", nullptr},
+         {"move-mount", "EPERM", nullptr},
+         {"ptrace", "EPERM", "ok"},
+         {"process-vm-readv", "EPERM", "ok"},
+         {"pidfd-getfd", "EPERM", "ok"},
+         {"bpf", "EPERM", nullptr},
+         {"perf", "EPERM", nullptr},
+         {"userfaultfd", "EPERM", nullptr},
+         {"keyctl", "EPERM", "ok"},
+         {"add-key", "EPERM", "ok"},
+         {"open-by-handle", "EPERM", nullptr},
+         {"kexec", "EPERM", nullptr},
+         {"init-module", "EPERM", nullptr},
+         {"io-uring", "EPERM", nullptr},
+         {"aio", "EPERM", "ok"},
+         {"read-implies-exec", "EPERM", "ok"},
+         {"unknown-call", "ENOSYS", "ENOSYS"},
+         // Terminal injection: without a terminal the call outside says that it is none.
+         {"tiocsti < /dev/null", "EPERM", "ENOTTY"},
+         {"tiocsti-high-bits < /dev/null", "EPERM", "ENOTTY"},
+         {"tioclinux < /dev/null", "EPERM", "ENOTTY"},
+         // Other entries into the kernel end the program (SIGSYS).
+         {"i386", "signal 31", nullptr},
+         {"x32", "signal 31", nullptr},
+         // Allowed: a call may run what it wrote, from a file as from memory.
+         {"memfd-exec", "ok\nok", "ok\nok"}});
+}
+
+TEST_F(WallsTest, SocketFamilies) {
+  Check({{"netlink", "EAFNOSUPPORT", "ok"},
+         {"packet", "EAFNOSUPPORT", nullptr},
+         {"vsock", "EAFNOSUPPORT", nullptr},
+         {"alg", "EAFNOSUPPORT", nullptr},
+         {"xdp", "EPERM", nullptr},
+         {"raw-icmp", "EPERM", nullptr}});
+}
+
+UniqueFd ListenTcp(int& port) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(listen(fd.get(), 4), 0);
+  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+  port = ntohs(address.sin_port);
+  return fd;
+}
+
+// A leading @ makes the name abstract.
+UniqueFd ListenUnix(const std::string& name) {
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  if (name[0] == '@') address.sun_path[0] = '\0';
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(listen(fd.get(), 4), 0);
+  return fd;
+}
+
+TEST_F(WallsTest, TheHostsServicesAreOutOfReach) {
+  int port = 0;
+  const UniqueFd tcp = ListenTcp(port);
+  EXPECT_EQ(Inside(fmt::format("tcp 127.0.0.1 {}", port)), "ECONNREFUSED");
+  EXPECT_EQ(Outside(fmt::format("tcp 127.0.0.1 {}", port)), "ok");
+  const std::string abstract = "@" + Marker();
+  const UniqueFd hidden = ListenUnix(abstract);
+  EXPECT_EQ(Inside("unix " + abstract), "ECONNREFUSED");
+  EXPECT_EQ(Outside("unix " + abstract), "ok");
+  const std::string path = (root_ / "socket").string();
+  const UniqueFd named = ListenUnix(path);
+  EXPECT_EQ(Inside("unix " + path), "ENOENT");
+  EXPECT_EQ(Outside("unix " + path), "ok");
+  for (const char* address : {"8.8.8.8", "169.254.169.254", "10.0.0.1"}) {
+    EXPECT_EQ(Inside(fmt::format("udp {} 53", address)), "ENETUNREACH");
+    EXPECT_EQ(Inside(fmt::format("tcp {} 80", address)), "ENETUNREACH");
+  }
+}
+
+TEST_F(WallsTest, ACallMayTalkToItself) {
+  if (!fs::exists("/usr/bin/python3")) GTEST_SKIP() << "needs python3";
+  const CallResult result = Bash(
+      "python3 -c 'import socket,threading\n"
+      "s=socket.socket(); s.bind((\"127.0.0.1\",0)); s.listen()\n"
+      "threading.Thread(target=lambda: s.accept()[0].sendall(b\"hello\")).start()\n"
+      "print(socket.create_connection(s.getsockname()).recv(5).decode())'");
+  EXPECT_EQ(result.output, "hello\n");
+}
+
+TEST_F(WallsTest, NoDescriptorsLeakIn) {
+  // As a library that forgets close-on-exec would leave them.
+  const UniqueFd file(open((root_ / "store").c_str(), O_RDWR | O_CREAT, 0600));
+  UniqueFd sockets[2];
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  sockets[0].Reset(pair[0]);
+  sockets[1].Reset(pair[1]);
+  sandbox_.reset();
+  auto sandbox = Sandbox::Start({workspace(), root_ / "lock", AGENTD_HELPER_DIR});
+  ASSERT_TRUE(sandbox.ok()) << sandbox.status();
+  sandbox_ = std::move(*sandbox);
+  EXPECT_EQ(Bash("ls /proc/$$/fd; true").output, "0\n1\n2\n");
+  // The control: a plain child does get them.
+  const std::string fd = std::to_string(file.get());
+  EXPECT_EQ(Shell("test -e /proc/self/fd/" + fd + " && echo leaked"), "leaked");
+}
+
+// Two calls of one session at once do not see each other's processes, /tmp or System V memory.
+TEST_F(WallsTest, ParallelCallsAreApart) {
+  std::string other;
+  CallRequest request{.argv = {"/bin/bash", "-c",
+                               "ipcmk -M 100 >/dev/null; echo x > /tmp/x; echo up; read < fifo"}};
+  ASSERT_EQ(mkfifo((workspace() / "fifo").c_str(), 0600), 0);
+  request.on_output = [&](std::string_view) {
+    other = Bash("ls /proc | grep -c '^[0-9]'; ls /tmp; ipcs -m | grep -c 0x; echo > fifo").output;
+  };
+  EXPECT_EQ(Run(request).output, "up\n");
+  // bash, ls and grep (and the call's first process).
+  EXPECT_EQ(other, "4\n0\n");
+}
+
+}  // namespace
+}  // namespace agentd::sandbox
