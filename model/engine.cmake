@@ -4,7 +4,7 @@ find_package(nlohmann_json REQUIRED)
 
 agentd_library(agentd_model
   SOURCES config.cc checkpoint.cc
-          cpu/engine.cc cpu/forward.cc cpu/forward_attention.cc cpu/forward_moe.cc cpu/forward_mtp.cc
+          cpu/ceiling.cc cpu/engine.cc cpu/forward.cc cpu/forward_attention.cc cpu/forward_moe.cc cpu/forward_mtp.cc
           cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_linear.cc cpu/kv_format.cc
           cpu/math.cc cpu/packed_matrix.cc cpu/sequence.cc cpu/sequence_io.cc cpu/thread_pool.cc cpu/weights.cc
   PUBLIC agentd_base hwy::hwy nlohmann_json::nlohmann_json Threads::Threads)
@@ -12,4 +12,8 @@ agentd_library(agentd_model
 set_source_files_properties(cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_linear.cc
   PROPERTIES COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)
 
+# The engine's operations in scalar code, for tests.
+agentd_library(agentd_reference SOURCES reference/reference.cc PUBLIC agentd_model)
+
 agentd_test(engine_golden_test SOURCES cpu/golden_test.cc DEPS agentd_model)
+agentd_test(engine_test SOURCES cpu/engine_test.cc DEPS agentd_model TIMEOUT 600)

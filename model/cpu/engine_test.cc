@@ -1,0 +1,394 @@
+// The determinism contract: one sequence of tokens has one sequence of logits, bit for bit, whatever the way there.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "model/cpu/simd_targets.h"
+#include "model/cpu/test_util.h"
+
+#include "hwy/highway.h"
+
+namespace agentd::model {
+namespace {
+
+constexpr char kHf[] = "tests/golden/hf-a";
+constexpr char kOfficial[] = "tests/golden/official-a";
+
+class Determinism : public testing::TestWithParam<const char*> {
+ protected:
+  Determinism() : random_(Seed()) {}
+
+  int Draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+
+  std::vector<TokenId> RandomTokens(const Engine& engine, int count) {
+    std::vector<TokenId> tokens(static_cast<size_t>(count));
+    for (TokenId& token : tokens) token = Draw(0, engine.config().vocab_size - 1);
+    return tokens;
+  }
+
+  // Logits after every token from the sequence's position on, in random chunks.
+  std::vector<float> StepInChunks(Engine& engine, Sequence& sequence, std::span<const TokenId> tokens, int largest) {
+    std::vector<float> all;
+    while (!tokens.empty()) {
+      const size_t count = std::min(tokens.size(), size_t(Draw(1, largest)));
+      const std::vector<float> logits = StepAll(engine, sequence, tokens.first(count));
+      all.insert(all.end(), logits.begin(), logits.end());
+      tokens = tokens.subspan(count);
+    }
+    return all;
+  }
+
+  std::mt19937_64 random_;
+};
+
+// Position of the first difference, or -1.
+int FirstDifference(std::span<const float> a, std::span<const float> b, size_t vocab) {
+  if (a.size() != b.size()) return 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], 4) != 0) return int(i / vocab);
+  }
+  return -1;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Determinism, testing::Values(kHf, kOfficial),
+                         [](const auto& info) { return std::string(info.index == 0 ? "Float" : "LowPrecision"); });
+
+TEST_P(Determinism, ChunksThreadsAndBatchRows) {
+  auto engine = LoadEngine(GetParam());
+  const auto tokens = RandomTokens(*engine, 420);
+  auto sequence = engine->NewSequence();
+  const auto want = StepAll(*engine, *sequence, tokens);
+  const auto anchor = sequence->ExportAnchor();
+  ASSERT_TRUE(anchor.ok());
+  for (const auto& [threads, batch_rows, largest] : {std::tuple(1, 512, 9), std::tuple(2, 31, 150), std::tuple(3, 7, 60), std::tuple(5, 512, 420)}) {
+    auto other = LoadEngine(GetParam(), {.threads = threads, .max_batch_rows = batch_rows});
+    ASSERT_EQ(other->fingerprint(), engine->fingerprint());
+    auto fresh = other->NewSequence();
+    const auto got = StepInChunks(*other, *fresh, tokens, largest);
+    EXPECT_EQ(FirstDifference(got, want, 256), -1) << threads << " threads, " << batch_rows << " rows, chunks to " << largest;
+    const auto same = fresh->ExportAnchor();
+    ASSERT_TRUE(same.ok());
+    EXPECT_TRUE(*same == *anchor) << "the state differs";
+  }
+}
+
+TEST_P(Determinism, OneTokenAtATime) {
+  auto engine = LoadEngine(GetParam());
+  const auto tokens = RandomTokens(*engine, 270);
+  auto a = engine->NewSequence();
+  auto b = engine->NewSequence();
+  EXPECT_EQ(FirstDifference(StepInChunks(*engine, *a, tokens, 1), StepAll(*engine, *b, tokens), 256), -1);
+}
+
+TEST_P(Determinism, BatchMixes) {
+  auto engine = LoadEngine(GetParam(), {.max_batch_rows = 100});
+  constexpr int kSequences = 5;
+  std::vector<std::vector<TokenId>> tokens;
+  std::vector<std::vector<float>> want;
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (int i = 0; i < kSequences; ++i) {
+    tokens.push_back(RandomTokens(*engine, Draw(100, 330)));
+    sequences.push_back(engine->NewSequence());
+    want.push_back(StepAll(*engine, *sequences.back(), tokens.back()));
+    sequences.back() = engine->NewSequence();
+  }
+  std::vector<std::vector<float>> got(kSequences);
+  while (true) {
+    std::vector<StepRow> rows;
+    std::vector<int> which;
+    std::vector<std::vector<float>> logits(kSequences);
+    for (int i = 0; i < kSequences; ++i) {
+      const size_t at = size_t(sequences[size_t(i)]->position());
+      const size_t left = tokens[size_t(i)].size() - at;
+      if (left == 0 || Draw(0, 3) == 0) continue;
+      const size_t count = std::min(left, size_t(Draw(0, 1) == 0 ? 1 : Draw(1, 90)));
+      logits[size_t(i)].resize(count * 256);
+      rows.push_back({sequences[size_t(i)].get(), std::span(tokens[size_t(i)]).subspan(at, count), logits[size_t(i)], {}});
+      which.push_back(i);
+    }
+    std::shuffle(rows.begin(), rows.end(), random_);
+    ASSERT_OK(engine->Step(rows));
+    for (const StepRow& row : rows) ASSERT_OK(row.status);
+    bool done = true;
+    for (int i = 0; i < kSequences; ++i) {
+      got[size_t(i)].insert(got[size_t(i)].end(), logits[size_t(i)].begin(), logits[size_t(i)].end());
+      done &= size_t(sequences[size_t(i)]->position()) == tokens[size_t(i)].size();
+    }
+    if (done) break;
+  }
+  for (int i = 0; i < kSequences; ++i) EXPECT_EQ(FirstDifference(got[size_t(i)], want[size_t(i)], 256), -1) << i;
+}
+
+TEST_P(Determinism, Truncation) {
+  auto engine = LoadEngine(GetParam(), {.max_batch_rows = 64});
+  const auto tokens = RandomTokens(*engine, 400);
+  auto plain = engine->NewSequence();
+  const auto want = StepAll(*engine, *plain, tokens);
+  auto sequence = engine->NewSequence();
+  size_t at = 0;
+  while (at < tokens.size()) {
+    // Tokens that are then taken back; first some right ones, so that the boundary falls anywhere.
+    const size_t right = std::min(tokens.size() - at, size_t(Draw(1, 70)));
+    const auto logits = StepAll(*engine, *sequence, std::span(tokens).subspan(at, right));
+    EXPECT_EQ(FirstDifference(logits, std::span(want).subspan(at * 256, right * 256), 256), -1) << "from " << at;
+    at += right;
+    const int wrong = Draw(0, kMaxTruncateTokens);
+    if (wrong > 0) StepInChunks(*engine, *sequence, RandomTokens(*engine, wrong), 40);
+    const int back = Draw(0, std::min<int>(kMaxTruncateTokens - wrong, int(at)));
+    at -= size_t(back);
+    ASSERT_OK(sequence->Truncate(int64_t(at)));
+    ASSERT_EQ(sequence->position(), int64_t(at));
+  }
+  const auto a = sequence->ExportAnchor();
+  const auto b = plain->ExportAnchor();
+  ASSERT_TRUE(a.ok() && b.ok());
+  ASSERT_OK(plain->Truncate(400));
+  // The drawn steps end at 400 only after the last truncation moved on.
+  if (sequence->position() == 400) EXPECT_TRUE(*a == *b);
+}
+
+TEST_P(Determinism, TruncationLimits) {
+  auto engine = LoadEngine(GetParam());
+  auto sequence = engine->NewSequence();
+  StepAll(*engine, *sequence, RandomTokens(*engine, 100));
+  EXPECT_EQ(sequence->Truncate(101).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(sequence->Truncate(100 - kMaxTruncateTokens - 1).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(sequence->position(), 100);
+  EXPECT_OK(sequence->Truncate(100 - kMaxTruncateTokens));
+  EXPECT_EQ(sequence->position(), 100 - kMaxTruncateTokens);
+}
+
+TEST_P(Determinism, ExportAndImport) {
+  auto engine = LoadEngine(GetParam(), {.max_batch_rows = 128});
+  auto reader = LoadEngine(GetParam(), {.threads = 1, .max_batch_rows = 50});
+  const auto tokens = RandomTokens(*engine, 620);
+  auto plain = engine->NewSequence();
+  const auto want = StepAll(*engine, *plain, tokens);
+  for (int round = 0; round < 6; ++round) {
+    const int t = round == 0 ? 512 : round == 1 ? 3 : round == 2 ? 0 : Draw(1, 610);
+    auto writer = engine->NewSequence();
+    if (t > 0) StepInChunks(*engine, *writer, std::span(tokens).first(size_t(t)), 200);
+    std::map<std::pair<int64_t, int>, std::string> stored;
+    auto sequence = reader->NewSequence();
+    for (int64_t block = 0; block < t / kBlockTokens; ++block) {
+      auto payload = writer->ExportBlock(block);
+      ASSERT_TRUE(payload.ok()) << Text(payload.status());
+      for (size_t layer = 0; layer < payload->csa.size(); ++layer) {
+        stored[{block, int(layer)}] = payload->csa[layer];
+        if (Draw(0, 2) > 0) payload->csa[layer].clear();
+      }
+      if (Draw(0, 3) == 0) payload->csa.clear();
+      ASSERT_OK(sequence->ImportBlock(*payload));
+    }
+    int fetched = 0;
+    int failures = 1;
+    sequence->SetCsaSource([&](int64_t block, int layer) -> absl::StatusOr<std::string> {
+      if (failures-- > 0) return absl::UnavailableError("not yet");
+      ++fetched;
+      return stored.at({block, layer});
+    });
+    auto anchor = writer->ExportAnchor();
+    ASSERT_TRUE(anchor.ok()) << Text(anchor.status());
+    ASSERT_OK(sequence->ImportAnchor(*anchor));
+    ASSERT_EQ(sequence->position(), t);
+    const auto again = sequence->ExportAnchor();
+    ASSERT_TRUE(again.ok());
+    EXPECT_TRUE(*again == *anchor) << "at " << t;
+    // The source fails first: nothing has happened, and the same call then succeeds.
+    const auto rest = std::span(tokens).subspan(size_t(t));
+    std::vector<float> logits(rest.size() * 256);
+    StepRow row = {sequence.get(), rest, logits, {}};
+    ASSERT_OK(reader->Step({&row, 1}));
+    if (!row.status.ok()) {
+      EXPECT_EQ(row.status.code(), absl::StatusCode::kUnavailable);
+      EXPECT_EQ(sequence->position(), t);
+      const auto unchanged = sequence->ExportAnchor();
+      ASSERT_TRUE(unchanged.ok());
+      EXPECT_TRUE(*unchanged == *anchor);
+      ASSERT_OK(reader->Step({&row, 1}));
+    }
+    ASSERT_OK(row.status);
+    EXPECT_EQ(FirstDifference(logits, std::span(want).subspan(size_t(t) * 256), 256), -1) << "imported at " << t;
+    // Blocks from an imported sequence are the blocks it was given.
+    const auto end_a = sequence->ExportAnchor();
+    const auto end_b = plain->ExportAnchor();
+    ASSERT_TRUE(end_a.ok() && end_b.ok());
+    EXPECT_TRUE(*end_a == *end_b);
+    const auto block_a = sequence->ExportBlock(1);
+    const auto block_b = plain->ExportBlock(1);
+    ASSERT_TRUE(block_b.ok());
+    if (block_a.ok()) EXPECT_TRUE(block_a->index == block_b->index && block_a->csa == block_b->csa);
+  }
+}
+
+TEST_P(Determinism, FailingRowLeavesOthersAlone) {
+  auto engine = LoadEngine(GetParam(), {.max_batch_rows = 40});
+  const auto tokens = RandomTokens(*engine, 700);
+  auto writer = engine->NewSequence();
+  StepAll(*engine, *writer, std::span(tokens).first(512));
+  auto broken = engine->NewSequence();
+  for (int64_t block = 0; block < 2; ++block) {
+    auto payload = writer->ExportBlock(block);
+    ASSERT_TRUE(payload.ok());
+    payload->csa.clear();
+    ASSERT_OK(broken->ImportBlock(*payload));
+  }
+  ASSERT_OK(broken->ImportAnchor(*writer->ExportAnchor()));
+  const std::string before = *broken->ExportAnchor();
+  int calls = 0;
+  broken->SetCsaSource([&](int64_t block, int layer) -> absl::StatusOr<std::string> {
+    // Fails in the middle, after parts of the row were committed.
+    if (++calls > 1) return absl::DataLossError("damaged");
+    return writer->ExportBlock(block)->csa[size_t(layer)];
+  });
+  auto good = engine->NewSequence();
+  auto alone = engine->NewSequence();
+  const auto other = RandomTokens(*engine, 90);
+  const auto want = StepAll(*engine, *alone, other);
+  std::vector<float> logits(90 * 256);
+  std::vector<float> unused(188 * 256);
+  std::vector<StepRow> rows = {{broken.get(), std::span(tokens).subspan(512), unused, {}}, {good.get(), other, logits, {}}};
+  ASSERT_OK(engine->Step(rows));
+  EXPECT_EQ(rows[0].status.code(), absl::StatusCode::kDataLoss) << Text(rows[0].status);
+  EXPECT_OK(rows[1].status);
+  EXPECT_EQ(broken->position(), 512);
+  EXPECT_TRUE(*broken->ExportAnchor() == before);
+  EXPECT_EQ(FirstDifference(logits, want, 256), -1);
+}
+
+TEST_P(Determinism, SimdTargets) {
+  const auto tokens = [&] {
+    auto engine = LoadEngine(GetParam());
+    return RandomTokens(*engine, 300);
+  }();
+  std::vector<float> want;
+  int compared = 0;
+  for (int64_t targets = hwy::SupportedTargets() & HWY_TARGETS; targets != 0; targets &= targets - 1) {
+    const int64_t target = targets & -targets;
+    hwy::SetSupportedTargetsForTest(target);
+    auto engine = LoadEngine(GetParam());
+    auto sequence = engine->NewSequence();
+    const auto logits = StepInChunks(*engine, *sequence, tokens, 100);
+    if (want.empty()) want = logits;
+    EXPECT_EQ(FirstDifference(logits, want, 256), -1) << hwy::TargetName(target);
+    std::printf("ran on %s\n", hwy::TargetName(target));
+    ++compared;
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  EXPECT_GE(compared, 2);
+}
+
+TEST(Draft, ChangesNothingAndFollowsTheTokensAlone) {
+  auto engine = LoadEngine(kOfficial);
+  std::mt19937_64 random(Seed());
+  std::vector<TokenId> tokens(300);
+  for (TokenId& token : tokens) token = TokenId(random() % 256);
+  auto a = engine->NewSequence();
+  StepAll(*engine, *a, std::span(tokens).first(280));
+  std::vector<float> want(256);
+  ASSERT_OK(engine->Draft(*a, tokens[280], want));
+  // Another way to the same place: drafts in between, wrong tokens taken back, an import.
+  auto b = engine->NewSequence();
+  std::vector<float> got(256);
+  for (size_t at = 0; at < 270; at += 30) {
+    StepAll(*engine, *b, std::span(tokens).subspan(at, 30));
+    ASSERT_OK(engine->Draft(*b, 7, got));
+  }
+  StepAll(*engine, *b, std::vector<TokenId>(17, 9));
+  ASSERT_OK(b->Truncate(265));
+  StepAll(*engine, *b, std::span(tokens).subspan(265, 10));
+  auto c = engine->NewSequence();
+  ASSERT_OK(c->ImportBlock(*b->ExportBlock(0)));
+  ASSERT_OK(c->ImportAnchor(*b->ExportAnchor()));
+  StepAll(*engine, *c, std::span(tokens).subspan(275, 5));
+  ASSERT_OK(engine->Draft(*c, tokens[280], got));
+  EXPECT_EQ(FirstDifference(got, want, 256), -1);
+  EXPECT_TRUE(*c->ExportAnchor() == *a->ExportAnchor());
+  EXPECT_EQ(engine->Draft(*engine->NewSequence(), 1, got).code(), absl::StatusCode::kFailedPrecondition);
+  auto no_mtp = LoadEngine(kHf);
+  EXPECT_EQ(no_mtp->Draft(*no_mtp->NewSequence(), 1, got).code(), absl::StatusCode::kUnimplemented);
+}
+
+TEST(Step, RefusesBadRows) {
+  auto engine = LoadEngine(kHf);
+  auto other = LoadEngine(kHf);
+  auto sequence = engine->NewSequence();
+  auto foreign = other->NewSequence();
+  const std::vector<TokenId> tokens = {1, 2, 3};
+  std::vector<float> logits(256 * 3);
+  auto code = [&](std::vector<StepRow> rows) { return engine->Step(rows).code(); };
+  EXPECT_EQ(code({{sequence.get(), tokens, {}, {}}, {sequence.get(), tokens, {}, {}}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{sequence.get(), {}, {}, {}}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{nullptr, tokens, {}, {}}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{foreign.get(), tokens, {}, {}}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{sequence.get(), tokens, std::span(logits).first(255), {}}}), absl::StatusCode::kInvalidArgument);
+  for (TokenId bad : {-1, 256}) {
+    const std::vector<TokenId> wrong = {1, bad};
+    StepRow row = {sequence.get(), wrong, {}, {}};
+    ASSERT_OK(engine->Step({&row, 1}));
+    EXPECT_EQ(row.status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(Text(row.status).find(std::to_string(bad)), std::string::npos);
+  }
+  const std::vector<TokenId> long_row(4097, 1);
+  StepRow row = {sequence.get(), long_row, {}, {}};
+  ASSERT_OK(engine->Step({&row, 1}));
+  EXPECT_EQ(row.status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(sequence->position(), 0);
+}
+
+TEST(Import, RefusesWhatDoesNotFit) {
+  auto engine = LoadEngine(kOfficial);
+  auto writer = engine->NewSequence();
+  StepAll(*engine, *writer, std::vector<TokenId>(300, 5));
+  const BlockPayload block = *writer->ExportBlock(0);
+  const std::string anchor = *writer->ExportAnchor();
+  EXPECT_FALSE(writer->ExportBlock(1).ok());
+  EXPECT_FALSE(writer->ExportBlock(-1).ok());
+  EXPECT_FALSE(writer->ImportBlock(block).ok()) << "into a sequence that is not empty";
+  EXPECT_EQ(writer->position(), 300);
+  auto sequence = engine->NewSequence();
+  auto refused = [&](const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << Text(status);
+    EXPECT_EQ(sequence->position(), 0);
+  };
+  BlockPayload bad = block;
+  bad.index.pop_back();
+  refused(sequence->ImportBlock(bad));
+  bad = block;
+  bad.csa.pop_back();
+  refused(sequence->ImportBlock(bad));
+  bad = block;
+  bad.csa[0].push_back('x');
+  refused(sequence->ImportBlock(bad));
+  refused(sequence->ImportAnchor(anchor));  // its block is missing
+  std::mt19937_64 random(Seed());
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_OK(sequence->ImportBlock(block));
+    std::string damaged = anchor;
+    if (i % 2 == 0) {
+      damaged.resize(random() % anchor.size());
+    } else {
+      damaged[random() % 40] ^= char(1 << random() % 8);  // the header
+    }
+    refused(sequence->ImportAnchor(damaged));
+  }
+  // After all that it is empty and works.
+  ASSERT_OK(sequence->ImportBlock(block));
+  EXPECT_EQ(engine->Step(std::vector<StepRow>{}).code(), absl::StatusCode::kOk);
+  const std::vector<TokenId> one = {1};
+  StepRow row = {sequence.get(), one, {}, {}};
+  ASSERT_OK(engine->Step({&row, 1}));
+  EXPECT_EQ(row.status.code(), absl::StatusCode::kFailedPrecondition) << "no anchor yet";
+  ASSERT_OK(sequence->ImportAnchor(anchor));
+  EXPECT_EQ(sequence->position(), 300);
+  // Entries are in the published storage: 72 bytes plus 128 of rotary for c = 128, r = 64; 68-byte keys.
+  EXPECT_EQ(block.csa[0].size(), 64u * 200);
+  EXPECT_EQ(block.index.size(), 2u * 64 * 68 + 1u * 2 * 200);
+}
+
+}  // namespace
+}  // namespace agentd::model

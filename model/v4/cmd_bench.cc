@@ -1,0 +1,140 @@
+// v4 bench: prefill and decode speed, beside what the machine could do.
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "base/status.h"
+#include "model/checkpoint.h"
+#include "model/cpu/ceiling.h"
+#include "model/v4/command.h"
+
+namespace agentd::model::v4 {
+namespace {
+
+struct Options {
+  std::string model;
+  int prefill = 1024;
+  int decode = 128;
+  int context = 0;
+  int batch = 1;
+  int threads = 0;
+};
+
+// What one token's products read and compute, counted from the tensors: everything but the
+// embedding, the MTP block and the experts that are not chosen. Attention over the cache is not in
+// it.
+struct TokenCost {
+  double weight_bytes = 0;
+  double multiply_adds = 0;
+};
+
+TokenCost CountToken(const Config& config, const Checkpoint& checkpoint) {
+  TokenCost cost;
+  const double chosen = double(config.num_experts_per_tok) / config.n_routed_experts;
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    if (name == "embed.weight" || name.starts_with("mtp.") || name.ends_with("tid2eid")) continue;
+    const double share = name.find(".experts.") != std::string::npos ? chosen : 1;
+    cost.weight_bytes += share * double(tensor.size_bytes);
+    if (tensor.shape.size() != 2 || tensor.dtype == DType::kF8E8M0 || name.ends_with(".ape"))
+      continue;
+    const double elements = double(tensor.size_bytes) / DTypeBytes(tensor.dtype);
+    cost.multiply_adds += share * elements * (tensor.dtype == DType::kI8 ? 2 : 1);
+  }
+  return cost;
+}
+
+absl::StatusOr<double> TimedStep(Engine& engine, std::span<StepRow> rows) {
+  const auto begin = std::chrono::steady_clock::now();
+  RETURN_IF_ERROR(engine.Step(rows));
+  for (const StepRow& row : rows) RETURN_IF_ERROR(row.status);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+absl::Status Run(const Options& options) {
+  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
+  const Config& config = engine->config();
+  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
+  const TokenCost cost = CountToken(config, *checkpoint);
+  const int threads = options.threads > 0 ? options.threads
+                                          : int(std::max(1u, std::thread::hardware_concurrency()));
+  const int64_t needed = int64_t(options.context) + options.prefill + options.decode;
+  if (needed > config.max_position_embeddings) {
+    return InvalidArgument(
+        "context + prefill + decode = {} tokens exceed max_position_embeddings {}", needed,
+        config.max_position_embeddings);
+  }
+  std::mt19937 random(1);
+  auto draw = [&](int count) {
+    std::vector<TokenId> tokens(static_cast<size_t>(count));
+    for (TokenId& token : tokens) token = TokenId(random() % unsigned(config.vocab_size));
+    return tokens;
+  };
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  std::vector<StepRow> rows(static_cast<size_t>(options.batch));
+  std::vector<std::vector<TokenId>> tokens(rows.size());
+  std::vector<std::vector<float>> logits(rows.size(),
+                                         std::vector<float>(size_t(config.vocab_size)));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    sequences.push_back(engine->NewSequence());
+    rows[i].sequence = sequences.back().get();
+    rows[i].logits = logits[i];
+  }
+  auto step = [&](int count) -> absl::StatusOr<double> {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      tokens[i] = draw(count);
+      rows[i].tokens = tokens[i];
+    }
+    return TimedStep(*engine, rows);
+  };
+  if (options.context > 0) RETURN_IF_ERROR(step(options.context).status());
+  ASSIGN_OR_RETURN(const double prefill_s, step(options.prefill));
+  RETURN_IF_ERROR(step(1).status());  // pages and buffers of the decode path
+  double decode_s = 0;
+  for (int i = 0; i < options.decode; ++i) {
+    ASSIGN_OR_RETURN(const double seconds, step(1));
+    decode_s += seconds;
+  }
+  const Ceilings ceilings = MeasureCeilings(threads);
+  const double prefill = double(options.prefill) * options.batch / prefill_s;
+  const double decode = double(options.decode) * options.batch / decode_s;
+  Print(fmt::format(
+      "model: {:.1f} MB read and {:.1f} M multiply-adds a token; {} threads; {} sequences\n",
+      cost.weight_bytes / 1e6, cost.multiply_adds / 1e6, threads, options.batch));
+  Print(fmt::format("machine: {:.1f} G multiply-adds/s, {:.1f} GB/s read\n",
+                    ceilings.multiply_adds_per_s / 1e9, ceilings.bytes_per_s / 1e9));
+  Print(fmt::format(
+      "prefill: {:.0f} tokens/s ({} tokens after {}); {:.1f}% of the machine's multiply-adds\n",
+      prefill, options.prefill, options.context,
+      100 * prefill * cost.multiply_adds / ceilings.multiply_adds_per_s));
+  Print(fmt::format(
+      "decode: {:.0f} tokens/s ({} steps); {:.1f}% of its multiply-adds, weights at {:.1f}% of its "
+      "memory\n",
+      decode, options.decode, 100 * decode * cost.multiply_adds / ceilings.multiply_adds_per_s,
+      100 * decode / options.batch * cost.weight_bytes / ceilings.bytes_per_s));
+  return FlushOutput();
+}
+
+}  // namespace
+
+void RegisterBench(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "bench", "Prefill and decode speed, as shares of what this machine can do");
+  command->add_option("--model", options->model, "Model directory")->required();
+  command->add_option("--prefill", options->prefill, "Tokens of the timed prefill")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--decode", options->decode, "Timed decode steps")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--context", options->context, "Tokens evaluated before the timed ones")
+      ->check(CLI::Range(0, 1 << 20));
+  command->add_option("--batch", options->batch, "Sequences at once")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads; 0 is one per core")
+      ->check(CLI::Range(0, 1024));
+  command->callback([options, exit_code] { *exit_code = Report(Run(*options)); });
+}
+
+}  // namespace agentd::model::v4

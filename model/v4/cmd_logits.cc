@@ -1,0 +1,59 @@
+// v4 logits: logits after every token of a list.
+#include <algorithm>
+#include <memory>
+
+#include "base/status.h"
+#include "model/checkpoint.h"
+#include "model/v4/command.h"
+
+namespace agentd::model::v4 {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string tokens;
+  std::string out;
+  int chunk = 512;
+  int threads = 0;
+};
+
+absl::Status Run(const Options& options) {
+  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
+  const size_t vocab = size_t(engine->config().vocab_size);
+  ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
+                   ReadTokens(options.tokens, engine->config().vocab_size));
+  std::vector<float> logits(tokens.size() * vocab);
+  const auto sequence = engine->NewSequence();
+  for (size_t begin = 0; begin < tokens.size(); begin += size_t(options.chunk)) {
+    const size_t count = std::min(tokens.size() - begin, size_t(options.chunk));
+    StepRow row = {.sequence = sequence.get(),
+                   .tokens = std::span(tokens).subspan(begin, count),
+                   .logits = std::span(logits).subspan(begin * vocab, count * vocab),
+                   .status = {}};
+    RETURN_IF_ERROR(engine->Step({&row, 1}));
+    RETURN_IF_ERROR(row.status);
+  }
+  const NamedTensor tensor = {"logits", {int64_t(tokens.size()), int64_t(vocab)}, logits};
+  return WriteSafetensors(options.out, {&tensor, 1});
+}
+
+}  // namespace
+
+void RegisterLogits(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("logits", "Logits after every token of a list");
+  command->add_option("--model", options->model, "Model directory")->required();
+  command->add_option("--tokens", options->tokens, "JSON array of token ids")->required();
+  command->add_option("--chunk", options->chunk, "Tokens a step evaluates; changes no result")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "Threads; 0 is one per core")
+      ->check(CLI::Range(0, 1024));
+  command
+      ->add_option("--out", options->out,
+                   "Where to write the tensor `logits`, F32 [tokens, vocabulary], as safetensors")
+      ->required();
+  command->callback([options, exit_code] { *exit_code = Report(Run(*options)); });
+}
+
+}  // namespace agentd::model::v4
