@@ -1,5 +1,5 @@
-// Any text as a model's answer, in both modes; any JSON as messages. An answer that parses must render to what parses to the
-// same answer.
+// Any text as a model's answer, in both modes; any JSON as messages. An answer that parses must
+// render to what parses to the same answer.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -22,10 +22,14 @@ void CheckAnswer(std::string_view text, ThinkingMode mode) {
   const auto written = RenderContinuation({question, *answer}, 1, options);
   AGENTD_CHECK(written.ok());
   const auto again = ParseAssistant(PiecesText(*written), mode);
-  // Values of string="false" are copied unread, so arguments may be no JSON: then they come back as one parameter.
+  // Values of string="false" are copied unread, so arguments may be no JSON: then they come back as
+  // one parameter.
   for (const ToolCall& call : answer->tool_calls) {
-    if (!PythonJson::Parse(call.arguments).ok() || call.name.find("DSML") != std::string::npos) return;
-    if (call.name.find("\">\n") != std::string::npos || call.arguments.find("DSML") != std::string::npos) return;
+    if (!PythonJson::Parse(call.arguments).ok() || call.name.find("DSML") != std::string::npos)
+      return;
+    if (call.name.find("\">\n") != std::string::npos ||
+        call.arguments.find("DSML") != std::string::npos)
+      return;
     if (call.arguments.find("string=") != std::string::npos || call.name.ends_with('\n')) return;
   }
   AGENTD_CHECK(again.ok());
@@ -55,7 +59,8 @@ void CheckMessages(std::string_view text) {
       const auto more = RenderContinuation(messages, first_new, options);
       if (!more.ok()) continue;
       const std::vector<Message> earlier(messages.begin(), messages.begin() + first_new);
-      AGENTD_CHECK(PiecesText(*RenderChat(earlier, options)) + PiecesText(*more) == PiecesText(*all));
+      AGENTD_CHECK(PiecesText(*RenderChat(earlier, options)) + PiecesText(*more) ==
+                   PiecesText(*all));
     }
   }
 }

@@ -18,7 +18,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const TokenId id : (*tokenizer)->Encode(text)) bytes += (*tokenizer)->Bytes(id);
   AGENTD_CHECK(bytes == text);
   bytes.clear();
-  for (const TokenId id : (*tokenizer)->EncodeWithAddedTokens(text)) bytes += (*tokenizer)->Bytes(id);
+  for (const TokenId id : (*tokenizer)->EncodeWithAddedTokens(text))
+    bytes += (*tokenizer)->Bytes(id);
   AGENTD_CHECK(bytes == text);
   return 0;
 }

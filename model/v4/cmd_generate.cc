@@ -1,6 +1,7 @@
 // v4 generate: continues a prompt.
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -153,10 +154,11 @@ absl::Status Run(const Options& options) {
   if (options.stats) {
     const double prefill = Seconds(prefilled - start);
     const double decode = Seconds(std::chrono::steady_clock::now() - prefilled);
-    fmt::print(stderr, "prompt: {} tokens, {:.3f} s, {:.1f} tokens/s\n", prompt.size(), prefill,
-               prompt.size() / prefill);
-    fmt::print(stderr, "answer: {} tokens, {:.3f} s, {:.1f} tokens/s\n", printer.count(), decode,
-               decoded > 0 ? static_cast<double>(decoded) / decode : 0.0);
+    std::string text = fmt::format("prompt: {} tokens, {:.3f} s, {:.1f} tokens/s\n", prompt.size(),
+                                   prefill, static_cast<double>(prompt.size()) / prefill);
+    text += fmt::format("answer: {} tokens, {:.3f} s, {:.1f} tokens/s\n", printer.count(), decode,
+                        decoded > 0 ? static_cast<double>(decoded) / decode : 0.0);
+    std::fputs(text.c_str(), stderr);
   }
   return absl::OkStatus();
 }

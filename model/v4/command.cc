@@ -13,7 +13,8 @@ namespace agentd::model::v4 {
 
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
-  fmt::print(stderr, "v4: {}\n", Text(status));
+  // Not fmt::print, which throws where standard error cannot be written.
+  std::fputs(("v4: " + Text(status) + "\n").c_str(), stderr);
   return 1;
 }
 

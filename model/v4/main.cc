@@ -1,12 +1,13 @@
 // v4: the model engine from the command line.
 #include <CLI/CLI.hpp>
+#include <cstdio>
 
 #include "model/v4/command.h"
 
 int main(int argc, char** argv) {
   using namespace agentd::model::v4;  // NOLINT: this file only lists the subcommands
   CLI::App app("DeepSeek-V4 models: evaluate, generate, tokenize, inspect", "v4");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);
   int exit_code = 0;
   RegisterGenerate(app, &exit_code);
   RegisterTokenize(app, &exit_code);
@@ -26,6 +27,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     // 0 after --help; anything else was a mistake in the command line.
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (app.get_subcommands().empty()) {
+    std::fputs(app.help().c_str(), stderr);
+    return 2;
   }
   return exit_code;
 }
