@@ -77,9 +77,8 @@ void SendReport(int channel, const Report& report) {
 
 bool Init::SayHello() {
   Hello hello;
-  const bool pid_max = KernelHasPidMaxPerNamespace();
-  hello.nested = ProbeNamespaces(false);
-  hello.pid_max_per_namespace = hello.nested && pid_max && ProbeNamespaces(true);
+  hello.pid_max_per_namespace = KernelHasPidMaxPerNamespace() && ProbeNamespaces(true);
+  hello.nested = hello.pid_max_per_namespace || ProbeNamespaces(false);
   hello.seccomp = BuildSeccompFilters(filters_);
   abilities_.pid_max_per_namespace = hello.pid_max_per_namespace;
   return send(kControlFd, &hello, sizeof(hello), MSG_NOSIGNAL) == sizeof(hello);

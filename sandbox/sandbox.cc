@@ -208,8 +208,8 @@ struct CallIo {
 
 class BubblewrapSandbox : public Sandbox {
  public:
-  BubblewrapSandbox(Spawned spawned, pid_t init, UniqueFd init_pidfd)
-      : spawned_(std::move(spawned)), init_(init), init_pidfd_(std::move(init_pidfd)) {}
+  BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd)
+      : spawned_(std::move(spawned)), init_pidfd_(std::move(init_pidfd)) {}
   ~BubblewrapSandbox() override {
     KillTree();
     int status = 0;
@@ -225,7 +225,6 @@ class BubblewrapSandbox : public Sandbox {
   void KillTree();
 
   const Spawned spawned_;
-  const pid_t init_;
   const UniqueFd init_pidfd_;
 };
 
@@ -430,7 +429,7 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
     return status;
   }
   hello = *received;
-  return std::make_unique<BubblewrapSandbox>(std::move(spawned), init, std::move(pidfd));
+  return std::make_unique<BubblewrapSandbox>(std::move(spawned), std::move(pidfd));
 }
 
 }  // namespace

@@ -44,8 +44,9 @@ TEST_F(WallsTest, NothingIsWritableButTheWorkspace) {
          {"xattr-usr", "EROFS", nullptr},
          {"link-usr", "EXDEV", nullptr},
          {"symlink-out", "EROFS", nullptr},
-         {"core-pattern", "EROFS", nullptr},
-         {"drop-caches", "EROFS", nullptr},
+         // uid 0 outside passes these files' modes: then it is the read-only mount that stands.
+         {"core-pattern", geteuid() == 0 ? "EROFS" : "EACCES", nullptr},
+         {"drop-caches", geteuid() == 0 ? "EROFS" : "EACCES", nullptr},
          {"oom-score", "EROFS", "ok"},
          {"fifo", "ok", "ok"},
          {"device", "EPERM", nullptr}});
