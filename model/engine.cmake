@@ -17,3 +17,6 @@ agentd_library(agentd_reference SOURCES reference/reference.cc PUBLIC agentd_mod
 
 agentd_test(engine_golden_test SOURCES cpu/golden_test.cc DEPS agentd_model)
 agentd_test(engine_test SOURCES cpu/engine_test.cc DEPS agentd_model TIMEOUT 600)
+agentd_test(kernels_test SOURCES cpu/kernels_test.cc DEPS agentd_model agentd_reference)
+agentd_test(thread_pool_test SOURCES cpu/thread_pool_test.cc DEPS agentd_model)
+agentd_test(checkpoint_test SOURCES checkpoint_test.cc DEPS agentd_model)

@@ -64,7 +64,8 @@ class Sequence {
   virtual int64_t memory_bytes() const = 0;
 
   // Forgets every token from `position` on. OutOfRange if that is more than kMaxTruncateTokens
-  // back, before what Import set up, or ahead; then nothing changed.
+  // before the furthest position evaluated, before what Import set up, or ahead; then nothing
+  // changed.
   virtual absl::Status Truncate(int64_t position) = 0;
 
   // Block `block` = tokens [block*256, block*256+256), all evaluated.

@@ -263,9 +263,8 @@ absl::Status CpuEngine::RunLayer(int layer, std::span<const TokenId> tokens,
     float* streams = streams_out.data() + begin * wide;
     std::copy_n(streams_in.data() + begin * wide, count * wide, streams);
     forward_.Layer(layer, streams);
-    // The MTP block's keys are committed one position early, as Step has them: here its own rows
-    // are meant.
-    sequence.CommitRows(int(count), forward_.window_keys(), forward_.window_key_stride());
+    sequence.CommitRows(int(count), forward_.window_keys(), forward_.window_key_stride(),
+                        /*mtp_in_place=*/true);
   }
   return absl::OkStatus();
 }

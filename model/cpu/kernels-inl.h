@@ -120,6 +120,70 @@ HWY_INLINE V DecodeE2M1(V16 codes) {
   return hn::PromoteTo(d, hn::BitCast(dh, hn::Or(sign, rest)));
 }
 
+// A panel's 16 codes at a time: the shifts run on 16-bit lanes, twice as many as F32 ones.
+#if HWY_TARGET != HWY_SCALAR
+using U16 = hn::CappedTag<uint16_t, (kVectors >= 2 ? 2 : 1) * kLanes>;
+using I16 = hn::RebindToSigned<U16>;
+
+// Bits of halves -> F32, in pairs of vectors.
+template <class V16>
+HWY_INLINE void PromoteHalves(V16 halves, V* HWY_RESTRICT out) {
+  const F d;
+  const hn::Rebind<hwy::float16_t, F> dh;
+  if constexpr (kVectors >= 2) {
+    const hn::Half<U16> half;
+    out[0] = hn::PromoteTo(d, hn::BitCast(dh, hn::LowerHalf(half, halves)));
+    out[1] = hn::PromoteTo(d, hn::BitCast(dh, hn::UpperHalf(half, halves)));
+  } else {
+    out[0] = hn::PromoteTo(d, hn::BitCast(dh, halves));
+  }
+}
+constexpr int kPer16 = kVectors >= 2 ? 2 : 1;  // vectors of F32 for one of 16-bit lanes
+#endif
+
+// 16 E4M3 codes, times 2^-8.
+HWY_INLINE void DecodePanelE4M3(const uint8_t* HWY_RESTRICT codes, V (&out)[kVectors]) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int v = 0; v < kVectors; ++v) out[v] = DecodeE4M3(codes + v * kLanes);
+#else
+  const U16 du;
+  const I16 di;
+  const hn::Rebind<uint8_t, U16> d8;
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v += kPer16) {
+    const auto wide = hn::PromoteTo(du, hn::LoadU(d8, codes + v * kLanes));
+    // To the top, then one down: the sign stays, its copy below it goes.
+    const auto shifted = hn::ShiftRight<1>(hn::BitCast(di, hn::ShiftLeft<8>(wide)));
+    PromoteHalves(hn::And(hn::BitCast(du, shifted), hn::Set(du, uint16_t{0xBFFF})), out + v);
+  }
+#endif
+}
+
+// 16 bytes of two E2M1 codes: the low nibbles and the high ones, times 2^-14.
+HWY_INLINE void DecodePanelE2M1(const uint8_t* HWY_RESTRICT bytes, V (&low)[kVectors],
+                                V (&high)[kVectors]) {
+#if HWY_TARGET == HWY_SCALAR
+  const F d;
+  for (int v = 0; v < kVectors; ++v) {
+    low[v] = hn::Set(d, E2M1ToFloat(bytes[v] & 15) * 0x1p-14f);
+    high[v] = hn::Set(d, E2M1ToFloat(bytes[v] >> 4) * 0x1p-14f);
+  }
+#else
+  const U16 du;
+  const I16 di;
+  const hn::Rebind<uint8_t, U16> d8;
+  const auto mask = hn::Set(du, uint16_t{0x8E00});
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v += kPer16) {
+    const auto wide = hn::PromoteTo(du, hn::LoadU(d8, bytes + v * kLanes));
+    const auto first = hn::ShiftRight<3>(hn::BitCast(di, hn::ShiftLeft<12>(wide)));
+    const auto second = hn::ShiftRight<3>(hn::BitCast(di, hn::ShiftLeft<8>(wide)));
+    PromoteHalves(hn::And(hn::BitCast(du, first), mask), low + v);
+    PromoteHalves(hn::And(hn::BitCast(du, second), mask), high + v);
+  }
+#endif
+}
+
 HWY_INLINE V DecodeBf16(const uint8_t* HWY_RESTRICT bits) {
   const F d;
   const hn::Rebind<uint16_t, F> d16;

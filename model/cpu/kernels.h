@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "model/cpu/packed_matrix.h"
 
@@ -109,8 +110,11 @@ struct IndexArgs {
 void IndexScores(const IndexArgs& args);
 size_t IndexScratch(int channels);  // floats
 
-// The instruction set that runs now, as Highway names it.
-const char* SimdTargetName();
+// Instruction sets that this machine and this build both have, as Highway's bits, the best first;
+// one by name; and forcing one for a test (0: the best again). Not while kernels run.
+std::vector<int64_t> SimdTargets();
+const char* SimdTargetName();  // of the one that runs now
+void ForceSimdTarget(int64_t target);
 
 }  // namespace agentd::model
 

@@ -138,24 +138,38 @@ void MixInTarget(const float* streams, int h, int n, const float* pre, bool roun
   AGENTD_FOR_LANES(body)
 }
 
-void MixOutTarget(float* streams, int h, int n, const float* sub, const float* post,
-                  const float* comb, bool round) {
+// kStreams: h where it is known, so that the sums stay in registers; 0: any up to 16.
+template <int kStreams>
+void MixOutStreams(float* streams, int any, int n, const float* sub, const float* post,
+                   const float* comb, bool round) {
+  const int h = kStreams > 0 ? kStreams : any;
   auto body = [&](auto d, int i) HWY_ATTR {
     using VD = decltype(hn::Zero(d));
-    VD mixed[16];
+    VD mixed[kStreams > 0 ? kStreams : 16];
     const VD value = hn::LoadU(d, sub + i);
+#pragma GCC unroll 4
     for (int j = 0; j < h; ++j) mixed[j] = hn::Mul(hn::Set(d, post[j]), value);
+#pragma GCC unroll 4
     for (int s = 0; s < h; ++s) {
       const VD stream = hn::LoadU(d, streams + size_t(s) * size_t(n) + i);
-      for (int j = 0; j < h; ++j)
+#pragma GCC unroll 4
+      for (int j = 0; j < h; ++j) {
         mixed[j] = hn::Add(mixed[j], hn::Mul(hn::Set(d, comb[s * h + j]), stream));
+      }
     }
+#pragma GCC unroll 4
     for (int j = 0; j < h; ++j) {
       if (round) mixed[j] = RoundBf16Lanes(d, mixed[j]);
       hn::StoreU(mixed[j], d, streams + size_t(j) * size_t(n) + i);
     }
   };
   AGENTD_FOR_LANES(body)
+}
+
+void MixOutTarget(float* streams, int h, int n, const float* sub, const float* post,
+                  const float* comb, bool round) {
+  if (h == 4) return MixOutStreams<4>(streams, h, n, sub, post, comb, round);
+  MixOutStreams<0>(streams, h, n, sub, post, comb, round);
 }
 
 void SwiGluTarget(const float* gate, const float* up, int n, float weight, float limit, bool round,
@@ -284,6 +298,15 @@ void FinishPooling(const float* a, const float* b, int n, size_t stride, float* 
   HWY_DYNAMIC_DISPATCH(FinishPoolingTarget)(a, b, n, stride, out);
 }
 const char* SimdTargetName() { return HWY_DYNAMIC_DISPATCH(TargetNameTarget)(); }
+std::vector<int64_t> SimdTargets() {
+  std::vector<int64_t> out;
+  for (int64_t targets = hwy::SupportedTargets() & HWY_TARGETS; targets != 0;
+       targets &= targets - 1) {
+    out.push_back(targets & -targets);
+  }
+  return out;
+}
+void ForceSimdTarget(int64_t target) { hwy::SetSupportedTargetsForTest(target); }
 
 }  // namespace agentd::model
 #endif  // HWY_ONCE

@@ -28,10 +28,11 @@ void DecodeFp8(const PackedMatrix& m, int panel, int begin, int end, float* HWY_
     const V scale =
         hn::Set(d, m.block_scales[size_t(block_row * m.scale_columns + k / 128)] * 256.0f);
     for (; k < stop; ++k) {
+      V value[kVectors];
+      DecodePanelE4M3(data + size_t(k) * kPanel, value);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        const V value = DecodeE4M3(data + size_t(k) * kPanel + v * kLanes);
-        hn::StoreU(hn::Mul(value, scale), d, out + size_t(k - begin) * kPanel + v * kLanes);
+        hn::StoreU(hn::Mul(value[v], scale), d, out + size_t(k - begin) * kPanel + v * kLanes);
       }
     }
   }
@@ -52,32 +53,38 @@ void DecodeFp8Split(const PackedMatrix& m, int panel, int begin, int end, float*
   }
 }
 
-void DecodeFp4(const PackedMatrix& m, int panel, int begin, int end, float* HWY_RESTRICT out) {
+// Scales of a panel for the 32 inputs of group k/32; the codes decode to 2^-14 of their value.
+HWY_INLINE void GroupScales(const PackedMatrix& m, int panel, int k, V (&scale)[kVectors]) {
   const F d;
   const U32 du;
   const hn::Rebind<uint8_t, F> d8;
-  const hn::Rebind<uint16_t, F> d16;
-  const uint8_t* data = m.data.data() + size_t(panel) * m.panel_bytes;
   const int groups = (m.columns + 31) / 32;
-  const uint8_t* scales = m.group_scales.data() + size_t(panel) * size_t(groups) * kPanel;
+  const uint8_t* from =
+      m.group_scales.data() + (size_t(panel) * size_t(groups) + size_t(k / 32)) * kPanel;
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const auto bytes = hn::PromoteTo(du, hn::LoadU(d8, from + v * kLanes));
+    const auto bits = hn::Max(hn::ShiftLeft<23>(bytes), hn::Set(du, 0x00400000u));
+    scale[v] = hn::Mul(hn::BitCast(d, bits), hn::Set(d, 16384.0f));
+  }
+}
+
+void DecodeFp4(const PackedMatrix& m, int panel, int begin, int end, float* HWY_RESTRICT out) {
+  const F d;
+  const uint8_t* data = m.data.data() + size_t(panel) * m.panel_bytes;
   for (int k = begin; k < end;) {
     const int stop = std::min(end, (k / 32 + 1) * 32);
     V scale[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      const auto bytes =
-          hn::PromoteTo(du, hn::LoadU(d8, scales + size_t(k / 32) * kPanel + v * kLanes));
-      const auto bits = hn::Max(hn::ShiftLeft<23>(bytes), hn::Set(du, 0x00400000u));
-      // The codes decode to 2^-14 of their value.
-      scale[v] = hn::Mul(hn::BitCast(d, bits), hn::Set(d, 16384.0f));
-    }
+    GroupScales(m, panel, k, scale);
     for (; k < stop; k += 2) {
+      V low[kVectors];
+      V high[kVectors];
+      DecodePanelE2M1(data + size_t(k / 2) * kPanel, low, high);
+      float* to = out + size_t(k - begin) * kPanel;
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        const auto pair =
-            hn::PromoteTo(d16, hn::LoadU(d8, data + size_t(k / 2) * kPanel + v * kLanes));
-        float* to = out + size_t(k - begin) * kPanel + v * kLanes;
-        hn::StoreU(hn::Mul(DecodeE2M1(hn::And(pair, hn::Set(d16, uint16_t{15}))), scale[v]), d, to);
-        hn::StoreU(hn::Mul(DecodeE2M1(hn::ShiftRight<4>(pair)), scale[v]), d, to + kPanel);
+        hn::StoreU(hn::Mul(low[v], scale[v]), d, to + v * kLanes);
+        hn::StoreU(hn::Mul(high[v], scale[v]), d, to + kPanel + v * kLanes);
       }
     }
   }
@@ -177,40 +184,91 @@ void SliceAllRows(const float* x, size_t x_stride, const float* w, int length, i
   }
 }
 
-// One row, the decoding case: four slices at a time, as one alone would wait for each addition's
-// latency.
-template <bool kExact>
-void OneRow(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, int slice,
-            float* HWY_RESTRICT out) {
+// One row, the decoding case: weights go from storage to registers to the sums. kAtOnce slices run
+// side by side, as one alone would wait for each addition's latency. x: of FP8 weights times their
+// block's scale (a power of two, so the product is the same).
+template <WeightType kType, bool kExact>
+HWY_INLINE void OneRow(const PackedMatrix& m, int panel, const float* HWY_RESTRICT x,
+                       float* HWY_RESTRICT out) {
   const F d;
-  V halves[2][kVectors];
-  for (int half = 0; half < 2; ++half) {
-    V acc[4][kVectors];
+  constexpr int kAtOnce = kType == WeightType::kFp4 ? 2 : 4;
+  constexpr int kStep = kType == WeightType::kFp4 ? 2 : 1;
+  const uint8_t* data = m.data.data() + size_t(panel) * m.panel_bytes;
+  const int slice = m.slice();
+  HWY_ALIGN float sums[kSlices * kPanel];
+  for (int first = 0; first < kSlices; first += kAtOnce) {
+    V acc[kAtOnce][kVectors];
+    V scale[kAtOnce][kVectors];
 #pragma GCC unroll 16
-    for (int s = 0; s < 4; ++s) {
+    for (int s = 0; s < kAtOnce; ++s) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) acc[s][v] = hn::Zero(d);
+      for (int v = 0; v < kVectors; ++v) acc[s][v] = scale[s][v] = hn::Zero(d);
     }
-    const float* from = w + size_t(half * 4 * slice) * kPanel;
-    const float* input = x + half * 4 * slice;
-    for (int k = 0; k < slice; ++k) {
+    for (int i = 0; i < slice; i += kStep) {
 #pragma GCC unroll 16
-      for (int s = 0; s < 4; ++s) {
-        const V value = hn::Set(d, input[s * slice + k]);
+      for (int s = 0; s < kAtOnce; ++s) {
+        const int k = (first + s) * slice + i;
+        V weight[kVectors];
+        V second[kVectors];
+        if constexpr (kType == WeightType::kFp8) {
+          DecodePanelE4M3(data + size_t(k) * kPanel, weight);
+        } else if constexpr (kType == WeightType::kFp4) {
+          if (i == 0 || k % 32 == 0) GroupScales(m, panel, k, scale[s]);
+          DecodePanelE2M1(data + size_t(k / 2) * kPanel, weight, second);
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) {
-          acc[s][v] = MultiplyAdd<kExact>(
-              value, hn::LoadU(d, from + size_t(s * slice + k) * kPanel + v * kLanes), acc[s][v]);
+          for (int v = 0; v < kVectors; ++v) {
+            weight[v] = hn::Mul(weight[v], scale[s][v]);
+            second[v] = hn::Mul(second[v], scale[s][v]);
+          }
+        } else {
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v) {
+            const size_t at = size_t(k) * kPanel + size_t(v * kLanes);
+            weight[v] = kType == WeightType::kBf16
+                            ? DecodeBf16(data + 2 * at)
+                            : hn::LoadU(d, reinterpret_cast<const float*>(data) + at);
+          }
+        }
+        const V value = hn::Set(d, x[k]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v)
+          acc[s][v] = MultiplyAdd<kExact>(value, weight[v], acc[s][v]);
+        if constexpr (kType == WeightType::kFp4) {
+          const V next = hn::Set(d, x[k + 1]);
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v)
+            acc[s][v] = MultiplyAdd<kExact>(next, second[v], acc[s][v]);
         }
       }
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      halves[half][v] = hn::Add(hn::Add(acc[0][v], acc[1][v]), hn::Add(acc[2][v], acc[3][v]));
+    for (int s = 0; s < kAtOnce; ++s) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v)
+        hn::StoreU(acc[s][v], d, sums + (first + s) * kPanel + v * kLanes);
     }
   }
-  for (int v = 0; v < kVectors; ++v)
-    hn::StoreU(hn::Add(halves[0][v], halves[1][v]), d, out + v * kLanes);
+  for (int v = 0; v < kVectors; ++v) {
+    V s[kSlices];
+    for (int i = 0; i < kSlices; ++i) s[i] = hn::LoadU(d, sums + i * kPanel + v * kLanes);
+    const V low = hn::Add(hn::Add(s[0], s[1]), hn::Add(s[2], s[3]));
+    const V high = hn::Add(hn::Add(s[4], s[5]), hn::Add(s[6], s[7]));
+    hn::StoreU(hn::Add(low, high), d, out + v * kLanes);
+  }
+}
+
+// x times the scales of one row of FP8 blocks, and the 2^8 that the codes lack.
+void ScaleInput(const PackedMatrix& m, int block_row, const float* HWY_RESTRICT x,
+                float* HWY_RESTRICT out) {
+  const F d;
+  for (int begin = 0; begin < m.columns; begin += 128) {
+    const int end = std::min(m.columns, begin + 128);
+    const float scale = m.block_scales[size_t(block_row * m.scale_columns + begin / 128)] * 256.0f;
+    int k = begin;
+    for (; k + kLanes <= end; k += kLanes)
+      hn::StoreU(hn::Mul(hn::LoadU(d, x + k), hn::Set(d, scale)), d, out + k);
+    for (; k < end; ++k) out[k] = x[k] * scale;
+  }
 }
 
 void StoreOutputs(const LinearArgs& a, int panel, int row, const float* HWY_RESTRICT sums) {
@@ -235,12 +293,6 @@ template <bool kExact>
 void LinearPanel(const LinearArgs& a, int panel) {
   const PackedMatrix& m = *a.weight;
   const int slice = m.slice();
-  if (a.rows == 1 && slice * kSlices == m.columns) {
-    HWY_ALIGN float sums[kPanel];
-    OneRow<kExact>(a.x, DecodeSlice(m, panel, 0, m.columns, a.scratch), slice, sums);
-    StoreOutputs(a, panel, 0, sums);
-    return;
-  }
   HWY_ALIGN float levels[kRowChunk * kLevels * kPanel];
   for (int row = 0; row < a.rows; row += kRowChunk) {
     const int rows = std::min(kRowChunk, a.rows - row);
@@ -255,13 +307,47 @@ void LinearPanel(const LinearArgs& a, int panel) {
   }
 }
 
-void LinearTarget(const LinearArgs& a) {
+template <bool kExact>
+void LinearOneRow(const LinearArgs& a) {
+  const PackedMatrix& m = *a.weight;
+  int scaled_for = -1;
   for (int panel = a.panel_begin; panel < a.panel_end; ++panel) {
-    if (a.exact) {
-      LinearPanel<true>(a, panel);
-    } else {
-      LinearPanel<false>(a, panel);
+    HWY_ALIGN float sums[kPanel];
+    const int block_row = (m.scale_row_offset + panel * kPanel) / 128;
+    switch (m.type) {
+      case WeightType::kF32:
+        OneRow<WeightType::kF32, kExact>(m, panel, a.x, sums);
+        break;
+      case WeightType::kBf16:
+        OneRow<WeightType::kBf16, kExact>(m, panel, a.x, sums);
+        break;
+      case WeightType::kFp4:
+        OneRow<WeightType::kFp4, kExact>(m, panel, a.x, sums);
+        break;
+      case WeightType::kFp8:
+        if (block_row != scaled_for) ScaleInput(m, block_row, a.x, a.scratch);
+        scaled_for = block_row;
+        OneRow<WeightType::kFp8, kExact>(m, panel, a.scratch, sums);
+        break;
     }
+    StoreOutputs(a, panel, 0, sums);
+  }
+}
+
+template <bool kExact>
+void LinearPanels(const LinearArgs& a) {
+  const PackedMatrix& m = *a.weight;
+  const bool whole_slices = m.slice() * kSlices == m.columns;
+  const bool one_scale_row = m.type != WeightType::kFp8 || m.scale_row_offset % kPanel == 0;
+  if (a.rows == 1 && whole_slices && one_scale_row) return LinearOneRow<kExact>(a);
+  for (int panel = a.panel_begin; panel < a.panel_end; ++panel) LinearPanel<kExact>(a, panel);
+}
+
+void LinearTarget(const LinearArgs& a) {
+  if (a.exact) {
+    LinearPanels<true>(a);
+  } else {
+    LinearPanels<false>(a);
   }
 }
 

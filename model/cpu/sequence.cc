@@ -129,11 +129,12 @@ void CpuSequence::BeginRows(int rows) {
   }
 }
 
-void CpuSequence::CommitRows(int rows, const uint8_t* window_keys, size_t layer_stride) {
+void CpuSequence::CommitRows(int rows, const uint8_t* window_keys, size_t layer_stride,
+                             bool mtp_in_place) {
   const size_t bytes = size_t(layout_.entry.bytes);
   for (size_t layer = 0; layer < rings_.size(); ++layer) {
-    // The MTP block's row j is position j - 1: its input needs the next token.
-    const int64_t first = layout_.mtp && layer + 1 == rings_.size() ? position_ - 1 : position_;
+    const bool early = layout_.mtp && layer + 1 == rings_.size() && !mtp_in_place;
+    const int64_t first = early ? position_ - 1 : position_;
     for (int row = std::max(0, rows - layout_.ring); row < rows; ++row) {
       if (first + row < 0) continue;
       std::memcpy(rings_[layer].data() + size_t((first + row) % layout_.ring) * bytes,

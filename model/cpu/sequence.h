@@ -89,8 +89,10 @@ class CpuSequence final : public Sequence {
   float* Frontier(int row) { return frontiers_[size_t(row_slots_[size_t(row)])].data(); }
   // The rows whose frontiers (and so streams) are kept: row >= rows - this.
   static constexpr int kKeptRows = kMaxTruncateTokens + 1;
-  // window_keys: [layers][rows][entry bytes] of the rows' own window keys.
-  void CommitRows(int rows, const uint8_t* window_keys, size_t layer_stride);
+  // window_keys: [layers][rows][entry bytes] of the rows' own window keys. The MTP block's row j is
+  // the key of position() + j - 1, whose input needs token j; `mtp_in_place`: of position() + j.
+  void CommitRows(int rows, const uint8_t* window_keys, size_t layer_stride,
+                  bool mtp_in_place = false);
 
   const float* LastStreams() const {
     return frontiers_[size_t(history_.back().slot)].data() + streams_offset_;

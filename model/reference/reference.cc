@@ -49,7 +49,8 @@ Floats HeadNorm(std::span<const float> q, float eps, bool low_precision) {
   Floats squares(q.begin(), q.end());
   for (float& v : squares) v = MaybeRound(v * v, low_precision);
   const float mean = MaybeRound(LaneSum(squares) / static_cast<float>(q.size()), low_precision);
-  const float factor = MaybeRound(1 / std::sqrt(MaybeRound(mean + eps, low_precision)), low_precision);
+  const float factor =
+      MaybeRound(1 / std::sqrt(MaybeRound(mean + eps, low_precision)), low_precision);
   Floats out(q.size());
   for (size_t i = 0; i < q.size(); ++i) out[i] = MaybeRound(q[i] * factor, low_precision);
   return out;
@@ -89,8 +90,8 @@ Floats MixIn(std::span<const float> streams, std::span<const float> pre, bool ro
   return out;
 }
 
-Floats MixOut(std::span<const float> streams, std::span<const float> sub, std::span<const float> post,
-              std::span<const float> comb, bool round) {
+Floats MixOut(std::span<const float> streams, std::span<const float> sub,
+              std::span<const float> post, std::span<const float> comb, bool round) {
   const size_t d = sub.size();
   const size_t h = post.size();
   Floats out(streams.size());
@@ -104,7 +105,8 @@ Floats MixOut(std::span<const float> streams, std::span<const float> sub, std::s
   return out;
 }
 
-Floats SwiGlu(std::span<const float> gate, std::span<const float> up, float weight, float limit, bool round) {
+Floats SwiGlu(std::span<const float> gate, std::span<const float> up, float weight, float limit,
+              bool round) {
   Floats out(gate.size());
   for (size_t i = 0; i < gate.size(); ++i) {
     const float g = std::min(gate[i], limit);
@@ -132,7 +134,8 @@ float Finish(const Pool* a, const Pool& b) {
   return (a->weighted * ea + b.weighted * eb) / (a->sum * ea + b.sum * eb);
 }
 
-Floats Attend(std::span<const float> q, const std::vector<Floats>& entries, float scale, float sink) {
+Floats Attend(std::span<const float> q, const std::vector<Floats>& entries, float scale,
+              float sink) {
   Floats scores;
   float max = sink;
   for (const Floats& entry : entries) {
@@ -152,8 +155,8 @@ Floats Attend(std::span<const float> q, const std::vector<Floats>& entries, floa
   return out;
 }
 
-float IndexScore(const std::vector<Floats>& q, std::span<const float> weights, std::span<const float> key,
-                 bool low_precision) {
+float IndexScore(const std::vector<Floats>& q, std::span<const float> weights,
+                 std::span<const float> key, bool low_precision) {
   float total = 0;
   for (size_t h = 0; h < q.size(); ++h) {
     float dot = 0;
@@ -166,7 +169,8 @@ float IndexScore(const std::vector<Floats>& q, std::span<const float> weights, s
 std::vector<int32_t> TopK(std::span<const float> scores, int k) {
   std::vector<int32_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return scores[size_t(a)] > scores[size_t(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return scores[size_t(a)] > scores[size_t(b)]; });
   order.resize(std::min(order.size(), size_t(k)));
   std::sort(order.begin(), order.end());
   return order;

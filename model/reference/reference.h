@@ -1,5 +1,6 @@
-// The engine's operations in plain scalar C++, in the order that model/cpu/kernels.h promises: what the SIMD kernels must
-// reproduce bit for bit, on every instruction set. For tests; nothing here is fast.
+// The engine's operations in plain scalar C++, in the order that model/cpu/kernels.h promises: what
+// the SIMD kernels must reproduce bit for bit, on every instruction set. For tests; nothing here is
+// fast.
 #ifndef AGENTD_MODEL_REFERENCE_REFERENCE_H_
 #define AGENTD_MODEL_REFERENCE_REFERENCE_H_
 
@@ -22,9 +23,10 @@ Floats HeadNorm(std::span<const float> q, float eps, bool low_precision);
 Floats QuantizeFp8(std::span<const float> x, int block);
 // streams [h, d]
 Floats MixIn(std::span<const float> streams, std::span<const float> pre, bool round);
-Floats MixOut(std::span<const float> streams, std::span<const float> sub, std::span<const float> post,
-              std::span<const float> comb, bool round);
-Floats SwiGlu(std::span<const float> gate, std::span<const float> up, float weight, float limit, bool round);
+Floats MixOut(std::span<const float> streams, std::span<const float> sub,
+              std::span<const float> post, std::span<const float> comb, bool round);
+Floats SwiGlu(std::span<const float> gate, std::span<const float> up, float weight, float limit,
+              bool round);
 
 struct Pool {  // one channel of a pooling block
   float max = 0;
@@ -35,11 +37,12 @@ Pool Fold(const Pool& in, float k, float gate, bool first);
 float Finish(const Pool* a, const Pool& b);
 
 // Attention of one head over decoded entries [n][c].
-Floats Attend(std::span<const float> q, const std::vector<Floats>& entries, float scale, float sink);
+Floats Attend(std::span<const float> q, const std::vector<Floats>& entries, float scale,
+              float sink);
 
 // One indexer score; q [heads][channels].
-float IndexScore(const std::vector<Floats>& q, std::span<const float> weights, std::span<const float> key,
-                 bool low_precision);
+float IndexScore(const std::vector<Floats>& q, std::span<const float> weights,
+                 std::span<const float> key, bool low_precision);
 
 // Indices of the k best, ascending; of equals the lower index.
 std::vector<int32_t> TopK(std::span<const float> scores, int k);

@@ -1,0 +1,280 @@
+// Broken configurations and checkpoints: each error names the thing.
+#include "model/checkpoint.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "model/cpu/test_util.h"
+
+namespace agentd::model {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+std::string ReadAll(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+void WriteAll(const fs::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+// A copy of a fixture's model that a test breaks.
+class Broken : public testing::Test {
+ protected:
+  Broken() {
+    std::string pattern = (fs::temp_directory_path() / "agentd-checkpoint-XXXXXX").string();
+    AGENTD_CHECK(::mkdtemp(pattern.data()) != nullptr);
+    dir_ = pattern;
+    Reset("hf-a");
+  }
+  ~Broken() override { fs::remove_all(dir_); }
+
+  void Reset(const std::string& fixture) {
+    config_ = Json::parse(ReadAll("tests/golden/" + fixture + "/config.json"));
+    const std::string file = ReadAll("tests/golden/" + fixture + "/model.safetensors");
+    uint64_t size = 0;
+    std::memcpy(&size, file.data(), 8);
+    header_ = Json::parse(file.substr(8, size));
+    data_ = file.substr(8 + size);
+  }
+  static std::string File(const Json& header, const std::string& data) {
+    const std::string text = header.dump();
+    const uint64_t size = text.size();
+    return std::string(reinterpret_cast<const char*>(&size), 8) + text + data;
+  }
+  std::string Load() {
+    WriteAll(dir_ / "config.json", config_.dump());
+    WriteAll(dir_ / "model.safetensors", File(header_, data_));
+    return Message();
+  }
+  std::string Message() {
+    const auto engine = Engine::Load(dir_, {.threads = 1});
+    return engine.ok() ? "" : Text(engine.status());
+  }
+  void Expect(const std::string& message, std::initializer_list<const char*> parts) {
+    for (const char* part : parts) {
+      EXPECT_NE(message.find(part), std::string::npos)
+          << "\"" << message << "\" does not name " << part;
+    }
+  }
+
+  fs::path dir_;
+  Json config_;
+  Json header_;
+  std::string data_;
+};
+
+TEST_F(Broken, NothingIsWrongAtFirst) { EXPECT_EQ(Load(), ""); }
+
+TEST_F(Broken, ConfigurationFields) {
+  const Json good = config_;
+  auto with = [&](const char* field, const Json& value) {
+    config_ = good;
+    config_[field] = value;
+    return Load();
+  };
+  Expect(with("model_type", "deepseek_v3"), {"config.json", "model_type", "deepseek_v3"});
+  Expect(with("scoring_func", "sigmoid"), {"scoring_func", "sigmoid"});
+  Expect(with("hidden_size", 0), {"hidden_size", "0"});
+  Expect(with("hidden_size", "64"), {"hidden_size", "64"});
+  Expect(with("hidden_size", 1e30), {"hidden_size"});
+  Expect(with("hidden_size", 18446744073709551615u), {"hidden_size"});
+  Expect(with("compress_ratios", {0, 4, 128, 8, 128}), {"compress_ratios[3]", "8"});
+  Expect(with("compress_ratios", {0, 4, 128}), {"compress_ratios", "3", "5"});
+  Expect(with("compress_ratios", "0"), {"compress_ratios"});
+  Expect(with("head_dim", 8), {"head_dim", "qk_rope_head_dim"});
+  Expect(with("o_groups", 3), {"o_groups", "3"});
+  Expect(with("num_experts_per_tok", 9), {"num_experts_per_tok", "n_routed_experts"});
+  Expect(with("rope_scaling", {{"type", "linear"}}), {"rope_scaling", "linear"});
+  Expect(with("rope_scaling", 5), {"rope_scaling"});
+  Expect(with("expert_dtype", "fp6"), {"expert_dtype", "fp6"});
+  Expect(with("quantization_config", {{"quant_method", "awq"}}),
+         {"quantization_config", "quant_method", "awq"});
+  Expect(with("dspark_layers", 3), {"dspark_layers"});
+  Expect(with("num_nextn_predict_layers", 2), {"num_nextn_predict_layers", "2"});
+  Expect(with("hc_mult", 17), {"hc_mult", "17"});
+  Expect(with("hidden_size", 128), {"embed.weight", "[256, 64]", "[256, 128]"});
+  for (const char* field :
+       {"vocab_size", "sliding_window", "index_topk", "swiglu_limit", "rms_norm_eps", "hc_eps"}) {
+    config_ = good;
+    config_.erase(field);
+    Expect(Load(), {field, "missing"});
+  }
+  WriteAll(dir_ / "config.json", "{\"vocab_size\": ");
+  Expect(Message(), {"config.json", "JSON"});
+  WriteAll(dir_ / "config.json", "[]");
+  Expect(Message(), {"config.json", "object"});
+  fs::remove(dir_ / "config.json");
+  Expect(Message(), {"config.json"});
+}
+
+TEST_F(Broken, Tensors) {
+  const Json good = header_;
+  const char* name = "layers.1.attn.indexer.wq_b.weight";
+  header_.erase(name);
+  Expect(Load(), {name, "missing", "[128, 64]"});
+  header_ = good;
+  header_["layers.7.extra"] = header_[name];
+  header_["layers.7.extra"]["data_offsets"] = {0, 0};
+  header_["layers.7.extra"]["shape"] = {0};
+  Expect(Load(), {"layers.7.extra", "unknown"});
+  header_ = good;
+  header_[name]["shape"] = {64, 128};
+  Expect(Load(), {name, "[64, 128]", "[128, 64]"});
+  header_ = good;
+  header_[name]["dtype"] = "F16";
+  Expect(Load(), {name, "F16"});
+  header_ = good;
+  header_[name]["dtype"] = "I32";
+  Expect(Load(), {name, "I32"});
+  header_ = good;
+  header_[name]["data_offsets"] = {0, 12};
+  Expect(Load(), {name, "data_offsets"});
+  header_ = good;
+  header_[name]["shape"] = {-1, 64};
+  Expect(Load(), {name, "shape"});
+  header_ = good;
+  header_[name]["shape"] = {1ull << 40, 1ull << 40};
+  Expect(Load(), {name, "large"});
+  header_ = good;
+  header_["layers.0.ffn.gate.tid2eid"]["dtype"] = "F32";
+  header_["layers.0.ffn.gate.tid2eid"]["shape"] = {256, 4};
+  Expect(Load(), {"layers.0.ffn.gate.tid2eid"});
+  header_ = good;
+  // Two tensors on the same bytes.
+  header_["norm.weight"]["data_offsets"] = header_["layers.0.ffn_norm.weight"]["data_offsets"];
+  Expect(Load(), {"norm.weight", "overlap"});
+}
+
+TEST_F(Broken, ExpertIdOutOfRange) {
+  data_[0] = 8;  // layers.0.ffn.gate.tid2eid begins the data; there are experts 0 to 7
+  data_[1] = 0;
+  Expect(Load(), {"layers.0.ffn.gate.tid2eid", "8"});
+}
+
+TEST_F(Broken, Files) {
+  const std::string file = File(header_, data_);
+  ASSERT_EQ(Load(), "");
+  // Cut anywhere.
+  std::mt19937_64 random(Seed());
+  for (int i = 0; i < 30; ++i) {
+    WriteAll(dir_ / "model.safetensors", file.substr(0, random() % file.size()));
+    Expect(Message(), {"model.safetensors"});
+  }
+  WriteAll(dir_ / "model.safetensors", file.substr(0, file.size() - 1));
+  Expect(Message(), {"truncated"});
+  WriteAll(dir_ / "model.safetensors", std::string(8, '\xff') + "{}");
+  Expect(Message(), {"header"});
+  WriteAll(dir_ / "model.safetensors", std::string("\x02\0\0\0\0\0\0\0[]", 10));
+  Expect(Message(), {"header"});
+  fs::remove(dir_ / "model.safetensors");
+  Expect(Message(), {"model.safetensors"});
+}
+
+TEST_F(Broken, HeadersOfRandomDamage) {
+  const std::string file = File(header_, data_);
+  ASSERT_EQ(Load(), "");
+  std::mt19937_64 random(Seed());
+  for (int i = 0; i < 60; ++i) {
+    std::string damaged = file;
+    for (int flips = 1 + int(random() % 4); flips > 0; --flips)
+      damaged[random() % 8000] ^= char(1 << random() % 8);
+    WriteAll(dir_ / "model.safetensors", damaged);
+    Message();  // an error or, if the flip hit a spare byte, a model: never a crash
+  }
+}
+
+TEST_F(Broken, Shards) {
+  ASSERT_EQ(Load(), "");
+  const Sha256Digest whole = (*Engine::Load(dir_, {.threads = 1}))->fingerprint();
+  // The same tensors over two files.
+  Json map = Json::object();
+  for (int shard = 0; shard < 2; ++shard) {
+    Json header = Json::object();
+    std::string data;
+    int number = 0;
+    for (const auto& [name, entry] : header_.items()) {
+      if (number++ % 2 != shard) continue;
+      Json moved = entry;
+      const size_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
+      moved["data_offsets"] = {data.size(), data.size() + end - begin};
+      data += data_.substr(begin, end - begin);
+      header[name] = moved;
+      map[name] = "part" + std::to_string(shard);
+    }
+    WriteAll(dir_ / ("part" + std::to_string(shard)), File(header, data));
+  }
+  fs::remove(dir_ / "model.safetensors");
+  auto index = [&](const Json& weight_map) {
+    WriteAll(dir_ / "model.safetensors.index.json", Json{{"weight_map", weight_map}}.dump());
+    return Message();
+  };
+  EXPECT_EQ(index(map), "");
+  EXPECT_EQ((*Engine::Load(dir_, {.threads = 1}))->fingerprint(), whole);
+  Json bad = map;
+  bad["norm.weight"] = "part2";
+  Expect(index(bad), {"part2"});
+  bad = map;
+  bad["norm.weight"] = map["norm.weight"] == "part0" ? "part1" : "part0";
+  Expect(index(bad), {"norm.weight"});
+  bad = map;
+  bad["norm.weight"] = "../part0";
+  Expect(index(bad), {"norm.weight"});
+  bad = map;
+  bad.erase("norm.weight");
+  Expect(index(bad), {"norm.weight", "not listed"});
+  bad = map;
+  bad["no.such"] = "part0";
+  Expect(index(bad), {"no.such", "part0"});
+  Expect(index(5), {"index.json", "weight_map"});
+}
+
+TEST_F(Broken, LowPrecisionWeights) {
+  Reset("official-a");
+  EXPECT_EQ(Load(), "");
+  const Json good = header_;
+  header_.erase("layers.2.attn.wq_a.scale");
+  Expect(Load(), {"layers.2.attn.wq_a.scale", "missing"});
+  header_ = good;
+  header_["layers.2.attn.wq_a.scale"]["dtype"] = "F8_E4M3";
+  Expect(Load(), {"layers.2.attn.wq_a.scale", "F8_E8M0"});
+  header_ = good;
+  const size_t at = header_["layers.1.ffn.experts.3.w2.scale"]["data_offsets"][0];
+  data_[at + 5] = '\xff';
+  Expect(Load(), {"layers.1.ffn.experts.3.w2.scale", "element 5"});
+}
+
+TEST_F(Broken, FingerprintFollowsWeightsAndConfiguration) {
+  ASSERT_EQ(Load(), "");
+  auto fingerprint = [&] { return (*Engine::Load(dir_, {.threads = 1}))->fingerprint(); };
+  const Sha256Digest first = fingerprint();
+  EXPECT_EQ(fingerprint(), first);
+  config_["swiglu_limit"] = 1.25;
+  ASSERT_EQ(Load(), "");
+  EXPECT_NE(fingerprint(), first);
+  config_["swiglu_limit"] = 1.5;
+  config_["torch_dtype"] = "bfloat16";  // changes nothing that is computed
+  data_.back() = char(data_.back() ^ 1);
+  ASSERT_EQ(Load(), "");
+  EXPECT_NE(fingerprint(), first);
+  data_.back() = char(data_.back() ^ 1);
+  ASSERT_EQ(Load(), "");
+  EXPECT_EQ(fingerprint(), first);
+}
+
+TEST(Options, AreChecked) {
+  EXPECT_NE(Text(Engine::Load("tests/golden/hf-a", {.backend = "tpu"}).status()).find("tpu"),
+            std::string::npos);
+  EXPECT_FALSE(Engine::Load("tests/golden/hf-a", {.threads = -1}).ok());
+  EXPECT_FALSE(Engine::Load("tests/golden/hf-a", {.max_batch_rows = 0}).ok());
+  EXPECT_FALSE(Engine::Load("tests/golden/none", {}).ok());
+}
+
+}  // namespace
+}  // namespace agentd::model
