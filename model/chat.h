@@ -68,7 +68,7 @@ std::string AssistantToJson(const Message& message);
 std::string_view TaskTokenText(std::string_view task);
 
 // The whole conversation as pieces. Text of messages is never special; only what the template
-// itself puts is.
+// itself puts is. InvalidArgument for an unknown task, or a developer message without content.
 absl::StatusOr<std::vector<Piece>> RenderChat(const std::vector<Message>& messages,
                                               const ChatOptions& options);
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -37,20 +38,16 @@ size_t Best(std::span<const float> logits) {
 // Unnormalised probabilities at this temperature; the best token's is 1.
 std::vector<double> Weights(std::span<const float> logits, double best, double temperature) {
   std::vector<double> weights(logits.size());
+  if (std::isinf(best)) {
+    // There is no difference to scale: all that share the best logit are equal, the rest is
+    // impossible.
+    for (size_t i = 0; i < logits.size(); ++i) weights[i] = logits[i] == best ? 1.0 : 0.0;
+    return weights;
+  }
   for (size_t i = 0; i < logits.size(); ++i) {
-    // With an infinite best logit there is no difference to scale: all that share it are equal, the
-    // rest is impossible.
-    weights[i] = std::isinf(best)
-                     ? (logits[i] == best ? 1.0 : 0.0)
-                     : ExpOfNegative((static_cast<double>(logits[i]) - best) / temperature);
+    weights[i] = ExpOfNegative((static_cast<double>(logits[i]) - best) / temperature);
   }
   return weights;
-}
-
-// Sets the weight of all but `keep` to zero, given all rank keys with the kept ones first in any
-// order.
-void Drop(const std::vector<uint64_t>& ranked, size_t keep, std::vector<double>* weights) {
-  for (size_t i = keep; i < ranked.size(); ++i) (*weights)[IdOf(ranked[i])] = 0;
 }
 
 double Sum(const std::vector<double>& weights) {
@@ -59,42 +56,50 @@ double Sum(const std::vector<double>& weights) {
   return sum;
 }
 
-// Of the first `count` keys, those whose weights first reach `target` when added from the best on.
-// Brings just as many into order as that takes, a few times more with each step.
-size_t Nucleus(std::vector<uint64_t>& ranked, size_t count, const std::vector<double>& weights,
-               double target) {
-  const auto begin = ranked.begin();
-  double sum = 0;
-  size_t sorted = 0;
-  for (size_t step = 64; sorted < count; step *= 4) {
-    const size_t next = std::min(count, sorted + step);
-    std::nth_element(begin + sorted, begin + (next - 1), begin + count);
-    std::sort(begin + sorted, begin + next);
-    for (; sorted < next; ++sorted) {
-      sum += weights[IdOf(ranked[sorted])];
-      if (sum >= target) return sorted + 1;
-    }
+// Keeps the weights of the tokens in `kept` and sets all others to zero.
+void KeepOnly(std::span<const uint64_t> kept, std::vector<double>* weights) {
+  std::vector<double> out(weights->size(), 0);
+  for (const uint64_t key : kept) out[IdOf(key)] = (*weights)[IdOf(key)];
+  *weights = std::move(out);
+}
+
+void FilterTopK(std::span<const float> logits, size_t top_k, std::vector<double>* weights) {
+  std::vector<uint64_t> ranked(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) ranked[i] = RankKey(logits[i], i);
+  std::nth_element(ranked.begin(), ranked.begin() + (top_k - 1), ranked.end());
+  KeepOnly({ranked.data(), top_k}, weights);
+}
+
+// Keeps the tokens whose weights first reach top_p of the sum when added from the best on.
+void FilterTopP(std::span<const float> logits, double top_p, std::vector<double>* weights) {
+  const double sum = Sum(*weights);
+  // All tokens below this weight together cannot make up what top_p leaves out, so none of them is
+  // wanted; in a model's usual distribution that is nearly all. Half of the bound leaves room for
+  // rounding.
+  const double floor = 0.5 * (1 - top_p) * sum / static_cast<double>(weights->size());
+  std::vector<uint64_t> ranked;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if ((*weights)[i] > 0 && (*weights)[i] >= floor) ranked.push_back(RankKey(logits[i], i));
   }
-  return count;
+  // Brings just as many into order as are needed, more with each step.
+  const auto begin = ranked.begin();
+  double reached = 0;
+  size_t keep = 0;
+  for (size_t step = 64; keep < ranked.size() && reached < top_p * sum; step *= 4) {
+    const size_t next = std::min(ranked.size(), keep + step);
+    std::nth_element(begin + keep, begin + (next - 1), ranked.end());
+    std::sort(begin + keep, begin + next);
+    while (keep < next && reached < top_p * sum) reached += (*weights)[IdOf(ranked[keep++])];
+  }
+  KeepOnly({ranked.data(), keep}, weights);
 }
 
 void Filter(std::span<const float> logits, const SamplingParams& params,
             std::vector<double>* weights) {
-  const bool some_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size();
-  if (some_k || params.top_p < 1) {
-    std::vector<uint64_t> ranked(logits.size());
-    for (size_t i = 0; i < logits.size(); ++i) ranked[i] = RankKey(logits[i], i);
-    size_t keep = logits.size();
-    if (some_k) {
-      keep = params.top_k;
-      std::nth_element(ranked.begin(), ranked.begin() + (keep - 1), ranked.end());
-      Drop(ranked, keep, weights);
-    }
-    if (params.top_p < 1) {
-      keep = Nucleus(ranked, keep, *weights, params.top_p * Sum(*weights));
-      Drop(ranked, keep, weights);
-    }
-  }
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size())
+    FilterTopK(logits, params.top_k, weights);
+  if (params.top_p < 1) FilterTopP(logits, params.top_p, weights);
+  if (params.min_p == 0) return;
   for (double& weight : *weights) {
     if (weight < params.min_p) weight = 0;  // the best one's is 1
   }

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -229,10 +227,7 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Parse(std::string_vi
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
     const std::filesystem::path& model_dir) {
   const std::string path = (model_dir / "tokenizer.json").string();
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return ErrnoError(errno, "open " + path);
-  const std::string json((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  if (in.bad()) return ErrnoError(errno, "read " + path);
+  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path));
   return Parse(json, path);
 }
 

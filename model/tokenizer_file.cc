@@ -1,8 +1,12 @@
 #include "model/tokenizer_file.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <unordered_set>
 #include <utility>
 
 #include "base/status.h"
@@ -55,9 +59,8 @@ const Json& Get(const Json& object, const char* key) {
 }
 
 std::string Shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > 80) text = text.substr(0, 80) + "...";
-  return text;
+  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return fmt::format("{:.80}{}", text, text.size() > 80 ? "..." : "");
 }
 
 bool IsTrue(const Json& value) { return value.is_boolean() && value.get<bool>(); }
@@ -264,10 +267,8 @@ class FileReader {
 
   absl::Status AddToken(const std::string& field, const std::string& content, const Json& entry) {
     const Json& id = Get(entry, "id");
-    for (const AddedTokenEntry& other : file_.added) {
-      if (other.content == content)
-        return Bad(field, fmt::format("repeats the content {}", Shown(Json(content))));
-    }
+    if (!added_.insert(content).second)
+      return Bad(field, fmt::format("repeats the content {}", Shown(Json(content))));
     const auto in_vocab = ids_.find(content);
     if (in_vocab == ids_.end()) {
       RETURN_IF_ERROR(Place(field, id, content));
@@ -284,9 +285,22 @@ class FileReader {
   const std::string& source_;
   TokenizerFile file_;
   TextMap<TokenId> ids_;
+  std::unordered_set<std::string> added_;
 };
 
 }  // namespace
+
+absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  if (file == nullptr) return ErrnoError(errno, "open " + path.string());
+  std::string text;
+  std::array<char, 1 << 16> buffer;
+  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), file.get()))
+    text.append(buffer.data(), count);
+  if (std::ferror(file.get())) return ErrnoError(errno, "read " + path.string());
+  return text;
+}
 
 absl::StatusOr<TokenizerFile> ParseTokenizerFile(std::string_view json,
                                                  const std::string& source_name) {

@@ -51,8 +51,22 @@ absl::StatusOr<std::string> TranslatePattern(std::string_view pattern) {
       }
       continue;
     }
+    if (c == '[' && in_brackets) {
+      // A class like [:alpha:] is copied; classes within classes mean a union to Oniguruma, but not
+      // to PCRE2.
+      const size_t end =
+          pattern.substr(i).starts_with("[:") ? pattern.find(":]", i + 2) : std::string_view::npos;
+      if (end == std::string_view::npos)
+        return InvalidArgument("pattern \"{}\": [ inside brackets is not implemented", pattern);
+      out += pattern.substr(i, end + 2 - i);
+      i = end + 1;
+      continue;
+    }
+    if (in_brackets && pattern.substr(i).starts_with("&&")) {
+      return InvalidArgument("pattern \"{}\": && inside brackets is not implemented", pattern);
+    }
     // A "]" right after "[" or "[^" is a member of the class, not its end.
-    if (c == '[' && !in_brackets) {
+    if (c == '[') {
       in_brackets = true;
       out += c;
       if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "base/status.h"
+#include "model/tokenizer_file.h"
 #include "model/tokenizer_split.h"
 #include "model/tokenizer_utf8.h"
 
@@ -205,8 +206,8 @@ TEST(TokenizerTest, StreamDecoderIsValidAtEveryStepAndAddsUp) {
 TEST(TokenizerTest, LongStretchesWithoutABreak) {
   std::string spaces(1'000'000, ' ');
   for (const std::string& text :
-       {std::string(300'000, 'a'), spaces, spaces + "x", spaces + "\n",
-        std::string(300'000, '-'), std::string(300'000, '7'), std::string(300'000, '\n')}) {
+       {std::string(300'000, 'a'), spaces, spaces + "x", spaces + "\n", std::string(300'000, '-'),
+        std::string(300'000, '7'), std::string(300'000, '\n')}) {
     EXPECT_EQ(AllBytes(Golden(), Golden().Encode(text)), text);
   }
   std::string han;
@@ -235,6 +236,10 @@ TEST(SplitTest, WhiteSpaceIsUnicodesAndNoMore) {
   EXPECT_THAT(SplitWith({R"([]\s]+)"}, "a] b"), ElementsAre("a", "] ", "b"));
   EXPECT_FALSE(SplitPattern::Compile(R"([\S])", false).ok());
   EXPECT_FALSE(SplitPattern::Compile("(", false).ok());
+  // What Oniguruma and PCRE2 read differently is refused.
+  EXPECT_FALSE(SplitPattern::Compile("[a[bc]]", false).ok());
+  EXPECT_FALSE(SplitPattern::Compile("[a-z&&[^b]]", false).ok());
+  EXPECT_THAT(SplitWith({R"([[:digit:]\s]+)"}, "a1 2b"), ElementsAre("a", "1 2", "b"));
   EXPECT_TRUE(SplitPattern::Compile("(", true).ok());
 }
 
@@ -348,6 +353,7 @@ TEST(TokenizerFileTest, ErrorsNameTheField) {
               HasSubstr("repeats"));
   EXPECT_THAT(Text(Tokenizer::Load("tests/golden/none").status()),
               HasSubstr("tests/golden/none/tokenizer.json"));
+  EXPECT_THAT(Text(ReadTextFile("tests/golden").status()), HasSubstr("read tests/golden"));
   EXPECT_THAT(Text(Tokenizer::Parse("{\"a\"", "t.json").status()),
               HasSubstr("t.json: is not JSON"));
 }

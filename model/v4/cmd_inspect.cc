@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "model/checkpoint.h"
 #include "model/inspect.h"
+#include "model/tokenizer_file.h"
 #include "model/v4/command.h"
 #include "model/v4/shapes.h"
 
@@ -90,7 +91,7 @@ absl::Status Run(const Options& options) {
   std::string json(ShapeConfig(options.shape));
   if (!options.model.empty()) {
     source = (std::filesystem::path(options.model) / "config.json").string();
-    ASSIGN_OR_RETURN(json, ReadFile(source));
+    ASSIGN_OR_RETURN(json, ReadTextFile(source));
   }
   ASSIGN_OR_RETURN(const Config config, Config::Parse(json, source));
   ASSIGN_OR_RETURN(const WeightStorage storage, StorageFromConfig(json, source));

@@ -2,12 +2,11 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
+#include "model/tokenizer_file.h"
 
 namespace agentd::model::v4 {
 
@@ -18,18 +17,8 @@ int Report(const absl::Status& status) {
   return 1;
 }
 
-absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return ErrnoError(errno, "open " + path.string());
-  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  // A directory opens, but does not read.
-  if (in.bad() || (text.empty() && errno != 0)) return ErrnoError(errno, "read " + path.string());
-  return text;
-}
-
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& path, int vocab_size) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_array())
     return InvalidArgument("{}: is not a JSON array of token ids", path.string());

@@ -27,7 +27,6 @@ void RegisterBench(CLI::App& app, int* exit_code);
 // 0 for OK; otherwise 1, after "v4: " and the message on stderr.
 int Report(const absl::Status& status);
 
-absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path);
 // A JSON array of token ids, each in [0, vocab_size).
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& path, int vocab_size);
 
