@@ -92,7 +92,8 @@ void Attend(const AttendArgs& args);
 size_t AttendScratch(const EntryShape& shape, int heads, int n);  // floats
 
 // Scores of 16 indexer keys for some tokens: out[row][key] = sum over heads of weight[h] *
-// relu(q[h] . key).
+// relu(q[h] . key). Low precision: the dot, each term and the sum are rounded to BF16, as in the
+// published code; with that the fixture's CSA layers agree with it bit for bit on most tokens.
 struct IndexArgs {
   int channels = 0;
   bool low_precision = false;     // keys: 4-bit with scales (kv_format.h), otherwise F32
