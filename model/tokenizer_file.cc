@@ -20,6 +20,7 @@ using Json = nlohmann::json;
 // Ids index a table: a limit keeps one absurd id from asking for gigabytes. The published
 // vocabularies have 129,280.
 constexpr int64_t kMaxId = (1 << 24) - 1;
+constexpr size_t kMaxSteps = 64;
 
 // The byte-level alphabet: printable Latin-1 characters stand for themselves, the 68 other bytes
 // for U+0100 and up in order.
@@ -117,6 +118,10 @@ class FileReader {
     } else {
       steps.push_back(pre);
     }
+    // Each step is one level of recursion in Splitter.
+    if (steps.size() > kMaxSteps)
+      return Bad("pre_tokenizer",
+                 fmt::format("has {} steps; {} are implemented", steps.size(), kMaxSteps));
     bool byte_level = false;
     for (size_t i = 0; i < steps.size(); ++i) {
       const std::string field = fmt::format("pre_tokenizer.pretokenizers[{}]", i);

@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <fstream>
 #include <functional>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 
 #include "base/status.h"
 #include "model/tokenizer_file.h"
@@ -203,6 +205,24 @@ TEST(TokenizerTest, StreamDecoderIsValidAtEveryStepAndAddsUp) {
   }
 }
 
+TEST(TokenizerTest, ThreadsShareATokenizer) {
+  const std::vector<Json> cases = GoldenEncodings();
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t i = t; i < cases.size() + t; ++i) {
+        const Json& c = cases[i % cases.size()];
+        const auto ids = c["ids"].get<std::vector<TokenId>>();
+        if (Golden().EncodeWithAddedTokens(c["text"].get<std::string>()) != ids) ++wrong;
+        if (Golden().Decode(ids) != c["decoded"].get<std::string>()) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
 TEST(TokenizerTest, LongStretchesWithoutABreak) {
   std::string spaces(1'000'000, ' ');
   for (const std::string& text :
@@ -331,6 +351,11 @@ TEST(TokenizerFileTest, ErrorsNameTheField) {
   EXPECT_THAT(
       error([](Json& f) { f["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a("; }),
       HasSubstr("a("));
+  EXPECT_THAT(error([](Json& f) {
+                auto& steps = f["pre_tokenizer"]["pretokenizers"];
+                for (int i = 0; i < 100; ++i) steps.insert(steps.begin(), Json(steps[0]));
+              }),
+              HasSubstr("104 steps"));
   EXPECT_THAT(error([](Json& f) { f["model"]["type"] = "Unigram"; }),
               HasSubstr("model.type = \"Unigram\""));
   EXPECT_THAT(error([](Json& f) { f["model"]["byte_fallback"] = true; }),

@@ -40,7 +40,7 @@ absl::Status ForEachInputLine(const std::function<absl::Status(std::string_view)
     const absl::Status status = handle(line);
     if (!status.ok()) return Annotate(status, fmt::format("line {}", number));
   }
-  if (std::cin.bad()) return Internal("cannot read standard input");
+  if (std::cin.bad() || std::ferror(stdin)) return ErrnoError(errno, "read standard input");
   return absl::OkStatus();
 }
 

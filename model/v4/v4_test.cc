@@ -184,6 +184,9 @@ TEST_F(V4Test, ErrorsNameTheThing) {
         "", 1, "element 1 is 256");
   fails("generate --model tests/golden/official-a --ids --tokens " + Write("empty.json", "[]"), "",
         1, "no tokens");
+  const Result directory = Run("tokenize --model tests/golden/tok-a </tmp || false");
+  EXPECT_EQ(directory.exit_code, 1);
+  EXPECT_THAT(directory.out, HasSubstr("read standard input: Is a directory"));
   fails("inspect --shape flash >/dev/full", "", 1, "standard output");
   EXPECT_EQ(Run("--help").exit_code, 0);
 }
