@@ -3,6 +3,8 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <random>
 #include <system_error>
 #include <utility>
@@ -30,6 +32,11 @@ uint64_t DrawSeed() {
   return (static_cast<uint64_t>(random()) << 32) | random();
 }
 
+bool IsSessionId(const std::string& text) {
+  return text.size() == 26 &&
+         std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c); });
+}
+
 absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* field) {
   sessions::Point out;
   if (point.at_case() == v1::Point::kSeq) out.seq = point.seq();
@@ -49,10 +56,6 @@ absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id,
     std::lock_guard lock(mutex_);
     if (stopping_) return absl::UnavailableError("the daemon is shutting down");
   }
-  if (!text.empty() && hold.hot->transcript.phase() != Phase::kIdle) {
-    // A new message instead of going on: the open turn ends first.
-    RETURN_IF_ERROR(CloseTurn(hold));
-  }
   RETURN_IF_ERROR(StartTurn(hold, text));
   Started started;
   started.session = hold.session;
@@ -71,6 +74,12 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
           "NO_TURN");
     }
     return Commit(hold, {}, v1::SessionMeta::RUNNING);
+  }
+  if (transcript.phase() != Phase::kIdle) {
+    return WithReason(FailedPrecondition("session {}: a turn was interrupted; go on with it (Run "
+                                         "without text) or cancel it first",
+                                         hold.session->id),
+                      "TURN_INTERRUPTED");
   }
   absl::StatusOr<std::vector<TokenId>> prompt = transcript.RenderWithUserMessage(text);
   if (!prompt.ok()) return Annotate(prompt.status(), "session " + hold.session->id);
@@ -172,9 +181,9 @@ absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_d
   std::error_code error;
   std::filesystem::create_directories(workspace, error);
   if (error) return ErrnoError(error.value(), "create directory " + workspace.string());
-  if (!import_directory.empty()) {
-    RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
-  }
+  // No tree means an empty workspace.
+  if (import_directory.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
   ASSIGN_OR_RETURN(sessions::TreeId tree, store_->SnapshotWorkspace(workspace));
   ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
   RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(tree)}, v1::SessionMeta::IDLE));
@@ -190,6 +199,9 @@ absl::StatusOr<v1::Session> Daemon::Get(const std::string& session_id) {
 absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequest& request) {
   if (request.page_size() < 0 || request.page_size() > kMaxPage) {
     return InvalidArgument("page_size: {} is not between 0 and {}", request.page_size(), kMaxPage);
+  }
+  if (!request.page_token().empty() && !IsSessionId(request.page_token())) {
+    return InvalidArgument("page_token: not one that ListSessions gave");
   }
   const int limit = request.page_size() == 0 ? kDefaultPage : request.page_size();
   ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,

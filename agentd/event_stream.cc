@@ -220,6 +220,7 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
       started_ = true;
       session_id_ = request_.start().session_id();
       events_from_start_ = request_.start().events_from_start();
+      total_text_bytes_ = request_.start().total_text_bytes();
       chunk = request_.mutable_start()->mutable_text();
     } else if (request_.request_case() == v1::RunRequest::kText) {
       chunk = request_.mutable_text();
@@ -240,6 +241,10 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
     // A connection that broke off in the middle of a prompt must not start half of it.
     if (context_->IsCancelled()) return pump_->Fail(absl::CancelledError("the client went away"));
     if (!started_) return pump_->Fail(InvalidArgument("the stream ended without a start"));
+    if (total_text_bytes_ != 0 && total_text_bytes_ != static_cast<int64_t>(text_.size())) {
+      return pump_->Fail(InvalidArgument("text: {} of {} bytes arrived, the turn was not begun",
+                                         text_.size(), total_text_bytes_));
+    }
     absl::StatusOr<Daemon::Started> turn = daemon_->Run(session_id_, text_);
     if (!turn.ok()) return pump_->Fail(turn.status());
     const uint64_t from = events_from_start_ ? 1 : turn->turn_seq;
@@ -256,6 +261,7 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
   std::string session_id_;
   std::string text_;
   bool started_ = false;
+  int64_t total_text_bytes_ = 0;
   bool events_from_start_ = false;
   bool refused_ = false;
 };

@@ -32,7 +32,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(Daemon* daemon,
       grpc::InsecureServerCredentials());
   server->server_ = builder.BuildAndStart();
   if (!server->server_) return Internal("gRPC did not start");
-  server->server_->GetHealthCheckService()->SetServingStatus(true);
+  grpc::HealthCheckServiceInterface* health = server->server_->GetHealthCheckService();
+  health->SetServingStatus(v1::Agentd::service_full_name(), true);
   server->listener_->Start([acceptor = server->acceptor_.get()](UniqueFd peer) {
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
     parameters.listener_fd = -1;

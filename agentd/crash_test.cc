@@ -1,0 +1,211 @@
+// A process that dies at each named place, and at random: what the next one makes of it is what an
+// uninterrupted one makes, token for token and file for file.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "agentd/testing_daemon.h"
+#include "base/status.h"
+
+extern char** environ;
+
+namespace agentd::daemon {
+namespace {
+
+constexpr char kChildData[] = "AGENTD_TEST_CHILD_DATA";
+constexpr uint64_t kSeed = 4242;
+
+// Writes, then appends (once: a second run of the call would show), reads in parallel, babbles.
+const Script& TheScript() {
+  static const auto* script = new Script{
+      "I write." + CallsText({CallText("write_file", {{"path", "n.txt"}, {"content", "1\n"}})}),
+      CallsText({CallText("bash", {{"command", "echo 2 >> n.txt; echo said"}})}),
+      CallsText({CallText("read_file", {{"path", "n.txt"}}), CallText("list_dir", {})}),
+  };
+  return *script;
+}
+
+v1::CreateSessionRequest TheSession() {
+  v1::CreateSessionRequest request;
+  request.mutable_config()->set_seed(kSeed);
+  request.mutable_config()->set_max_turn_tokens(1200);
+  return request;
+}
+
+// Whatever the directory holds becomes a session whose one turn is over.
+std::string Complete(Daemon& daemon) {
+  absl::StatusOr<v1::ListSessionsResponse> list = daemon.List({});
+  EXPECT_TRUE(list.ok()) << list.status();
+  std::string id;
+  for (const v1::Session& session : list->sessions()) {
+    id = session.id();
+  }
+  if (id.empty()) {
+    absl::StatusOr<v1::Session> session = daemon.Create(TheSession());
+    EXPECT_TRUE(session.ok()) << session.status();
+    id = session->id();
+  }
+  WaitIdle(daemon, id);
+  bool started = false;
+  for (const v1::Event& event : AllEvents(daemon, id)) started |= event.has_user_message();
+  if (!started) {
+    absl::Status status = RunTurn(daemon, id, "Do it.");
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  return id;
+}
+
+struct Outcome {
+  std::vector<std::pair<TokenId, bool>> tokens;
+  std::map<std::string, std::string> files;
+  std::vector<v1::Event> events;
+};
+
+Outcome Finish(const std::filesystem::path& data) {
+  Outcome outcome;
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(TestOptions(data, TheScript()));
+  EXPECT_TRUE(daemon.ok()) << daemon.status();
+  if (!daemon.ok()) return outcome;
+  const std::string id = Complete(**daemon);
+  outcome.events = AllEvents(**daemon, id);
+  outcome.tokens = AllTokens(outcome.events);
+  outcome.files = Files((*daemon)->runtime().WorkspaceOf(id));
+  EXPECT_EQ((*daemon)->Get(id)->state(), v1::SESSION_STATE_IDLE);
+  return outcome;
+}
+
+const Outcome& Uninterrupted() {
+  static const auto* outcome = [] {
+    TemporaryDirectory directory;
+    return new Outcome(Finish(directory.path() / "data"));
+  }();
+  return *outcome;
+}
+
+// Runs this program again as a child that works on `data`.
+pid_t StartChild(const std::filesystem::path& data, const std::string& crash_point) {
+  TestModel();  // made once, by the parent
+  std::vector<std::string> environment;
+  for (char** variable = environ; *variable != nullptr; ++variable)
+    environment.push_back(*variable);
+  environment.push_back(std::string(kChildData) + "=" + data.string());
+  if (!crash_point.empty()) environment.push_back("AGENTD_CRASH_POINT=" + crash_point);
+  std::vector<char*> pointers;
+  for (std::string& variable : environment) pointers.push_back(variable.data());
+  pointers.push_back(nullptr);
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe");
+  std::string filter = "--gtest_filter=CrashChild.Lives";
+  std::string color = "--gtest_brief=1";
+  char* arguments[] = {const_cast<char*>(self.c_str()), filter.data(), color.data(), nullptr};
+  pid_t pid = -1;
+  AGENTD_CHECK(posix_spawn(&pid, self.c_str(), nullptr, nullptr, arguments, pointers.data()) == 0);
+  return pid;
+}
+
+int Wait(pid_t pid) {
+  int status = 0;
+  AGENTD_CHECK(::waitpid(pid, &status, 0) == pid);
+  return status;
+}
+
+void ExpectSame(const Outcome& outcome, const std::string& where) {
+  EXPECT_EQ(outcome.tokens, Uninterrupted().tokens) << where;
+  EXPECT_EQ(outcome.files, Uninterrupted().files) << where;
+  EXPECT_TRUE(Gapless(outcome.events)) << where;
+  for (const v1::Event& event : outcome.events) {
+    if (!event.has_resumed()) continue;
+    EXPECT_EQ(event.resumed().prefilled_again(), 0) << where;
+    EXPECT_LE(event.resumed().replayed(), kTailAnchorTokens) << where;
+  }
+}
+
+// The child's life; nothing in a normal run.
+TEST(CrashChild, Lives) {
+  const char* data = std::getenv(kChildData);
+  if (data == nullptr) GTEST_SKIP() << "runs as a child of the other tests";
+  Finish(data);
+}
+
+TEST(CrashTest, TheUninterruptedRunDoesWhatTheScriptSays) {
+  EXPECT_EQ(Uninterrupted().files, (std::map<std::string, std::string>{{"n.txt", "1\n2\n"}}));
+  int results = 0;
+  for (const v1::Event& event : Uninterrupted().events) results += event.has_tool_finished();
+  EXPECT_EQ(results, 4);
+  EXPECT_GT(Uninterrupted().tokens.size(), 1000u);
+}
+
+class CrashPointTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(CrashPointTest, NothingIsLostOrDoneTwice) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data";
+  const int status = Wait(StartChild(data, GetParam()));
+  ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137)
+      << "the child did not pass " << GetParam();
+  ExpectSame(Finish(data), GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, CrashPointTest,
+    testing::Values("agentd.turn_starting", "agentd.turn_started", "agentd.anchor",
+                    "agentd.anchor:2", "agentd.tokens", "agentd.tokens:3", "agentd.dsml_closed",
+                    "agentd.dsml_closed:2", "agentd.call_ready", "agentd.call_journaled",
+                    "agentd.call_journaled:2", "agentd.call_journaled:3", "agentd.tool_running",
+                    "agentd.tool_exited", "agentd.tool_exited:2", "agentd.result_ready",
+                    "agentd.result_ready:2", "agentd.result_committed", "agentd.result_committed:2",
+                    "agentd.prompt", "agentd.prompt:2", "agentd.turn_finishing",
+                    "agentd.turn_finished", "batch_before:4", "batch_after:5", "values_intents:2",
+                    "values_written:2", "values_flushed:3"),
+    [](const testing::TestParamInfo<const char*>& info) {
+      std::string name = info.param;
+      for (char& c : name) {
+        if (c == '.' || c == ':') c = '_';
+      }
+      return name;
+    });
+
+TEST(CrashTest, DyingAgainWhileComingBack) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data";
+  for (const char* point : {"agentd.call_journaled:2", "agentd.resuming", "agentd.restored",
+                            "agentd.call_journaled", "agentd.tool_exited"}) {
+    const int status = Wait(StartChild(data, point));
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point;
+  }
+  ExpectSame(Finish(data), "after five lives");
+}
+
+TEST(CrashTest, KilledAtRandomMoments) {
+  const uint64_t seed = std::random_device{}();
+  std::mt19937_64 random(seed);
+  const auto begun = std::chrono::steady_clock::now();
+  {
+    TemporaryDirectory directory;
+    Wait(StartChild(directory.path() / "data", ""));
+  }
+  const auto normal = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::steady_clock::now() - begun);
+  for (int round = 0; round < 6; ++round) {
+    TemporaryDirectory directory;
+    const std::filesystem::path data = directory.path() / "data";
+    const int lives = 1 + static_cast<int>(random() % 3);
+    for (int life = 0; life < lives; ++life) {
+      const pid_t child = StartChild(data, "");
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(random() % static_cast<uint64_t>(normal.count())));
+      ::kill(child, SIGKILL);
+      Wait(child);
+    }
+    ExpectSame(Finish(data), fmt::format("seed {}, round {}", seed, round));
+  }
+}
+
+}  // namespace
+}  // namespace agentd::daemon

@@ -1,0 +1,316 @@
+// The daemon without its socket: turns, tools, forks, rewinds, cancellation, refusals.
+#include "agentd/daemon.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "agentd/testing_daemon.h"
+
+namespace agentd::daemon {
+namespace {
+
+using testing::HasSubstr;
+
+class DaemonTest : public testing::Test {
+ protected:
+  void Start(const Script& script = {}) {
+    daemon_.reset();
+    absl::StatusOr<std::unique_ptr<Daemon>> daemon =
+        Daemon::Start(TestOptions(directory_.path() / "data", script));
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = std::move(daemon).value();
+  }
+  std::string NewSession(uint64_t seed, int64_t max_tokens = 120) {
+    v1::CreateSessionRequest request;
+    request.mutable_config()->set_seed(seed);
+    request.mutable_config()->set_max_turn_tokens(max_tokens);
+    absl::StatusOr<v1::Session> session = daemon_->Create(request);
+    EXPECT_TRUE(session.ok()) << session.status();
+    return session.ok() ? session->id() : "";
+  }
+  const v1::TurnFinished& LastTurn(const std::vector<v1::Event>& events) {
+    for (auto event = events.rbegin(); event != events.rend(); ++event) {
+      if (event->has_turn_finished()) return event->turn_finished();
+    }
+    ADD_FAILURE() << "no turn finished";
+    return v1::TurnFinished::default_instance();
+  }
+  // Starts a session inside a tool call that takes long.
+  std::string InsideLongCall() {
+    Start({CallsText({CallText("bash", {{"command", "sleep 600"}})}), "Done."});
+    const std::string id = NewSession(5, 2000);
+    EXPECT_TRUE(daemon_->Run(id, "Sleep.").ok());
+    for (bool started = false; !started;) {
+      for (const v1::Event& event : AllEvents(*daemon_, id)) started |= event.has_tool_started();
+    }
+    return id;
+  }
+
+  TemporaryDirectory directory_;
+  std::unique_ptr<Daemon> daemon_;
+};
+
+TEST_F(DaemonTest, BabblesTheSameForTheSameSeed) {
+  Start();
+  const uint64_t seed = std::random_device{}();
+  RecordProperty("seed", static_cast<int64_t>(seed));
+  const std::string a = NewSession(seed), b = NewSession(seed), c = NewSession(seed + 1);
+  // Together, so that their rows share steps.
+  for (const std::string& id : {a, b, c}) ASSERT_TRUE(daemon_->Run(id, "Hello").ok());
+  for (const std::string& id : {a, b, c}) WaitIdle(*daemon_, id);
+  const std::vector<v1::Event> events = AllEvents(*daemon_, a);
+  EXPECT_TRUE(Gapless(events));
+  EXPECT_EQ(AllTokens(events), AllTokens(AllEvents(*daemon_, b))) << "seed " << seed;
+  EXPECT_NE(AllTokens(events), AllTokens(AllEvents(*daemon_, c))) << "seed " << seed;
+  EXPECT_NE(LastTurn(events).end(), v1::TURN_END_ERROR) << LastTurn(events).error();
+  EXPECT_GT(LastTurn(events).sampled_tokens(), 0);
+}
+
+TEST_F(DaemonTest, RunsToolsAndGivesTheirResultsToTheModel) {
+  Start({"Let me write." +
+             CallsText({CallText("write_file", {{"path", "a.txt"}, {"content", "7\n"}})}),
+         CallsText({CallText("read_file", {{"path", "a.txt"}}), CallText("list_dir", {})}),
+         "It says 7."});
+  const std::string id = NewSession(1, 2000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Write 7 to a.txt.").ok());
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  EXPECT_TRUE(Gapless(events));
+  const v1::TurnFinished& finished = LastTurn(events);
+  EXPECT_EQ(finished.end(), v1::TURN_END_ANSWER) << finished.error();
+  EXPECT_EQ(finished.answer(), "It says 7.");
+  EXPECT_EQ(finished.tool_calls(), 3);
+  std::vector<std::string> results;
+  std::string context;
+  for (const v1::Event& event : events) {
+    if (event.has_tool_finished()) results.push_back(event.tool_finished().text());
+    context += event.tokens().text();
+  }
+  EXPECT_THAT(results, testing::UnorderedElementsAre("Wrote 2 bytes to a.txt", "7", "a.txt"));
+  EXPECT_THAT(context, HasSubstr("<tool_result>7</tool_result>"));
+  EXPECT_EQ(Files(daemon_->runtime().WorkspaceOf(id)),
+            (std::map<std::string, std::string>{{"a.txt", "7\n"}}));
+}
+
+TEST_F(DaemonTest, AnswersCallsThatCannotRun) {
+  Start({CallsText({CallText("no_such_tool", {}), CallText("read_file", {{"file", "x"}})}), "Oh."});
+  const std::string id = NewSession(1, 2000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+  std::vector<v1::ToolFinished> results;
+  for (const v1::Event& event : AllEvents(*daemon_, id)) {
+    EXPECT_FALSE(event.has_tool_started());
+    if (event.has_tool_finished()) results.push_back(event.tool_finished());
+  }
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0].text(), "Error: unknown tool no_such_tool");
+  EXPECT_EQ(results[1].outcome(), v1::TOOL_OUTCOME_REFUSED);
+  EXPECT_THAT(results[1].text(), HasSubstr("Error: read_file: "));
+}
+
+TEST_F(DaemonTest, CallLimitEndsTheTurnAndTheNextOneWorks) {
+  Start({CallsText({CallText("list_dir", {}), CallText("list_dir", {}), CallText("list_dir", {})}),
+         "Fine."});
+  v1::CreateSessionRequest request;
+  request.mutable_config()->set_max_turn_calls(2);
+  request.mutable_config()->set_max_turn_tokens(2000);
+  const std::string id = daemon_->Create(request)->id();
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Look three times.").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).end(), v1::TURN_END_CALL_LIMIT);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "And now?").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).answer(), "Fine.");
+}
+
+TEST_F(DaemonTest, TokenLimitClosesTheMessage) {
+  Start({std::string(500, 'x'), "Short."});
+  const std::string id = NewSession(1, 50);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Talk.").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).end(), v1::TURN_END_TOKEN_LIMIT);
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).answer(), std::string(50, 'x'));
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Again.").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).answer(), "Short.");
+}
+
+TEST_F(DaemonTest, RefusesWhatCannotBe) {
+  Start();
+  const std::string id = NewSession(1);
+  EXPECT_TRUE(absl::IsNotFound(daemon_->Get("01234567890123456789012345").status()));
+  EXPECT_TRUE(absl::IsNotFound(daemon_->Run("nobody", "Hi").status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(daemon_->Run(id, "").status()));
+  v1::CreateSessionRequest request;
+  request.mutable_config()->mutable_sampling()->set_top_p(7);
+  EXPECT_TRUE(absl::IsInvalidArgument(daemon_->Create(request).status()));
+  request.Clear();
+  request.mutable_config()->add_tools("teleport");
+  EXPECT_THAT(std::string(daemon_->Create(request).status().message()), HasSubstr("teleport"));
+  request.Clear();
+  request.set_import_directory("relative");
+  EXPECT_TRUE(absl::IsInvalidArgument(daemon_->Create(request).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(daemon_->Run(id, std::string(20'000, 'x')).status()));
+  v1::ForkSessionRequest fork;
+  fork.set_session_id(id);
+  fork.mutable_at()->set_seq(1'000'000);
+  EXPECT_TRUE(absl::IsOutOfRange(daemon_->Fork(fork).status()));
+  EXPECT_EQ(daemon_->List({})->sessions_size(), 1) << "a refused session stayed";
+}
+
+TEST_F(DaemonTest, OneTurnAtATimeAndCancelInMidTool) {
+  const std::string id = InsideLongCall();
+  EXPECT_TRUE(absl::IsFailedPrecondition(daemon_->Run(id, "Hi").status()));
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(id);
+  rewind.mutable_to()->set_seq(1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(daemon_->Rewind(rewind).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(daemon_->Delete(id)));
+  EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_RUNNING);
+  absl::Status outcome = absl::UnknownError("never called");
+  daemon_->Cancel(id, [&](absl::Status status) { outcome = std::move(status); });
+  WaitIdle(*daemon_, id);
+  daemon_->Shutdown();
+  EXPECT_TRUE(outcome.ok()) << outcome;
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  EXPECT_EQ(LastTurn(events).end(), v1::TURN_END_CANCELLED);
+  EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_IDLE);
+}
+
+TEST_F(DaemonTest, CancelledTurnIsFollowedByAnother) {
+  const std::string id = InsideLongCall();
+  daemon_->Cancel(id, [](const absl::Status&) {});
+  WaitIdle(*daemon_, id);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "And now?").ok());
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  EXPECT_EQ(LastTurn(events).answer(), "Done.");
+  EXPECT_TRUE(Gapless(events));
+}
+
+TEST_F(DaemonTest, StoppedInGoodOrderGoesOnByItself) {
+  const Script script = {
+      CallsText({CallText("bash", {{"command", "echo x >> log; sleep $(cat pause)"}})}), "Done."};
+  Start(script);
+  std::filesystem::create_directories(directory_.path() / "in");
+  std::ofstream(directory_.path() / "in/pause") << "600";
+  v1::CreateSessionRequest request;
+  request.set_import_directory((directory_.path() / "in").string());
+  request.mutable_config()->set_max_turn_tokens(2000);
+  const std::string id = daemon_->Create(request)->id();
+  ASSERT_TRUE(daemon_->Run(id, "Go.").ok());
+  for (bool started = false; !started;) {
+    for (const v1::Event& event : AllEvents(*daemon_, id)) started |= event.has_tool_started();
+  }
+  daemon_->Shutdown();
+  EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_INTERRUPTED);
+  EXPECT_TRUE(absl::IsUnavailable(daemon_->Run(id, "").status()));
+  // The second attempt starts from the files before the call: one line of log, and the long pause
+  // again; so it is cancelled.
+  Start(script);
+  ASSERT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_RUNNING);
+  for (int attempt = 0; attempt < 2;) {
+    for (const v1::Event& event : AllEvents(*daemon_, id)) {
+      if (event.has_tool_started()) attempt = event.tool_started().attempt();
+    }
+  }
+  daemon_->Cancel(id, [](const absl::Status&) {});
+  WaitIdle(*daemon_, id);
+  const std::map<std::string, std::string> files = Files(daemon_->runtime().WorkspaceOf(id));
+  EXPECT_TRUE(!files.contains("log") || files.at("log") == "x\n") << files.at("log");
+}
+
+TEST_F(DaemonTest, ForkAndRewindGoOnFromAnyPosition) {
+  const Script script = {CallsText({CallText("bash", {{"command", "echo one > f"}})}),
+                         CallsText({CallText("bash", {{"command", "echo two > f"}})}), "Finished."};
+  Start(script);
+  const std::string id = NewSession(9, 2000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  const auto tokens = AllTokens(events);
+  std::mt19937_64 random(std::random_device{}());
+  const auto seed = random();
+  RecordProperty("seed", std::to_string(seed));
+  random.seed(seed);
+  for (int round = 0; round < 6; ++round) {
+    v1::ForkSessionRequest fork;
+    fork.set_session_id(id);
+    fork.set_keep_seed(true);
+    const auto position = static_cast<int64_t>(1 + random() % (tokens.size() - 1));
+    fork.mutable_at()->set_position(position);
+    absl::StatusOr<v1::Session> forked = daemon_->Fork(fork);
+    ASSERT_TRUE(forked.ok()) << forked.status() << " position " << position;
+    EXPECT_EQ(forked->state(), v1::SESSION_STATE_INTERRUPTED) << position;
+    EXPECT_EQ(forked->tokens(), position);
+    // The workspace is the point's.
+    std::string expected;
+    for (const v1::Event& event : events) {
+      if (event.position() > position || !event.has_tool_finished()) continue;
+      expected = expected.empty() ? "one\n" : "two\n";
+    }
+    const auto files = Files(forked->workspace());
+    EXPECT_EQ(files.contains("f") ? files.at("f") : "", expected) << position;
+    ASSERT_TRUE(RunTurn(*daemon_, forked->id(), "").ok());
+    EXPECT_EQ(AllTokens(AllEvents(*daemon_, forked->id())), tokens)
+        << position << " of seed " << seed;
+    EXPECT_EQ(Files(forked->workspace()).at("f"), "two\n");
+  }
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(id);
+  rewind.set_keep_seed(true);
+  rewind.mutable_to()->set_position(static_cast<int64_t>(tokens.size()) - 4);
+  absl::StatusOr<v1::Session> rewound = daemon_->Rewind(rewind);
+  ASSERT_TRUE(rewound.ok()) << rewound.status();
+  EXPECT_EQ(rewound->state(), v1::SESSION_STATE_INTERRUPTED);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "").ok());
+  const std::vector<v1::Event> after = AllEvents(*daemon_, id);
+  EXPECT_EQ(AllTokens(after), tokens);
+  EXPECT_TRUE(Gapless(after));
+}
+
+TEST_F(DaemonTest, ForkDrawsANewSeedAndSaysSo) {
+  Start();
+  const std::string id = NewSession(77, 60);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+  v1::ForkSessionRequest fork;
+  fork.set_session_id(id);
+  absl::StatusOr<v1::Session> forked = daemon_->Fork(fork);
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  EXPECT_NE(forked->seed(), 77u);
+  EXPECT_EQ(forked->forked_from(), id);
+  EXPECT_EQ(forked->state(), v1::SESSION_STATE_IDLE);
+  const std::vector<v1::Event> events = AllEvents(*daemon_, forked->id());
+  EXPECT_EQ(events.back().seed_changed().seed(), forked->seed());
+}
+
+TEST_F(DaemonTest, NewSessionsShareTheSystemPrompt) {
+  Start();
+  ASSERT_TRUE(RunTurn(*daemon_, NewSession(1, 20), "Hello").ok());
+  const std::string second = NewSession(2, 20);
+  ASSERT_TRUE(RunTurn(*daemon_, second, "Something else").ok());
+  int64_t restored = 0;
+  for (const v1::Event& event : AllEvents(*daemon_, second)) {
+    if (!event.has_resumed()) continue;
+    restored = event.resumed().restored();
+    EXPECT_EQ(event.resumed().prefilled_again(), 0);
+    EXPECT_EQ(event.resumed().replayed(), 0);
+  }
+  EXPECT_GT(restored, 1000);
+}
+
+TEST_F(DaemonTest, DeletedSessionIsGone) {
+  Start();
+  const std::string id = NewSession(1, 20);
+  const std::filesystem::path workspace = daemon_->runtime().WorkspaceOf(id);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+  ASSERT_TRUE(daemon_->Delete(id).ok());
+  EXPECT_TRUE(absl::IsNotFound(daemon_->Get(id).status()));
+  EXPECT_FALSE(std::filesystem::exists(workspace));
+}
+
+TEST_F(DaemonTest, SecondDaemonIsRefused) {
+  Start();
+  absl::StatusOr<std::unique_ptr<Daemon>> second =
+      Daemon::Start(TestOptions(directory_.path() / "data", {}));
+  EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
+}
+
+}  // namespace
+}  // namespace agentd::daemon

@@ -1,0 +1,286 @@
+// The API over a real socket.
+#include "agentd/server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <thread>
+
+#include "agentd/testing_daemon.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace agentd::daemon {
+namespace {
+
+using testing::HasSubstr;
+
+class ServerTest : public testing::Test {
+ protected:
+  void SetUp() override { Start({}); }
+  void TearDown() override {
+    if (daemon_) daemon_->Shutdown();
+    server_.reset();
+  }
+  void Start(const Script& script) {
+    if (daemon_) daemon_->Shutdown();
+    server_.reset();
+    daemon_.reset();
+    socket_ = directory_.path() / "s.sock";
+    auto listener = UnixListener::Bind(socket_);
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    auto daemon = Daemon::Start(TestOptions(directory_.path() / "data", script));
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = std::move(daemon).value();
+    ServerOptions options;
+    options.service.max_prompt_bytes = 1 << 20;
+    auto server = Server::Start(daemon_.get(), std::move(listener).value(), options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(server).value();
+    channel_ = grpc::CreateChannel("unix:" + socket_.string(), grpc::InsecureChannelCredentials());
+    stub_ = v1::Agentd::NewStub(channel_);
+  }
+  std::string NewSession(int64_t max_tokens = 100) {
+    v1::CreateSessionRequest request;
+    request.mutable_config()->set_seed(3);
+    request.mutable_config()->set_max_turn_tokens(max_tokens);
+    v1::Session session;
+    grpc::ClientContext context;
+    const grpc::Status status = stub_->CreateSession(&context, request, &session);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return session.id();
+  }
+  // A turn from its text's chunks to its last event.
+  grpc::Status Run(const std::string& id, const std::vector<std::string>& chunks,
+                   std::vector<v1::Event>& events) {
+    grpc::ClientContext context;
+    auto stream = stub_->Run(&context);
+    v1::RunRequest request;
+    request.mutable_start()->set_session_id(id);
+    stream->Write(request);
+    for (const std::string& chunk : chunks) {
+      request.set_text(chunk);
+      if (!stream->Write(request)) break;
+    }
+    stream->WritesDone();
+    v1::Event event;
+    while (stream->Read(&event)) {
+      if (event.seq() > 0) events.push_back(event);
+    }
+    return stream->Finish();
+  }
+  grpc::Status Watch(const v1::WatchRequest& request, std::vector<v1::Event>& events) {
+    grpc::ClientContext context;
+    auto stream = stub_->Watch(&context, request);
+    v1::Event event;
+    while (stream->Read(&event)) {
+      if (event.seq() > 0) events.push_back(event);
+    }
+    return stream->Finish();
+  }
+
+  TemporaryDirectory directory_;
+  std::filesystem::path socket_;
+  std::unique_ptr<Daemon> daemon_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Agentd::Stub> stub_;
+};
+
+std::vector<std::string> Serialized(const std::vector<v1::Event>& events) {
+  std::vector<std::string> out;
+  for (const v1::Event& event : events) out.push_back(event.SerializeAsString());
+  return out;
+}
+
+TEST_F(ServerTest, RunStreamsTheTurnAndWatchReplaysIt) {
+  const std::string id = NewSession();
+  std::vector<v1::Event> run;
+  ASSERT_TRUE(Run(id, {"Hel", "lo"}, run).ok());
+  ASSERT_FALSE(run.empty());
+  EXPECT_TRUE(run.front().has_turn_started());
+  EXPECT_TRUE(run.back().has_turn_finished());
+  EXPECT_EQ(run[1].user_message().text(), "Hello");
+  v1::WatchRequest request;
+  request.set_session_id(id);
+  request.set_until_idle(true);
+  std::vector<v1::Event> all;
+  ASSERT_TRUE(Watch(request, all).ok());
+  EXPECT_TRUE(Gapless(all));
+  request.set_from_seq(run.front().seq());
+  std::vector<v1::Event> again;
+  ASSERT_TRUE(Watch(request, again).ok());
+  EXPECT_EQ(Serialized(again), Serialized(run));
+  // From the middle of a message the text is the same as when it was written.
+  request.set_from_seq(run[run.size() / 2].seq());
+  std::vector<v1::Event> tail;
+  ASSERT_TRUE(Watch(request, tail).ok());
+  ASSERT_FALSE(tail.empty());
+  EXPECT_EQ(tail.back().SerializeAsString(), run.back().SerializeAsString());
+  EXPECT_EQ(tail.front().SerializeAsString(), run[run.size() / 2].SerializeAsString());
+}
+
+TEST_F(ServerTest, WatchersFollowTheWholeTurn) {
+  const std::string id = NewSession(300);
+  // Both begin before the turn; one of them hardly reads.
+  grpc::ClientContext eager_context, slow_context;
+  v1::WatchRequest request;
+  request.set_session_id(id);
+  auto eager = stub_->Watch(&eager_context, request);
+  auto slow = stub_->Watch(&slow_context, request);
+  std::vector<v1::Event> run, by_eager, by_slow;
+  ASSERT_TRUE(Run(id, {"Hello"}, run).ok());
+  for (auto* reader : {&eager, &slow}) {
+    std::vector<v1::Event>& events = reader == &eager ? by_eager : by_slow;
+    v1::Event event;
+    while ((*reader)->Read(&event)) {
+      if (event.seq() > 0) events.push_back(event);
+      if (event.has_turn_finished()) break;
+    }
+  }
+  EXPECT_TRUE(Gapless(by_eager));
+  EXPECT_EQ(Serialized(by_eager), Serialized(by_slow));
+  EXPECT_EQ(by_eager.back().SerializeAsString(), run.back().SerializeAsString());
+}
+
+TEST_F(ServerTest, TheTurnGoesOnWithoutItsClient) {
+  const std::string id = NewSession(200);
+  {
+    grpc::ClientContext context;
+    auto stream = stub_->Run(&context);
+    v1::RunRequest request;
+    request.mutable_start()->set_session_id(id);
+    request.mutable_start()->set_text("Hello");
+    stream->Write(request);
+    stream->WritesDone();
+    v1::Event event;
+    ASSERT_TRUE(stream->Read(&event));
+    context.TryCancel();
+    while (stream->Read(&event)) {
+    }
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  v1::WatchRequest request;
+  request.set_session_id(id);
+  request.set_until_idle(true);
+  std::vector<v1::Event> all;
+  ASSERT_TRUE(Watch(request, all).ok());
+  ASSERT_TRUE(all.back().has_turn_finished());
+  EXPECT_NE(all.back().turn_finished().end(), v1::TURN_END_CANCELLED);
+}
+
+TEST_F(ServerTest, ErrorsCarryTheirReason) {
+  grpc::ClientContext context;
+  v1::GetSessionRequest request;
+  request.set_session_id("nobody");
+  v1::Session session;
+  const grpc::Status status = stub_->GetSession(&context, request, &session);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(status.error_message(), HasSubstr("nobody"));
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  google::rpc::ErrorInfo info;
+  ASSERT_EQ(details.details_size(), 1);
+  ASSERT_TRUE(details.details(0).UnpackTo(&info));
+  EXPECT_EQ(info.domain(), "agentd");
+  EXPECT_EQ(info.reason(), "NOT_FOUND");
+}
+
+TEST_F(ServerTest, PromptsThatCannotFitAreRefused) {
+  const std::string id = NewSession();
+  std::vector<v1::Event> events;
+  const std::vector<std::string> chunks(20, std::string(100'000, 'x'));
+  grpc::Status status = Run(id, chunks, events);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("1048576 bytes"));
+  status = Run(id, {std::string(100'000, 'x')}, events);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("16384"));
+  status = Run("nobody", {"x"}, events);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_TRUE(events.empty());
+  EXPECT_TRUE(Run(id, {"Hello"}, events).ok()) << "a refused prompt left the session unusable";
+}
+
+TEST_F(ServerTest, CancelReturnsWhenTheEndIsDurable) {
+  Start({CallsText({CallText("bash", {{"command", "sleep 600"}})})});
+  const std::string id = NewSession(1000);
+  grpc::ClientContext run_context;
+  auto stream = stub_->Run(&run_context);
+  v1::RunRequest request;
+  request.mutable_start()->set_session_id(id);
+  request.mutable_start()->set_text("Sleep.");
+  stream->Write(request);
+  stream->WritesDone();
+  v1::Event event;
+  while (stream->Read(&event) && !event.has_tool_started()) {
+  }
+  grpc::ClientContext context;
+  v1::CancelRequest cancel;
+  cancel.set_session_id(id);
+  v1::CancelResponse response;
+  ASSERT_TRUE(stub_->Cancel(&context, cancel, &response).ok());
+  EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_IDLE);
+  bool finished = false;
+  while (stream->Read(&event)) finished |= event.has_turn_finished();
+  EXPECT_TRUE(finished);
+  EXPECT_TRUE(stream->Finish().ok());
+  grpc::ClientContext again;
+  EXPECT_EQ(stub_->Cancel(&again, cancel, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+TEST_F(ServerTest, WatchAfterARewindBeginsWithIt) {
+  const std::string id = NewSession(60);
+  std::vector<v1::Event> run;
+  ASSERT_TRUE(Run(id, {"Hello"}, run).ok());
+  const uint64_t old_timeline = run.back().timeline();
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(id);
+  rewind.mutable_to()->set_seq(run.front().seq() - 1);
+  v1::Session session;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->RewindSession(&context, rewind, &session).ok());
+  EXPECT_NE(session.timeline(), old_timeline);
+  grpc::ClientContext watch_context;
+  v1::WatchRequest request;
+  request.set_session_id(id);
+  request.set_timeline(old_timeline);
+  request.set_from_seq(run.back().seq() + 1);
+  auto stream = stub_->Watch(&watch_context, request);
+  v1::Event event;
+  ASSERT_TRUE(stream->Read(&event));
+  EXPECT_EQ(event.rewound().timeline(), session.timeline());
+  EXPECT_EQ(event.rewound().to_seq(), run.front().seq() - 1);
+  ASSERT_TRUE(stream->Read(&event));
+  EXPECT_EQ(event.seq(), run.front().seq()) << "the first event that is not shared";
+  watch_context.TryCancel();
+}
+
+TEST_F(ServerTest, SocketIsForItsUserAlone) {
+  struct stat info {};
+  ASSERT_EQ(::stat(socket_.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(UnixListener::Bind(socket_).status()));
+}
+
+TEST(UnixListenerTest, StaleSocketIsReplacedAndAFileIsNot) {
+  TemporaryDirectory directory;
+  const std::filesystem::path path = directory.path() / "s.sock";
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.string().copy(address.sun_path, sizeof(address.sun_path) - 1);
+  UniqueFd stale(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::bind(stale.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  stale.Reset();
+  EXPECT_TRUE(UnixListener::Bind(path).ok());
+  std::filesystem::create_directory(path);
+  EXPECT_TRUE(absl::IsInvalidArgument(UnixListener::Bind(path).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      UnixListener::Bind(directory.path() / std::string(200, 'x')).status()));
+}
+
+}  // namespace
+}  // namespace agentd::daemon

@@ -1,0 +1,122 @@
+#include "agentd/testing_model.h"
+
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+
+#include "base/status.h"
+
+namespace agentd::daemon {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr char kGolden[] = "tests/golden/official-a";
+constexpr const char* kSpecial[] = {"<｜begin▁of▁sentence｜>",
+                                    "<｜end▁of▁sentence｜>",
+                                    "<｜User｜>",
+                                    "<｜Assistant｜>",
+                                    "<think>",
+                                    "</think>",
+                                    "｜DSML｜",
+                                    "<｜latest_reminder｜>"};
+constexpr int kVocab = 256 + 8 + 8;  // bytes, special tokens, and a few ids without a token
+
+absl::StatusOr<std::string> Read(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) return NotFound("{} cannot be read; run the test from the source tree", path.string());
+  return text.str();
+}
+
+absl::Status Write(const std::filesystem::path& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  return file ? absl::OkStatus() : Internal("{} cannot be written", path.string());
+}
+
+// The published byte alphabet: printable Latin-1 stands for itself, the rest from U+0100 up.
+std::string ByteSymbol(int byte, int& next) {
+  const bool itself = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) ||
+                      (byte >= 0xae && byte <= 0xff);
+  const int code = itself ? byte : next++;
+  if (code < 0x80) return std::string(1, static_cast<char>(code));
+  return {static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3f))};
+}
+
+std::string TokenizerJson() {
+  Json vocab = Json::object();
+  Json added = Json::array();
+  int id = 0;
+  for (const char* content : kSpecial) {
+    added.push_back({{"id", id++}, {"content", content}, {"special", true}, {"normalized", false}});
+  }
+  int next = 0x100;
+  for (int byte = 0; byte < 256; ++byte) vocab[ByteSymbol(byte, next)] = id++;
+  Json file;
+  file["version"] = "1.0";
+  file["added_tokens"] = added;
+  file["pre_tokenizer"] = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  file["decoder"] = {{"type", "ByteLevel"}};
+  file["model"] = {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}};
+  return file.dump();
+}
+
+bool IsByToken(const std::string& name) {
+  return name == "embed.weight" || name == "head.weight" || name.find("tid2eid") != name.npos;
+}
+
+// The same tensors, with more rows in those that have one per token.
+std::string Widen(const std::string& file) {
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, file.data(), sizeof(header_bytes));
+  const Json header = Json::parse(file.substr(8, header_bytes));
+  const std::string_view data = std::string_view(file).substr(8 + header_bytes);
+  Json widened = Json::object();
+  std::string out;
+  for (const auto& [name, tensor] : header.items()) {
+    if (name == "__metadata__") continue;
+    const uint64_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+    Json changed = tensor;
+    const uint64_t start = out.size();
+    out.append(data.substr(begin, end - begin));
+    if (IsByToken(name)) {
+      const uint64_t rows = tensor["shape"][0];
+      const uint64_t row_bytes = (end - begin) / rows;
+      for (uint64_t row = rows; row < kVocab; ++row) {
+        out.append(data.substr(begin + (row * 37 % rows) * row_bytes, row_bytes));
+      }
+      changed["shape"][0] = kVocab;
+    }
+    changed["data_offsets"] = {start, out.size()};
+    widened[name] = changed;
+  }
+  std::string text = widened.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t size = text.size();
+  return std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + text + out;
+}
+
+}  // namespace
+
+absl::Status WriteTestModel(const std::filesystem::path& directory, int context_limit_tokens) {
+  std::filesystem::create_directories(directory);
+  const std::filesystem::path golden(kGolden);
+  ASSIGN_OR_RETURN(const std::string config_text, Read(golden / "config.json"));
+  ASSIGN_OR_RETURN(const std::string weights, Read(golden / "model.safetensors"));
+  Json config = Json::parse(config_text);
+  config["vocab_size"] = kVocab;
+  config["max_position_embeddings"] = context_limit_tokens;
+  RETURN_IF_ERROR(Write(directory / "config.json", config.dump(1)));
+  RETURN_IF_ERROR(Write(directory / "model.safetensors", Widen(weights)));
+  RETURN_IF_ERROR(Write(directory / "tokenizer.json", TokenizerJson()));
+  return Write(directory / "agent.json", R"({"system": "Test.", "max_turn_tokens": 300})");
+}
+
+}  // namespace agentd::daemon
