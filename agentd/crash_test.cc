@@ -6,8 +6,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -20,6 +22,7 @@ namespace agentd::daemon {
 namespace {
 
 constexpr char kChildData[] = "AGENTD_TEST_CHILD_DATA";
+constexpr char kChildAction[] = "AGENTD_TEST_CHILD_ACTION";  // "turn", "long", "fork", "rewind"
 constexpr uint64_t kSeed = 4242;
 
 // Writes, then appends (once: a second run of the call would show), reads in parallel, babbles.
@@ -29,6 +32,12 @@ const Script& TheScript() {
       CallsText({CallText("bash", {{"command", "echo 2 >> n.txt; echo said"}})}),
       CallsText({CallText("read_file", {{"path", "n.txt"}}), CallText("list_dir", {})}),
   };
+  return *script;
+}
+
+// Long enough for several tail anchors.
+const Script& LongScript() {
+  static const auto* script = new Script{std::string(5000, 'x') + " end"};
   return *script;
 }
 
@@ -90,20 +99,24 @@ const Outcome& Uninterrupted() {
 }
 
 // Runs this program again as a child that works on `data`.
-pid_t StartChild(const std::filesystem::path& data, const std::string& crash_point) {
+pid_t StartChild(const std::filesystem::path& data, const std::string& crash_point,
+                 const std::string& action = "turn") {
   TestModel();  // made once, by the parent
   std::vector<std::string> environment;
   for (char** variable = environ; *variable != nullptr; ++variable)
     environment.push_back(*variable);
   environment.push_back(std::string(kChildData) + "=" + data.string());
+  environment.push_back(std::string(kChildAction) + "=" + action);
   if (!crash_point.empty()) environment.push_back("AGENTD_CRASH_POINT=" + crash_point);
   std::vector<char*> pointers;
   for (std::string& variable : environment) pointers.push_back(variable.data());
   pointers.push_back(nullptr);
   const std::string self = std::filesystem::read_symlink("/proc/self/exe");
-  std::string filter = "--gtest_filter=CrashChild.Lives";
+  std::string filter = "--gtest_filter=CrashChild.DISABLED_Lives";
+  std::string also = "--gtest_also_run_disabled_tests";
   std::string color = "--gtest_brief=1";
-  char* arguments[] = {const_cast<char*>(self.c_str()), filter.data(), color.data(), nullptr};
+  char* arguments[] = {const_cast<char*>(self.c_str()), filter.data(), also.data(), color.data(),
+                       nullptr};
   pid_t pid = -1;
   AGENTD_CHECK(posix_spawn(&pid, self.c_str(), nullptr, nullptr, arguments, pointers.data()) == 0);
   return pid;
@@ -126,11 +139,44 @@ void ExpectSame(const Outcome& outcome, const std::string& where) {
   }
 }
 
-// The child's life; nothing in a normal run.
-TEST(CrashChild, Lives) {
+// The child's life; only StartChild runs it.
+TEST(CrashChild, DISABLED_Lives) {
   const char* data = std::getenv(kChildData);
-  if (data == nullptr) GTEST_SKIP() << "runs as a child of the other tests";
-  Finish(data);
+  ASSERT_NE(data, nullptr);
+  const std::string action = std::getenv(kChildAction);
+  if (action == "turn") {
+    Finish(data);
+    return;
+  }
+  auto daemon = Daemon::Start(TestOptions(data, action == "long" ? LongScript() : TheScript()));
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  if (action == "long") {
+    // The first life makes the session, later ones go on by themselves.
+    v1::CreateSessionRequest request = TheSession();
+    request.mutable_config()->set_max_turn_tokens(10'000);
+    absl::StatusOr<v1::ListSessionsResponse> list = (*daemon)->List({});
+    const std::string id =
+        list->sessions().empty() ? (*daemon)->Create(request)->id() : list->sessions(0).id();
+    if (list->sessions().empty()) {
+      ASSERT_TRUE((*daemon)->Run(id, "Go.").ok());
+    }
+    WaitIdle(**daemon, id);
+    return;
+  }
+  const v1::Session session = (*daemon)->List({})->sessions(0);
+  if (action == "fork") {
+    v1::ForkSessionRequest fork;
+    fork.set_session_id(session.id());
+    fork.mutable_at()->set_position(session.tokens() - 100);
+    fork.set_keep_seed(true);
+    ASSERT_TRUE((*daemon)->Fork(fork).ok());
+  } else {
+    v1::RewindSessionRequest rewind;
+    rewind.set_session_id(session.id());
+    rewind.mutable_to()->set_position(session.tokens() - 100);
+    rewind.set_keep_seed(true);
+    ASSERT_TRUE((*daemon)->Rewind(rewind).ok());
+  }
 }
 
 TEST(CrashTest, TheUninterruptedRunDoesWhatTheScriptSays) {
@@ -170,6 +216,114 @@ INSTANTIATE_TEST_SUITE_P(
       }
       return name;
     });
+
+class BranchCrashTest : public testing::TestWithParam<std::pair<const char*, const char*>> {};
+
+TEST_P(BranchCrashTest, EverySessionIsWholeAndGoesOn) {
+  const auto& [action, point] = GetParam();
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data";
+  Finish(data);
+  const int status = Wait(StartChild(data, point, action));
+  ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point;
+  auto daemon = Daemon::Start(TestOptions(data, TheScript()));
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  absl::StatusOr<v1::ListSessionsResponse> list = (*daemon)->List({});
+  ASSERT_TRUE(list.ok()) << list.status();
+  for (const v1::Session& session : list->sessions()) {
+    absl::Status more = RunTurn(**daemon, session.id(), "");
+    // A session that was left at its turn's end has nothing to go on with.
+    EXPECT_TRUE(more.ok() || absl::IsFailedPrecondition(more)) << more;
+    Outcome outcome;
+    outcome.events = AllEvents(**daemon, session.id());
+    outcome.tokens = AllTokens(outcome.events);
+    outcome.files = Files(session.workspace());
+    ExpectSame(outcome, point);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BranchCrashTest,
+    testing::Values(std::pair("fork", "fork_before"), std::pair("fork", "fork_after"),
+                    std::pair("fork", "agentd.forked"), std::pair("rewind", "agentd.rewinding"),
+                    std::pair("rewind", "rewind_before"), std::pair("rewind", "rewind_after"),
+                    std::pair("rewind", "agentd.rewound")),
+    [](const testing::TestParamInfo<std::pair<const char*, const char*>>& info) {
+      std::string name = info.param.second;
+      std::replace(name.begin(), name.end(), '.', '_');
+      return name;
+    });
+
+TEST(CrashTest, ALongAnswerReplaysAtMostATailAnchor) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data";
+  for (const char* point : {"agentd.tokens:30", "agentd.tokens:45"}) {
+    const int status = Wait(StartChild(data, point, "long"));
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point;
+  }
+  auto daemon = Daemon::Start(TestOptions(data, LongScript()));
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  const std::string id = (*daemon)->List({})->sessions(0).id();
+  WaitIdle(**daemon, id);
+  const std::vector<v1::Event> events = AllEvents(**daemon, id);
+  int resumes = 0;
+  for (const v1::Event& event : events) {
+    if (!event.has_resumed()) continue;
+    ++resumes;
+    EXPECT_TRUE(event.resumed().after_crash());
+    EXPECT_GT(event.resumed().restored(), 1000);
+    EXPECT_EQ(event.resumed().prefilled_again(), 0);
+    EXPECT_LE(event.resumed().replayed(), kTailAnchorTokens);
+  }
+  EXPECT_EQ(resumes, 2);
+  ASSERT_TRUE(events.back().has_turn_finished());
+  EXPECT_EQ(events.back().turn_finished().answer(), LongScript()[0]);
+}
+
+// Flips bytes all over the two newest blob files: KV values of some size are there, no events.
+int DamageBlobs(const std::filesystem::path& store) {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(store)) {
+    if (entry.path().extension() == ".blob" && entry.file_size() > 8192) {
+      files.push_back(entry.path());
+    }
+  }
+  std::sort(files.rbegin(), files.rend());
+  files.resize(std::min<size_t>(files.size(), 2));
+  for (const std::filesystem::path& path : files) {
+    const uintmax_t size = std::filesystem::file_size(path);
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    for (uintmax_t at = 1000; at < size; at += 2000) {
+      file.seekg(static_cast<std::streamoff>(at));
+      const char byte = static_cast<char>(file.get() ^ 0x10);
+      file.seekp(static_cast<std::streamoff>(at));
+      file.put(byte);
+    }
+  }
+  return static_cast<int>(files.size());
+}
+
+TEST(CrashTest, DamagedKvCostsTimeAndNothingElse) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data", copy = directory.path() / "copy";
+  Finish(data);
+  std::filesystem::copy(data, copy, std::filesystem::copy_options::recursive);
+  ASSERT_GT(DamageBlobs(copy / "store"), 0);
+  std::vector<std::pair<TokenId, bool>> tokens[2];
+  int64_t prefilled_again[2] = {0, 0};
+  for (int i = 0; i < 2; ++i) {
+    auto daemon = Daemon::Start(TestOptions(i == 0 ? data : copy, TheScript()));
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    const std::string id = (*daemon)->List({})->sessions(0).id();
+    ASSERT_TRUE(RunTurn(**daemon, id, "More.").ok());
+    const std::vector<v1::Event> events = AllEvents(**daemon, id);
+    tokens[i] = AllTokens(events);
+    for (const v1::Event& event : events) prefilled_again[i] += event.resumed().prefilled_again();
+  }
+  EXPECT_EQ(tokens[0], tokens[1]);
+  EXPECT_EQ(prefilled_again[0], 0);
+  EXPECT_GT(prefilled_again[1], 0);
+}
 
 TEST(CrashTest, DyingAgainWhileComingBack) {
   TemporaryDirectory directory;

@@ -166,6 +166,11 @@ absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id) {
     ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, *session, meta.config()));
     // Nobody in this process stopped this turn, and the last one did not say good-bye.
     hold.hot->after_crash = meta.phase() == v1::SessionMeta::RUNNING;
+    // A rewind into a turn that was not told to the session any more.
+    std::lock_guard lock(session->mutex);
+    if (meta.phase() == v1::SessionMeta::IDLE && hold.hot->transcript.phase() != Phase::kIdle) {
+      session->meta.set_phase(v1::SessionMeta::INTERRUPTED);
+    }
   }
   return hold;
 }

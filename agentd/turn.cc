@@ -152,6 +152,9 @@ void Turn::Leave(bool finished) {
 }
 
 absl::Status Turn::Loop() {
+  // People look at the workspace too: it is put right before the model goes on, tools or not.
+  absl::Status ready = EnsureWorkspace(runtime_, session_.id, *hot_);
+  if (!ready.ok()) spdlog::warn("session {}: workspace: {}", session_.id, Text(ready));
   for (;;) {
     if (parking_.load()) return absl::OkStatus();
     if (cancelled_.load()) return Close(v1::TURN_END_CANCELLED);
