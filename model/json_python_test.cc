@@ -119,7 +119,9 @@ TEST(PythonJsonTest, AnyDoubleReadsBackAsItself) {
               static_cast<double>(1 + random() % 1000000000);
     if (!std::isfinite(value)) continue;
     const std::string text = PythonFloat(value);
-    EXPECT_EQ(std::bit_cast<uint64_t>(std::strtod(text.c_str(), nullptr)), std::bit_cast<uint64_t>(value)) << text;
+    EXPECT_EQ(std::bit_cast<uint64_t>(std::strtod(text.c_str(), nullptr)),
+              std::bit_cast<uint64_t>(value))
+        << text;
     EXPECT_NE(text.find_first_of(".e"), std::string::npos) << text;
     EXPECT_EQ(Reprint(text), text);
   }
