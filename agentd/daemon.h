@@ -77,6 +77,7 @@ class Daemon {
   absl::Status MakeDirectories();
   absl::Status ResumeTurns();
 
+  void ForgetIdle();
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
   absl::Status FillWorkspace(Session& session, const std::string& import_directory);
   absl::StatusOr<Hold> Acquire(const std::string& session_id);

@@ -19,6 +19,7 @@ using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
 constexpr int kListPage = 1000;
+constexpr size_t kMaxSessionsInMemory = 256;
 
 }  // namespace
 
@@ -130,9 +131,24 @@ absl::Status Daemon::ResumeTurns() {
 
 std::shared_ptr<Session> Daemon::Remember(sessions::SessionInfo info, v1::SessionMeta meta) {
   std::lock_guard lock(mutex_);
+  if (sessions_.size() >= kMaxSessionsInMemory) ForgetIdle();
   std::shared_ptr<Session>& slot = sessions_[info.id];
   if (!slot) slot = std::make_shared<Session>(std::move(info), std::move(meta));
   return slot;
+}
+
+// Sessions that nobody uses or watches; the store has all that is in them. mutex_ is held, so
+// nobody can take one meanwhile.
+void Daemon::ForgetIdle() {
+  for (auto it = sessions_.begin(); it != sessions_.end();) {
+    std::shared_ptr<Turn> over;
+    {
+      std::lock_guard lock(it->second->mutex);
+      if (!it->second->busy) over = std::exchange(it->second->turn, nullptr);
+    }
+    over.reset();  // joins; it has given the session back, so it is about to end
+    it = it->second.use_count() == 1 ? sessions_.erase(it) : std::next(it);
+  }
 }
 
 absl::StatusOr<std::shared_ptr<Session>> Daemon::Find(const std::string& session_id) {

@@ -110,6 +110,25 @@ TEST_F(DaemonTest, AnswersCallsThatCannotRun) {
   EXPECT_THAT(results[1].text(), HasSubstr("Error: read_file: "));
 }
 
+TEST_F(DaemonTest, UndoesACallWhoseWorkspaceCannotBeStored) {
+  Start({CallsText({CallText("bash", {{"command", "echo 1 > kept"}})}),
+         CallsText({CallText(
+             "bash", {{"command", "echo 2 > kept; for i in $(seq 300); do mkdir d; cd d; done"}})}),
+         CallsText({CallText("bash", {{"command", "cat kept; ls"}})}), "Ok."});
+  const std::string id = NewSession(1, 4000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Dig.").ok());
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  EXPECT_EQ(LastTurn(events).answer(), "Ok.");
+  std::vector<v1::ToolFinished> results;
+  for (const v1::Event& event : events) {
+    if (event.has_tool_finished()) results.push_back(event.tool_finished());
+  }
+  ASSERT_EQ(results.size(), 3u);
+  EXPECT_EQ(results[1].outcome(), v1::TOOL_OUTCOME_ERROR);
+  EXPECT_THAT(results[1].text(), HasSubstr("undone"));
+  EXPECT_EQ(results[2].text(), "1\nkept");
+}
+
 TEST_F(DaemonTest, CallLimitEndsTheTurnAndTheNextOneWorks) {
   Start({CallsText({CallText("list_dir", {}), CallText("list_dir", {}), CallText("list_dir", {})}),
          "Fine."});

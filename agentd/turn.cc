@@ -156,8 +156,8 @@ absl::Status Turn::Loop() {
   absl::Status ready = EnsureWorkspace(runtime_, session_.id, *hot_);
   if (!ready.ok()) spdlog::warn("session {}: workspace: {}", session_.id, Text(ready));
   for (;;) {
-    if (parking_.load()) return absl::OkStatus();
     if (cancelled_.load()) return Close(v1::TURN_END_CANCELLED);
+    if (parking_.load()) return absl::OkStatus();
     switch (hot_->transcript.phase()) {
       case Phase::kIdle:
         closed_ = true;

@@ -79,6 +79,8 @@ class Turn {
   absl::Status RunParallel(const std::vector<PreparedCall>& calls);
   absl::Status RunOne(const PreparedCall& call);
   absl::Status StartSandbox();
+  absl::StatusOr<std::vector<sessions::NewEvent>> SaveWorkspace(const CallState& call,
+                                                                v1::ToolFinished finished);
   v1::ToolFinished Execute(const PreparedCall& call);
 
   const Runtime& runtime_;
@@ -96,6 +98,7 @@ class Turn {
 
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> parking_{false};
+  std::atomic<bool> sandbox_failed_{false};
   sandbox::CancelFlag tool_cancel_;
 
   std::mutex mutex_;

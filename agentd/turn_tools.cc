@@ -18,6 +18,7 @@ using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
 constexpr size_t kParallelCalls = 8;
+constexpr size_t kMaxReasonBytes = 500;  // of an error that the model reads
 constexpr char kOutcomeUnknown[] =
     "Error: outcome unknown: the daemon stopped while this call was running; it may or may not "
     "have taken effect";
@@ -127,6 +128,8 @@ absl::Status Turn::RunCalls() {
 }
 
 absl::Status Turn::StartSandbox() {
+  if (sandbox_failed_.exchange(false)) sandbox_.reset();
+  if (!hot_->workspace_ready) sandbox_.reset();  // what it runs would hold the old tree's lock
   RETURN_IF_ERROR(EnsureWorkspace(runtime_, session_.id, *hot_));
   if (sandbox_) return absl::OkStatus();
   sandbox::Options options;
@@ -156,6 +159,7 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
   CrashPoint("agentd.tool_exited");
   if (!result.ok()) {
     spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(result.status()));
+    sandbox_failed_.store(true);
     return CutOffResult(call,
                         absl::IsFailedPrecondition(result.status()) ? v1::TOOL_OUTCOME_REFUSED
                                                                     : v1::TOOL_OUTCOME_ERROR,
@@ -170,23 +174,53 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
   return finished;
 }
 
+// The events of a call that may have written: its result and the workspace's new tree. If the
+// workspace cannot be stored as the call left it, its changes are undone and the model is told.
+absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(const CallState& call,
+                                                          v1::ToolFinished finished) {
+  std::vector<NewEvent> events;
+  absl::StatusOr<sessions::TreeId> tree =
+      runtime_.store->SnapshotWorkspace(runtime_.WorkspaceOf(session_.id));
+  if (absl::IsUnavailable(tree.status())) return tree.status();
+  if (!tree.ok()) {
+    // A full disk is none of the call's doing; the commit that follows finds it too and waits.
+    spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(tree.status()));
+    finished.set_outcome(v1::TOOL_OUTCOME_ERROR);
+    finished.set_text(ValidUtf8(
+        "Error: the workspace could not be saved after this call, so its changes were undone: " +
+        Text(tree.status()).substr(0, kMaxReasonBytes)));
+    hot_->workspace_ready = false;
+    absl::Status undone = StartSandbox();
+    if (!undone.ok()) spdlog::warn("session {}: undo: {}", session_.id, Text(undone));
+  }
+  events.push_back(MakeEvent(finished));
+  if (tree.ok() && *tree != hot_->transcript.workspace()) {
+    events.push_back(NewEvent::Workspace(*tree));
+  }
+  return events;
+}
+
 absl::Status Turn::RunOne(const PreparedCall& prepared) {
   if (!prepared.tool) return WriteDurably({MakeEvent(*prepared.refusal)});
-  // An earlier attempt may have left its traces: the workspace as it was before the call.
+  absl::Status ready = StartSandbox();  // a call before this one may have ended it
+  if (!ready.ok()) {
+    return WriteDurably(
+        {MakeEvent(Refuse(*prepared.call, "Error: the tool was not run: " + Text(ready)))});
+  }
   CrashPoint("agentd.call_ready");
   RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call)}));
   CrashPoint("agentd.call_journaled");
-  const v1::ToolFinished finished = Execute(prepared);
+  v1::ToolFinished finished = Execute(prepared);
   // Parked in mid-call: the call has no result; it runs again when the turn goes on.
   if (parking_.load() && finished.outcome() == v1::TOOL_OUTCOME_CANCELLED) {
     hot_->workspace_ready = false;
     return absl::OkStatus();
   }
-  std::vector<NewEvent> events = {MakeEvent(finished)};
-  if (!prepared.tool->spec().flags.read_only) {
-    ASSIGN_OR_RETURN(sessions::TreeId tree,
-                     runtime_.store->SnapshotWorkspace(runtime_.WorkspaceOf(session_.id)));
-    if (tree != hot_->transcript.workspace()) events.push_back(NewEvent::Workspace(tree));
+  std::vector<NewEvent> events;
+  if (prepared.tool->spec().flags.read_only) {
+    events.push_back(MakeEvent(finished));
+  } else {
+    ASSIGN_OR_RETURN(events, SaveWorkspace(*prepared.call, std::move(finished)));
   }
   CrashPoint("agentd.result_ready");
   RETURN_IF_ERROR(WriteDurably(std::move(events)));
