@@ -15,7 +15,7 @@ export AGENTD_SOCKET=$scratch/agentd.sock
 daemon=
 
 title() { printf '\n%s== %s%s\n' "$bold" "$1" "$plain"; }
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 fail() {
   printf '%squickstart: %s%s\n' "$red" "$1" "$plain" >&2
   tail -n 20 "$log" >&2 || true
@@ -49,6 +49,8 @@ events() {
   build/bin/agentctl show --json "$1" |
     python3 -c 'import json, sys; session, *events = map(json.loads, sys.stdin); print(eval(sys.argv[1]))' "$2"
 }
+# resumed SESSION FIELD: of the event that says how a turn came back after the kill.
+resumed() { events "$1" "next(e['$2'] for e in events if e['type'] == 'resumed' and e['after_crash'])"; }
 workspace() { events "$1" 'session["workspace"]'; }
 last_session() { events last 'session["id"]'; }
 
@@ -109,18 +111,19 @@ survive_a_kill() {
   say "Once with kill -9:       daemon started again and ready after $(seconds_since "$restarted") s"
   killed=$(last_session)
   build/bin/agentctl watch -q --until-idle "$killed" >"$scratch/answer" || fail "the killed turn did not end with an answer"
-  position=$(events "$killed" 'next(e["position"] for e in events if e["type"] == "resumed")') || fail "the turn was not resumed"
+  position=$(resumed "$killed" position) || fail "the turn was not resumed"
   say "  went on at token       $position, and answered: $(tail -n 1 "$scratch/answer")"
-  events "$killed" '"  restored               {restored}\n  replayed               {replayed}\n  prefilled_again        {prefilled_again}".format(
-    **next(e for e in events if e["type"] == "resumed"))'
-  say "  time to the next token $(events "$killed" '"%.1f ms" % (next(e for e in events if e["type"] == "resumed")["duration_us"] / 1000)')"
+  say "  restored               $(resumed "$killed" restored)"
+  say "  replayed               $(resumed "$killed" replayed)"
+  say "  prefilled_again        $(resumed "$killed" prefilled_again)"
+  say "  time to the next token $(resumed "$killed" duration_us) us"
 
   build/bin/agentctl show --tokens "$whole" >"$scratch/whole" 2>/dev/null
   build/bin/agentctl show --tokens "$killed" >"$scratch/killed" 2>/dev/null
   cmp "$scratch/whole" "$scratch/killed" || fail "the transcripts differ"
   diff -r "$(workspace "$whole")" "$(workspace "$killed")" || fail "the workspaces differ"
   say "  transcripts            identical ($(wc -l <"$scratch/whole") tokens), and so are the files"
-  [ "$(events "$killed" 'next(e for e in events if e["type"] == "resumed")["prefilled_again"]')" = 0 ] || fail "tokens were prefilled again"
+  [ "$(resumed "$killed" prefilled_again)" = 0 ] || fail "tokens were prefilled again"
 }
 
 fork_and_rewind() {

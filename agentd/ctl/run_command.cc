@@ -231,7 +231,8 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
   const auto session = OpenSession(client->get(), options, *create);
   if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
-  output->Session(*session);
+  // A person who names the session knows it.
+  if (options.json || options.session_id.empty()) output->Session(*session);
 
   const TurnResult result = turns.Run(client->get(), session->id(), *text);
   if (!result.status.ok()) {

@@ -186,8 +186,8 @@ std::string TurnSummary(const api::TurnFinished& turn) {
 }
 
 std::string ResumedLine(const api::Resumed& resumed) {
-  return fmt::format("resumed{}: {} restored, {} replayed, {} prefilled again, {}",
-                     resumed.after_crash() ? " after a crash" : "",
+  return fmt::format("{}: {} restored, {} replayed, {} prefilled again, {}",
+                     resumed.after_crash() ? "resumed after a crash" : "from the cache",
                      Plural(resumed.restored(), "token"), resumed.replayed(),
                      resumed.prefilled_again(), Duration(resumed.duration_us()));
 }

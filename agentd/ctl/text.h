@@ -48,7 +48,8 @@ std::string ToolResultLines(const api::ToolFinished& result, size_t max_lines, s
 
 // "answer · 812 prompt + 46 sampled tokens · 2 tool calls · 1.20 s"
 std::string TurnSummary(const api::TurnFinished& turn);
-// "resumed after a crash: 1024 tokens restored, 12 replayed, 0 prefilled again, 35.0 ms"
+// "resumed after a crash: 1024 tokens restored, 12 replayed, 0 prefilled again, 35.0 ms"; without a
+// crash "from the cache: ..."
 std::string ResumedLine(const api::Resumed& resumed);
 // "prefill [######--------] 4096/8192 tokens"; `done` above `total` counts as all of it.
 std::string ProgressLine(const api::Progress& progress, int bar_columns);

@@ -19,6 +19,8 @@ void SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
   size_t cut = CutAtCharacter(text, kChunkBytes);
   request.mutable_start()->set_session_id(session_id);
   request.mutable_start()->set_text(std::string(text.substr(0, cut)));
+  // So that a client that dies while sending does not start a turn with half a message.
+  request.mutable_start()->set_total_text_bytes(static_cast<int64_t>(text.size()));
   bool open = stream->Write(request);
   while (open && cut < text.size()) {
     text.remove_prefix(cut);

@@ -37,7 +37,8 @@ constexpr char kLongTask[] =
     "four five six seven\nall the birds of the wood sing at dawn\nand none of them knows why";
 
 std::shared_ptr<grpc::Channel> Connect() {
-  const char* socket = std::getenv("AGENTD_SOCKET");
+  // No thread of this program changes the environment.
+  const char* socket = std::getenv("AGENTD_SOCKET");  // NOLINT(concurrency-mt-unsafe)
   return grpc::CreateChannel(std::string("unix:") + (socket == nullptr ? "" : socket),
                              grpc::InsecureChannelCredentials());
 }
@@ -393,6 +394,7 @@ TEST_F(Api, TwoRunsAtOnceOneWins) {
   const api::Session session = Create();
   std::atomic<int> won = 0, refused = 0;
   std::vector<std::thread> clients;
+  clients.reserve(8);
   for (int i = 0; i < 8; ++i)
     clients.emplace_back([&] {
       const grpc::Status status = Run(session.id(), kLongTask, nullptr);
@@ -538,6 +540,7 @@ class Watcher : public grpc::ClientReadReactor<api::Event> {
 TEST_F(Api, TwoHundredIdleWatchersAllSeeTheTurn) {
   const api::Session session = Create();
   std::vector<std::unique_ptr<Watcher>> watchers;
+  watchers.reserve(200);
   for (int i = 0; i < 200; ++i) {
     watchers.push_back(std::make_unique<Watcher>());
     watchers.back()->Start(stub_.get(), session.id());

@@ -8,7 +8,7 @@ import unittest
 
 from harness import Daemon, first_gap, folder
 
-ROUNDS = int(os.environ.get("AGENTD_CRASH_ROUNDS", "12"))
+ROUNDS = int(os.environ.get("AGENTD_CRASH_ROUNDS", "8"))
 # What a decoding turn may have to evaluate again: the tail anchor's distance.
 MAX_REPLAYED = 1024
 
@@ -70,8 +70,7 @@ class Crash(unittest.TestCase):
         time.sleep(self.random.uniform(0, 1.1 * normal))
         daemon.kill()
         drained.join()
-        running.stderr.read()
-        running.wait()
+        running.communicate()
         daemon.start()
         # A session whose creation was not acknowledged is none.
         event = json.loads(first) if first else {}
@@ -113,6 +112,10 @@ class Crash(unittest.TestCase):
         """A call under way is run again from the files before it: its effect is there once."""
         with Daemon() as daemon:
             task = "Run `echo once >> log.txt; sleep 2; echo twice >> log.txt`"
+            whole = daemon.ctl("run", "--json", "--seed", "3", task)
+            self.assertEqual(whole.code, 0, whole)
+            expected = daemon.workspace(whole.events[0]["id"])
+            self.assertEqual(expected["log.txt"].count(b"\n"), 2)
             running = daemon.begin("run", "--json", "--seed", "3", task)
             session = json.loads(running.stdout.readline())["id"]
             for line in running.stdout:
@@ -127,7 +130,8 @@ class Crash(unittest.TestCase):
             starts = [e for e in events if e["type"] == "tool_started"]
             self.assertGreaterEqual(starts[-1]["attempt"], 2, starts)
             self.assertEqual(len([e for e in events if e["type"] == "tool_finished"]), len({e["call_id"] for e in starts}))
-            self.assertEqual(daemon.workspace(session)["log.txt"], b"once\ntwice\n")
+            self.assertEqual(daemon.workspace(session), expected)
+            self.assertEqual(daemon.tokens(session), daemon.tokens(whole.events[0]["id"]))
 
     def test_stop_and_start_in_mid_turn(self):
         """SIGTERM parks the turn; the next daemon goes on with it."""
