@@ -1,11 +1,16 @@
 #include "agentd/testing_model.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 
@@ -23,7 +28,8 @@ constexpr const char* kSpecial[] = {"<｜begin▁of▁sentence｜>",
                                     "</think>",
                                     "｜DSML｜",
                                     "<｜latest_reminder｜>"};
-constexpr int kVocab = 256 + 8 + 8;  // bytes, special tokens, and a few ids without a token
+constexpr int kMerges = 300;
+constexpr int kVocab = 8 + 256 + kMerges + 8;  // special tokens, bytes, merges, ids without a token
 
 absl::StatusOr<std::string> Read(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -49,7 +55,28 @@ std::string ByteSymbol(int byte, int& next) {
   return {static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3f))};
 }
 
-std::string TokenizerJson() {
+using Symbols = std::vector<std::string>;
+
+// The most frequent pair of neighbours, the first in byte order among equals; and what replaces it.
+std::pair<std::string, std::string> MergeOnce(Symbols& text) {
+  std::map<std::pair<std::string, std::string>, int> counts;
+  for (size_t i = 0; i + 1 < text.size(); ++i) ++counts[{text[i], text[i + 1]}];
+  const auto most = std::max_element(
+      counts.begin(), counts.end(),
+      [](const auto& left, const auto& right) { return left.second < right.second; });
+  const std::pair<std::string, std::string> pair = most->first;
+  Symbols merged;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool here = i + 1 < text.size() && text[i] == pair.first && text[i + 1] == pair.second;
+    merged.push_back(here ? pair.first + pair.second : text[i]);
+    if (here) ++i;
+  }
+  text.swap(merged);
+  return pair;
+}
+
+// Byte-pair merges learnt from the tools' definitions, which every prompt holds.
+std::string TokenizerJson(const std::string& sample) {
   Json vocab = Json::object();
   Json added = Json::array();
   int id = 0;
@@ -57,14 +84,26 @@ std::string TokenizerJson() {
     added.push_back({{"id", id++}, {"content", content}, {"special", true}, {"normalized", false}});
   }
   int next = 0x100;
-  for (int byte = 0; byte < 256; ++byte) vocab[ByteSymbol(byte, next)] = id++;
+  std::array<std::string, 256> symbols;
+  for (int byte = 0; byte < 256; ++byte) {
+    symbols[byte] = ByteSymbol(byte, next);
+    vocab[symbols[byte]] = id++;
+  }
+  Symbols text;
+  for (const char c : sample) text.push_back(symbols[static_cast<uint8_t>(c)]);
+  Json merges = Json::array();
+  for (int i = 0; i < kMerges; ++i) {
+    const auto [left, right] = MergeOnce(text);
+    merges.push_back({left, right});
+    if (!vocab.contains(left + right)) vocab[left + right] = id++;
+  }
   Json file;
   file["version"] = "1.0";
   file["added_tokens"] = added;
   file["pre_tokenizer"] = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
   file["decoder"] = {{"type", "ByteLevel"}};
-  file["model"] = {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}};
+  file["model"] = {{"type", "BPE"}, {"vocab", vocab}, {"merges", merges}};
   return file.dump();
 }
 
@@ -110,12 +149,13 @@ absl::Status WriteTestModel(const std::filesystem::path& directory, int context_
   const std::filesystem::path golden(kGolden);
   ASSIGN_OR_RETURN(const std::string config_text, Read(golden / "config.json"));
   ASSIGN_OR_RETURN(const std::string weights, Read(golden / "model.safetensors"));
+  ASSIGN_OR_RETURN(const std::string tools, Read("tools/builtin.json"));
   Json config = Json::parse(config_text);
   config["vocab_size"] = kVocab;
   config["max_position_embeddings"] = context_limit_tokens;
   RETURN_IF_ERROR(Write(directory / "config.json", config.dump(1)));
   RETURN_IF_ERROR(Write(directory / "model.safetensors", Widen(weights)));
-  RETURN_IF_ERROR(Write(directory / "tokenizer.json", TokenizerJson()));
+  RETURN_IF_ERROR(Write(directory / "tokenizer.json", TokenizerJson(tools)));
   return Write(directory / "agent.json", R"({"system": "Test.", "max_turn_tokens": 300})");
 }
 
