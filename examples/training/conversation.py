@@ -51,6 +51,8 @@ class Conversation:
             text = text[0].lower() + text[1:]
         if opener.startswith(("Could", "Can", "Would")):
             closer = self.r.choice(["?", "?", " please?", " for me?"])
+        elif self.r.random() < 0.1:
+            text = text[0].lower() + text[1:]
         self.user(opener + text + closer)
 
     def call(self, name, **arguments):

@@ -7,10 +7,10 @@ import tasks_write as change
 from conversation import Conversation, Skip
 from workspace import Workspace
 
-FAMILIES = [(look.arithmetic, 10), (look.count_lines, 6), (look.count_matches, 7), (look.find_word, 8), (look.find_line, 3), (look.show_lines, 3), (look.read_value, 10), (look.show_file, 4),
-            (look.listing, 6), (look.missing_file, 9), (look.missing_count, 3), (change.create, 9), (change.write_then, 3), (change.replace_text, 7), (change.set_value, 7), (change.append, 4),
-            (change.file_operation, 5), (change.delete_lines, 2), (change.sum_numbers, 8), (change.count_and_write, 5), (change.compute_values, 7), (change.transform_file, 5),
-            (change.run_command, 3), (change.word_tricks, 2), (talk.small_talk, 6)]
+FAMILIES = [(look.arithmetic, 10), (look.count_lines, 6), (look.count_matches, 7), (look.find_word, 9), (look.find_line, 3), (look.show_lines, 3), (look.read_value, 10), (look.show_file, 4),
+            (look.listing, 6), (look.missing_file, 9), (look.missing_count, 3), (change.create, 11), (change.write_then, 3), (change.replace_text, 7), (change.set_value, 10), (change.append, 4),
+            (change.file_operation, 5), (change.delete_lines, 2), (change.sum_numbers, 8), (change.count_and_write, 5), (change.compute_values, 9), (change.transform_file, 5),
+            (change.run_command, 3), (change.word_tricks, 2), (talk.small_talk, 6), (talk.beyond, 1)]
 FUNCTIONS, WEIGHTS = [f for f, _ in FAMILIES], [n for _, n in FAMILIES]
 
 

@@ -210,7 +210,7 @@ def read_value(c):
     rows, pairs, _ = settings(r, 2, r.choice([4, 8, 14]))
     f = c.new_file(rows, CONFIG_EXTENSIONS, 0.12)
     k = r.choice(list(pairs))
-    missing = r.random() < 0.07
+    missing = r.random() < 0.05
     if missing:
         k = next(x for x in w.words(r, 30, 30) if all(x not in p and p not in x for p in pairs))
     c.ask(VALUE_QUESTIONS, f=named(r, f), k=quoted(r, k))

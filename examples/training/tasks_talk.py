@@ -21,6 +21,17 @@ def small_talk(c):
     c.say(answer)
 
 
+BEYOND = ["Tell me more", "Tell me more.", "Why?", "Why is that?", "Tell me a joke.", "Write me a poem about {w}.", "What is the capital of {n}?", "Who is the president of {n}?", "Translate {w} to French.",
+          "What is the weather in {n}?", "Sing a song.", "Explain {w} to me.", "What time is it in {n}?", "What do you think about {w}?", "Do you like {w}?", "Draw a {w}.", "What is the meaning of life?",
+          "Write a story about {w}.", "Book a flight to {n}.", "How do I cook {w}?", "Who wrote {n}?", "When was {n} born?"]
+
+
+def beyond(c):
+    """What it was never taught."""
+    c.user(c.r.choice(BEYOND).format(w=w.word(c.r), n=w.made_up(c.r).capitalize()))
+    c.say("I do not know. I can run commands, and read, write, edit and search files.")
+
+
 # (how it is told, how it is asked, how it is answered): {k} is what it is about, {v} the value
 FACTS = [
     (["Remember: the code for {k} is {v}.", "The code for {k} is {v}.", "Remember that the code for {k} is {v}.", "Note: the code for {k} is {v}.", "Keep in mind that the code for {k} is {v}."],

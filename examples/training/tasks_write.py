@@ -52,6 +52,11 @@ def write_then(c):
         c.say(f"I wrote {f} and copied it to {g}.")
 
 
+# "Change a to b in F" is about a word in a text, or about a setting where F is a settings file.
+TEXT_EXTENSIONS = [".txt", ".txt", ".txt", ".md", ".log", ".csv", ".list", ".dat", ".out", ".text", ".notes", ".tmp"]
+SETTINGS_EXTENSIONS = [".cfg", ".ini", ".conf", ".env", ".yaml", ".toml", ".properties", ".settings"]
+
+
 def replace_text(c):
     r = c.r
     old, new = w.words(r, 2, 2)
@@ -62,7 +67,7 @@ def replace_text(c):
         row = rows[i].split()
         row.insert(r.randint(0, len(row)), old)
         rows[i] = " ".join(row)
-    f = c.new_file(rows)
+    f = c.new_file(rows, TEXT_EXTENSIONS)
     c.order(["Replace {a} with {b} in {f}", "In {f}, replace {a} with {b}", "Change {a} to {b} in {f}", "Edit {f}: replace {a} by {b}", "Swap {a} for {b} in {f}", "In {f}, change the word {a} to {b}",
              "Replace the word {a} by {b} in {f}", "Edit {f} so that {a} becomes {b}", "Substitute {b} for {a} in {f}", "Fix {f}: {a} should be {b}", "Turn {a} into {b} in {f}"],
             a=quoted(r, old), b=quoted(r, new), f=named(r, f))
@@ -78,10 +83,11 @@ def replace_text(c):
 def set_value(c):
     r = c.r
     rows, pairs, form = settings(r, 2, 7)
-    f = c.new_file(rows, CONFIG_EXTENSIONS, 0.08)
+    f = c.new_file(rows, [".json"] if rows[0] == "{" else SETTINGS_EXTENSIONS, 0.08)
     k, v = r.choice(list(pairs)), w.code(r)
     c.order(["Set {k} to {v} in {f}", "In {f}, set {k} to {v}", "Change the value of {k} in {f} to {v}", "Change {k} in {f} to {v}", "Update {k} to {v} in {f}", "Edit {f} and set {k} to {v}",
-             "Make {k} equal to {v} in {f}", "In {f}, change {k} to {v}", "Update {f} so that {k} is {v}"], k=quoted(r, k), v=quoted(r, v), f=named(r, f))
+             "Make {k} equal to {v} in {f}", "In {f}, change {k} to {v}", "Update {f} so that {k} is {v}", "Change {k} to {v} in {f}", "Change the value of {k} to {v} in {f}", "Change {k} to {v} in {f}",
+             "Set the value of {k} to {v} in {f}", "Set {k} in {f} to {v}", "Give {k} the value {v} in {f}", "In {f}, set the value of {k} to {v}", "Update {f}: set {k} to {v}", "Change {f} so that {k} is {v}"], k=quoted(r, k), v=quoted(r, v), f=named(r, f))
     out = c.call("read_file", path=f)
     row = next((x for x in out.split("\n") if x.strip().strip('"').startswith(k) and x.strip().strip('"')[len(k):][:1] in ' =:"'), None)
     if row is None:

@@ -12,6 +12,7 @@ import torch
 import checkpoint
 import ops
 import tokenizer as tokenizer_file
+import warm_start
 from data import Feed
 from model import V4, Mode
 from optimiser import Optimiser
@@ -21,6 +22,7 @@ from shape import CONFIG, Shape
 def arguments():
     a = argparse.ArgumentParser()
     a.add_argument("--minutes", type=float, default=8)
+    a.add_argument("--deadline", type=float, default=1e9, help="seconds from the start by which training ends, compilation included")
     a.add_argument("--out", required=True)
     a.add_argument("--tokenizer", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "model", "tokenizer.json"))
     a.add_argument("--rows", type=int, default=32)
@@ -33,7 +35,7 @@ def arguments():
     a.add_argument("--sparse-from", type=float, default=0.5)
     a.add_argument("--long-from", type=float, default=0.3)
     a.add_argument("--decay-from", type=float, default=0.55)
-    a.add_argument("--start", help="masters.pt to go on from")
+    a.add_argument("--start", help="folder of a checkpoint to go on from; its tokenizer may be another")
     a.add_argument("--plain", action="store_true", help="without torch.compile")
     return a.parse_args()
 
@@ -67,9 +69,9 @@ def balance(model, rate=0.001):
             f.load = None
 
 
-def warm_up(model, kinds):
+def warm_up(model, kinds, forms):
     """Compiles every form of the step before the clock starts."""
-    for kind, quantised, sparse in [(0, False, False), (0, True, False), (1, True, False), (1, True, True), (0, True, True)]:
+    for kind, quantised, sparse in forms:
         t = time.time()
         Mode.quantised, Mode.sparse = quantised, sparse
         rows, length = kinds[kind]
@@ -92,16 +94,19 @@ def train(a):
     torch.backends.cuda.matmul.allow_tf32 = True
     model = V4(Shape()).cuda().train()
     if a.start:
-        model.load_state_dict(torch.load(a.start))
+        warm_start.load(model, a.start, a.tokenizer)
     optimiser = Optimiser(model)
     if not a.plain:
         ops.compile_all()
     Mode.exact = False
-    warm_up(model, kinds)
+    forms = [(0, True, True), (1, True, True)]
+    if a.quantised_from > 0:
+        forms = [(0, False, False), (0, True, False), (1, True, False)] + forms
+    warm_up(model, kinds, forms)
     print(f"parameters {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M, ready after {time.time() - start:.0f} s", flush=True)
     step, tokens, began, waited = 0, 0, None, 0.0
     while True:
-        share = 0 if began is None else (time.time() - began) / (60 * a.minutes)
+        share = 0 if began is None else (time.time() - began) / min(60 * a.minutes, a.deadline - (began - start))
         if share >= 1:
             break
         Mode.quantised, Mode.sparse = share >= a.quantised_from, share >= a.sparse_from
@@ -125,7 +130,6 @@ def train(a):
     feed.close()
     ops.compile_none()
     checkpoint.save(os.path.join(a.out, "model.safetensors"), model)
-    torch.save({k: v.bfloat16() if v.is_floating_point() and v.ndim > 1 else v for k, v in model.state_dict().items()}, os.path.join(a.out, "masters.pt"))
     with open(os.path.join(a.out, "config.json"), "w") as f:
         json.dump(CONFIG, f, indent=1)
         f.write("\n")

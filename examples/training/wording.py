@@ -42,13 +42,39 @@ def made_up(r):
     return word + (r.choice(CODAS) if r.random() < 0.6 else "")
 
 
+def misspelt(r):
+    """A known word with letters dropped, doubled, exchanged or put in: what must be copied as it stands, not as it should be."""
+    letters = list(r.choice(COMMON if r.random() < 0.8 else SMALL))
+    for _ in range(r.randint(1, 2)):
+        i, kind = r.randrange(len(letters)), r.random()
+        if kind < 0.3 and len(letters) > 3:
+            del letters[i]
+        elif kind < 0.5:
+            letters.insert(i, letters[i])
+        elif kind < 0.75:
+            letters[i] = r.choice(LETTERS)
+        else:
+            letters.insert(i, r.choice(LETTERS))
+    return "".join(letters)
+
+
+def pieces(r):
+    """Ends and beginnings of known words put together: nearly English, and every short run of letters turns up."""
+    a, b = r.choice(COMMON), r.choice(COMMON)
+    return a[:r.randint(1, max(1, len(a) - 1))] + b[r.randint(0, len(b) - 1):]
+
+
 def word(r):
     p = r.random()
-    if p < 0.38:
+    if p < 0.28:
         return r.choice(COMMON)
-    if p < 0.92:
+    if p < 0.55:
         return made_up(r)
-    return "".join(r.choice(LETTERS) for _ in range(r.randint(3, 8)))
+    if p < 0.72:
+        return misspelt(r)
+    if p < 0.87:
+        return pieces(r)
+    return "".join(r.choice(LETTERS) for _ in range(r.randint(2, 8)))
 
 
 def words(r, low, high):
