@@ -53,7 +53,9 @@ TEST_F(FaultTest, WhatWasAcknowledgedSurvivesADiskThatForgets) {
     ASSERT_GE(point.position, anchored);
     for (const BlockHash& block : point.blocks)
       ASSERT_EQ(Must(store->ReadBlockPart(block, 0)).size(), 9000u);
-    if (point.position > 0) ASSERT_OK(store->ReadAnchor(point.anchor, point.position));
+    if (point.position > 0) {
+      ASSERT_OK(store->ReadAnchor(point.anchor, point.position));
+    }
     if (workspace.has_value()) {
       ASSERT_TRUE(loaded.workspace.has_value());
       ASSERT_OK(store->RestoreWorkspace(*loaded.workspace, directory_.path() / "restored"));

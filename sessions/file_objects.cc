@@ -74,7 +74,12 @@ absl::StatusOr<std::vector<DirectoryEntry>> FileObjects::ReadDirectory(
   return DecodeDirectory(key, **value);
 }
 
-bool FileObjects::Contains(const TreeId& tree) const { return ReadDirectory(tree).ok(); }
+absl::Status FileObjects::CheckTree(const TreeId& tree) const {
+  ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                   database_.Get(Column::kFiles, DirectoryKey(tree)));
+  if (!value.has_value()) return NotFound("workspace tree {} is not stored", Hex(tree));
+  return DecodeDirectory(DirectoryKey(tree), *value).status();
+}
 
 bool FileObjects::IsPinned(const TreeId& tree) const {
   std::lock_guard lock(mutex_);

@@ -46,7 +46,8 @@ class FileObjects {
 
   absl::StatusOr<std::string> ReadChunk(const Sha256Digest& id) const;
   absl::StatusOr<std::vector<DirectoryEntry>> ReadDirectory(const Sha256Digest& id) const;
-  bool Contains(const TreeId& tree) const;
+  // NotFound: no such tree. DataLoss: its root is damaged.
+  absl::Status CheckTree(const TreeId& tree) const;
 
   // Whether a commit that names `tree` has to flush first.
   bool IsPinned(const TreeId& tree) const;

@@ -219,7 +219,7 @@ absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntr
     }
   }
   for (const TreeId& tree : operation.trees) {
-    if (!files_.Contains(tree)) return NotFound("workspace tree {} is not stored", Hex(tree));
+    RETURN_IF_ERROR(files_.CheckTree(tree));
     for (const std::string& intent : files_.IntentsOf(tree)) {
       operation.writes.push_back({Column::kMeta, intent, std::nullopt});
     }

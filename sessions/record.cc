@@ -89,11 +89,16 @@ std::string Describe(RecordKind kind, std::string_view key) {
 }
 
 std::string Frame(RecordKind kind, std::string_view key, std::string_view payload) {
+  return FrameWithVersion(kind, key, payload, kRecordVersion);
+}
+
+std::string FrameWithVersion(RecordKind kind, std::string_view key, std::string_view payload,
+                             uint8_t version) {
   AGENTD_CHECK(payload.size() <= kMaxPayloadBytes);
   std::string value;
   value.reserve(kFrameBytes + payload.size());
   ByteWriter header;
-  header.Put(kRecordMagic).Put(kRecordVersion).Put(static_cast<uint8_t>(kind)).Put(uint16_t{0});
+  header.Put(kRecordMagic).Put(version).Put(static_cast<uint8_t>(kind)).Put(uint16_t{0});
   header.Put(static_cast<uint32_t>(payload.size()));
   value.append(header.str());
   ByteWriter checksum;

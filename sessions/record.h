@@ -50,6 +50,9 @@ enum class RecordKind : uint8_t {
 std::string Describe(RecordKind kind, std::string_view key);
 
 std::string Frame(RecordKind kind, std::string_view key, std::string_view payload);
+// As a program with another version would write it.
+std::string FrameWithVersion(RecordKind kind, std::string_view key, std::string_view payload,
+                             uint8_t version);
 // The payload inside `value`, borrowed from it.
 absl::StatusOr<std::string_view> Unframe(RecordKind kind, std::string_view key,
                                          std::string_view value);

@@ -17,30 +17,18 @@
 #include "base/status.h"
 #include "sessions/store.h"
 
-#define ASSERT_OK(expression)                                    \
-  do {                                                           \
-    const auto agentd_result_ = (expression);                    \
-    ASSERT_TRUE(::agentd::sessions::testing::Ok(agentd_result_)) \
-        << ::agentd::sessions::testing::Message(agentd_result_); \
-  } while (false)
-#define EXPECT_OK(expression)                                    \
-  do {                                                           \
-    const auto agentd_result_ = (expression);                    \
-    EXPECT_TRUE(::agentd::sessions::testing::Ok(agentd_result_)) \
-        << ::agentd::sessions::testing::Message(agentd_result_); \
-  } while (false)
+#define ASSERT_OK(expression) ASSERT_TRUE(::agentd::sessions::testing::IsOk(expression))
+#define EXPECT_OK(expression) EXPECT_TRUE(::agentd::sessions::testing::IsOk(expression))
 
 namespace agentd::sessions::testing {
 
-inline bool Ok(const absl::Status& status) { return status.ok(); }
-inline std::string Message(const absl::Status& status) { return status.ToString(); }
-template <typename T>
-bool Ok(const absl::StatusOr<T>& value) {
-  return value.ok();
+inline ::testing::AssertionResult IsOk(const absl::Status& status) {
+  return status.ok() ? ::testing::AssertionSuccess()
+                     : ::testing::AssertionFailure() << status.ToString();
 }
 template <typename T>
-std::string Message(const absl::StatusOr<T>& value) {
-  return value.status().ToString();
+::testing::AssertionResult IsOk(const absl::StatusOr<T>& value) {
+  return IsOk(value.status());
 }
 
 // The value, or the end of the test program with the message.

@@ -367,7 +367,7 @@ absl::StatusOr<TreeId> Workspaces::Snapshot(const std::filesystem::path& directo
 absl::Status Workspaces::Restore(const TreeId& tree, const std::filesystem::path& directory) {
   const std::shared_ptr<Slot> slot = SlotOf(directory);
   std::lock_guard lock(slot->mutex);
-  if (!objects_.Contains(tree)) return NotFound("workspace tree {} is not stored", Hex(tree));
+  RETURN_IF_ERROR(objects_.CheckTree(tree));
   if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
     return ErrnoError(errno, "create workspace " + directory.string());
   }

@@ -1,0 +1,279 @@
+// One short test for each kind of damage to a store: in its records, its log and its files.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "sessions/inspect_util.h"
+#include "sessions/store.h"
+#include "sessions/test_util.h"
+
+namespace agentd::sessions {
+namespace {
+
+using internal::Column;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::KeysOf;
+using testing::Must;
+using ::testing::Not;
+using testing::Options;
+using testing::RandomTokens;
+using testing::TokensCommit;
+
+// A closed store with one session: three commits, two blocks, an anchor at 600 and a workspace.
+class DamageTest : public ::testing::Test {
+ protected:
+  DamageTest() {
+    const std::unique_ptr<Store> store = Open();
+    session_ = Must(store->Create({"alice", 1, "meta"}));
+    tokens_ = RandomTokens(random_, 600);
+    Commit commit = TokensCommit(session_.timeline, tokens_);
+    commit.blocks = {{0, {std::string(5000, 'i'), "csa"}}, {1, {std::string(5000, 'i'), "csa"}}};
+    commit.anchor = KvAnchor{600, std::string(5000, 'a'), false};
+    EXPECT_OK(store->CommitSync(commit));
+    std::filesystem::create_directory(files());
+    std::ofstream(files() / "file") << "contents";
+    Commit second;
+    second.timeline = session_.timeline;
+    second.events = {NewEvent::Workspace(Must(store->SnapshotWorkspace(files())))};
+    EXPECT_OK(store->CommitSync(second));
+    Commit third;
+    third.timeline = session_.timeline;
+    third.events = {NewEvent::Caller(16, "payload")};
+    EXPECT_OK(store->CommitSync(third));
+  }
+
+  std::filesystem::path path() const { return directory_.path() / "store"; }
+  std::filesystem::path files() const { return directory_.path() / "files"; }
+  std::unique_ptr<Store> Open() { return Must(Store::Open(path(), Options())); }
+  RestorePoint Find(Store& store) { return Must(store.FindRestorePoint("alice", tokens_, 600)); }
+
+  // Flips one random bit of the `index`-th record with this prefix.
+  void FlipBit(Column column, const std::string& prefix = "", size_t index = 0) {
+    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const std::vector<std::string> keys = KeysOf(*database, column, prefix);
+    ASSERT_LT(index, keys.size());
+    std::string value = *Must(database->Get(column, keys[index]));
+    const size_t bit = random_() % (value.size() * 8);
+    value[bit / 8] = static_cast<char>(value[bit / 8] ^ (1 << bit % 8));
+    ASSERT_OK(database->Write({{column, keys[index], value}}, /*sync=*/true));
+  }
+  void Remove(Column column, const std::string& prefix, size_t index = 0) {
+    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const std::vector<std::string> keys = KeysOf(*database, column, prefix);
+    ASSERT_LT(index, keys.size());
+    ASSERT_OK(database->Write({{column, keys[index], std::nullopt}}, /*sync=*/true));
+  }
+  // Files of RocksDB with this ending, largest first.
+  std::vector<std::filesystem::path> FilesOf(const std::string& ending) const {
+    std::vector<std::filesystem::path> found;
+    for (const auto& entry : std::filesystem::directory_iterator(path() / "db")) {
+      if (entry.path().string().ends_with(ending)) found.push_back(entry.path());
+    }
+    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+      return std::filesystem::file_size(a) > std::filesystem::file_size(b);
+    });
+    return found;
+  }
+  static void FlipByte(const std::filesystem::path& file, uint64_t offset) {
+    std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+    stream.seekg(static_cast<std::streamoff>(offset));
+    const char byte = static_cast<char>(stream.get() ^ 0x10);
+    stream.seekp(static_cast<std::streamoff>(offset));
+    stream.put(byte);
+  }
+
+  testing::TemporaryDirectory directory_;
+  testing::Random random_{testing::NewSeed()};
+  SessionInfo session_;
+  std::vector<TokenId> tokens_;
+};
+
+TEST_F(DamageTest, TheUndamagedStoreIsWhole) {
+  const std::unique_ptr<Store> store = Open();
+  EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
+  EXPECT_EQ(Find(*store).position, 600);
+}
+
+TEST_F(DamageTest, AnEventIsNamed) {
+  FlipBit(Column::kEvents, "", 1);
+  const std::unique_ptr<Store> store = Open();
+  const absl::Status status = store->Load(session_.id).status();
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_THAT(Text(status), HasSubstr(fmt::format("event 2 of timeline {}", session_.timeline)));
+  EXPECT_TRUE(absl::IsDataLoss(store->ReadEvents(session_.timeline, 1, 9).status()));
+  EXPECT_TRUE(absl::IsDataLoss(store->CommitSync(TokensCommit(session_.timeline, {1})).status()));
+}
+
+TEST_F(DamageTest, AMissingEventIsNamed) {
+  Remove(Column::kEvents, "", 1);
+  const absl::Status status = Open()->Load(session_.id).status();
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_THAT(Text(status), HasSubstr("event 2 of timeline"));
+}
+
+TEST_F(DamageTest, AMissingLastEventIsNamed) {
+  Remove(Column::kEvents, "", 2);
+  EXPECT_THAT(Text(Open()->Load(session_.id).status()), HasSubstr("event 3 of timeline"));
+}
+
+TEST_F(DamageTest, SessionTimelineAndHeadAreNamed) {
+  for (const auto& [prefix, name] :
+       std::vector<std::pair<std::string, std::string>>{{"m", "meta record of session"},
+                                                        {"h", "head of timeline"},
+                                                        {"t", "record of timeline"},
+                                                        {"s", "record of session"}}) {
+    FlipBit(Column::kTimelines, prefix);
+    const absl::Status status = Open()->Load(session_.id).status();
+    EXPECT_TRUE(absl::IsDataLoss(status)) << prefix;
+    EXPECT_THAT(Text(status), HasSubstr(name));
+  }
+}
+
+TEST_F(DamageTest, AKvPartIsDroppedAndStoredAgain) {
+  FlipBit(Column::kKv);
+  const std::unique_ptr<Store> store = Open();
+  const RestorePoint point = Find(*store);
+  ASSERT_EQ(point.blocks.size(), 2u);
+  int damaged = 0;
+  for (int i = 0; i < 4; ++i) {
+    const absl::Status status =
+        store->ReadBlockPart(point.blocks[static_cast<size_t>(i / 2)], i % 2).status();
+    if (absl::IsDataLoss(status)) {
+      ++damaged;
+      EXPECT_THAT(Text(status), HasSubstr("KV part"));
+    }
+  }
+  EXPECT_EQ(damaged, 1);
+  EXPECT_LT(Find(*store).blocks.size(), 2u);  // not offered again
+  EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
+  Commit again;
+  again.timeline = session_.timeline;
+  again.blocks = {{0, {"i", "c"}}, {1, {"i", "c"}}};
+  ASSERT_OK(store->CommitSync(again));
+  EXPECT_EQ(Find(*store).position, 600);
+}
+
+TEST_F(DamageTest, AMissingKvPartIsDropped) {
+  Remove(Column::kKv, "");
+  const std::unique_ptr<Store> store = Open();
+  const RestorePoint point = Find(*store);
+  int missing = 0;
+  for (const BlockHash& block : point.blocks)
+    missing += absl::IsNotFound(store->ReadBlockPart(block, 0).status());
+  EXPECT_EQ(missing, 1);
+  EXPECT_LT(Find(*store).blocks.size(), 2u);
+}
+
+TEST_F(DamageTest, AnAnchorIsDropped) {
+  FlipBit(Column::kAnchors);
+  const std::unique_ptr<Store> store = Open();
+  const RestorePoint point = Find(*store);
+  EXPECT_TRUE(absl::IsDataLoss(store->ReadAnchor(point.anchor, 600).status()));
+  EXPECT_TRUE(absl::IsNotFound(store->ReadAnchor(point.anchor, 600).status()));
+  EXPECT_EQ(Find(*store).position, 0);
+}
+
+TEST_F(DamageTest, NamesOfValuesAreDropped) {
+  FlipBit(Column::kTimelines, "k");
+  FlipBit(Column::kTimelines, "n");
+  const std::unique_ptr<Store> store = Open();
+  const RestorePoint point = Find(*store);
+  int damaged = 0;
+  for (const BlockHash& block : point.blocks)
+    damaged += absl::IsDataLoss(store->ReadBlockPart(block, 0).status());
+  EXPECT_EQ(damaged, 1);
+  EXPECT_TRUE(absl::IsDataLoss(store->ReadAnchor(point.anchor, 600).status()));
+  EXPECT_EQ(Find(*store).position, 0);
+}
+
+TEST_F(DamageTest, ADamagedListingCostsNoSession) {
+  for (const char* prefix : {"b", "a", "r", "i"}) FlipBit(Column::kTimelines, prefix);
+  const std::unique_ptr<Store> store = Open();
+  EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
+  ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, {1})));
+  ASSERT_OK(store->Delete(session_.id));
+}
+
+TEST_F(DamageTest, AnOwnersKeyCostsItsCacheAlone) {
+  FlipBit(Column::kMeta, "u");
+  const std::unique_ptr<Store> store = Open();
+  EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
+  EXPECT_EQ(Find(*store).position, 0);
+  ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, {1})));
+}
+
+TEST_F(DamageTest, FileObjectsAreNamed) {
+  for (const auto& [prefix, name] :
+       std::vector<std::pair<std::string, std::string>>{{"c", "file chunk"}, {"d", "directory"}}) {
+    FlipBit(Column::kFiles, prefix);
+    const std::unique_ptr<Store> store = Open();
+    const TreeId tree = *Must(store->Load(session_.id)).workspace;
+    const absl::Status status = store->RestoreWorkspace(tree, directory_.path() / "restored");
+    EXPECT_FALSE(status.ok());
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    EXPECT_THAT(Text(status), HasSubstr(name));
+    EXPECT_EQ(Must(store->SnapshotWorkspace(files())), tree);  // writes a good one again
+    Commit commit;
+    commit.timeline = session_.timeline;
+    commit.events = {NewEvent::Workspace(tree)};
+    ASSERT_OK(store->CommitSync(commit));
+    ASSERT_OK(store->RestoreWorkspace(tree, directory_.path() / "restored"));
+  }
+}
+
+TEST_F(DamageTest, ATornLogTailIsForgiven) {
+  {
+    const std::unique_ptr<Store> store = Open();
+    ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, {1, 2, 3})));
+  }
+  const std::vector<std::filesystem::path> logs = FilesOf(".log");
+  ASSERT_THAT(logs, Not(IsEmpty()));
+  std::filesystem::resize_file(logs[0], std::filesystem::file_size(logs[0]) - 5);
+  const std::unique_ptr<Store> store = Open();
+  EXPECT_GE(Must(store->Load(session_.id)).tokens.size(), tokens_.size());
+  ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, {4})));
+}
+
+TEST_F(DamageTest, AFlippedBitInTheMiddleOfTheLogIsRefused) {
+  {
+    const std::unique_ptr<Store> store = Open();
+    for (int i = 0; i < 50; ++i)
+      ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, RandomTokens(random_, 50))));
+  }
+  const std::vector<std::filesystem::path> logs = FilesOf(".log");
+  ASSERT_THAT(logs, Not(IsEmpty()));
+  FlipByte(logs[0], std::filesystem::file_size(logs[0]) / 2);
+  const absl::Status status = Store::Open(path(), Options()).status();
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+}
+
+TEST_F(DamageTest, AFlippedBitInABlobFileCostsOneBlock) {
+  const std::vector<std::filesystem::path> blobs = FilesOf(".blob");
+  ASSERT_THAT(blobs, Not(IsEmpty()));
+  FlipByte(blobs[0], 3000);
+  const std::unique_ptr<Store> store = Open();
+  const RestorePoint point = Find(*store);
+  ASSERT_EQ(point.position, 600);
+  int damaged = 0;
+  for (const BlockHash& block : point.blocks)
+    damaged += absl::IsDataLoss(store->ReadBlockPart(block, 0).status());
+  damaged += absl::IsDataLoss(store->ReadAnchor(point.anchor, 600).status());
+  EXPECT_EQ(damaged, 1);
+  EXPECT_LT(Find(*store).position, 600);
+  EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
+}
+
+TEST_F(DamageTest, ANewerRecordIsRefusedByName) {
+  const std::string key = internal::EventKey(session_.timeline, 2);
+  testing::Overwrite(path(), Column::kEvents, key,
+                     internal::FrameWithVersion(internal::RecordKind::kEvent, key, "?",
+                                                internal::kRecordVersion + 1));
+  const absl::Status status = Open()->Load(session_.id).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(Text(status), HasSubstr("version 2"));
+}
+
+}  // namespace
+}  // namespace agentd::sessions

@@ -1,0 +1,298 @@
+// Trees of workspaces: what is kept, what is not read again, and that nothing outside is ever
+// touched.
+#include "sessions/workspace.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <utime.h>
+
+#include <fstream>
+#include <map>
+
+#include "sessions/database.h"
+#include "sessions/test_util.h"
+
+namespace agentd::sessions::internal {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::Must;
+namespace fs = std::filesystem;
+
+void Write(const fs::path& path, std::string_view text) {
+  fs::create_directories(path.parent_path());
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+std::string Read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string((std::istreambuf_iterator<char>(file)), {});
+}
+
+// One line per entry: path, type, mode, contents.
+std::vector<std::string> Describe(const fs::path& root) {
+  std::vector<std::string> lines;
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    struct stat status;
+    EXPECT_EQ(::lstat(entry.path().c_str(), &status), 0);
+    std::string line =
+        fmt::format("{} {:o}", entry.path().lexically_relative(root).string(), status.st_mode);
+    if (S_ISREG(status.st_mode)) line += " " + Hex(Sha256Of(Read(entry.path())));
+    if (S_ISLNK(status.st_mode)) line += " -> " + fs::read_symlink(entry.path()).string();
+    lines.push_back(line);
+  }
+  std::sort(lines.begin(), lines.end());
+  return lines;
+}
+
+class WorkspaceTest : public ::testing::Test {
+ protected:
+  WorkspaceTest() { fs::create_directory(work()); }
+  fs::path work() const { return directory_.path() / "work"; }
+  fs::path other() const { return directory_.path() / "other"; }
+  TreeId Snapshot() { return Must(workspaces_.Snapshot(work())); }
+
+  // Makes what lies in `work` look as if it had been there for a while.
+  void Settle() { std::this_thread::sleep_for(std::chrono::milliseconds(2200)); }
+
+  testing::TemporaryDirectory directory_;
+  testing::Random random_{testing::NewSeed()};
+  std::unique_ptr<Database> database_ = Must(Database::Open(directory_.path() / "store", true, {}));
+  FileObjects objects_{*database_};
+  Workspaces workspaces_{objects_};
+};
+
+TEST_F(WorkspaceTest, KeepsFilesModesLinksAndEmptyDirectories) {
+  Write(work() / "a.txt", "hello");
+  Write(work() / "empty", "");
+  Write(work() / "deep/er/b.bin", testing::RandomBytes(random_, 3 * kChunkBytes + 17));
+  Write(work() / "exact", std::string(2 * kChunkBytes, 'x'));
+  Write(work() / ".git/hooks/pre-commit", "#!/bin/sh");
+  Write(work() / "nested/.git/HEAD", "ref");
+  Write(work() / "name with \n newline \xff", "odd");
+  fs::create_directories(work() / "empty dir/inner");
+  fs::create_symlink("../../etc/passwd", work() / "outside");
+  fs::create_symlink("nowhere", work() / "dangling");
+  fs::create_symlink("/", work() / "root link");
+  ::chmod((work() / ".git/hooks/pre-commit").c_str(), 0755);
+  ::chmod((work() / "a.txt").c_str(), 0400);
+  ::chmod((work() / "empty dir").c_str(), 0555);
+  const TreeId tree = Snapshot();
+  ASSERT_OK(workspaces_.Restore(tree, other()));
+  EXPECT_EQ(Describe(other()), Describe(work()));
+  EXPECT_EQ(Must(workspaces_.Snapshot(other())), tree);
+}
+
+TEST_F(WorkspaceTest, RestoreRemovesExtrasAndMendsChanges) {
+  Write(work() / "keep", "kept");
+  Write(work() / "change", "before");
+  Write(work() / "becomes dir", "file");
+  Write(work() / "becomes file/x", "1");
+  Write(work() / "becomes link", "file");
+  fs::create_symlink("keep", work() / "link");
+  const TreeId tree = Snapshot();
+  const std::vector<std::string> before = Describe(work());
+  Write(work() / "change", "after!");
+  Write(work() / "extra/deep/er", "x");
+  Write(work() / "extra file", "x");
+  ::mkfifo((work() / "extra fifo").c_str(), 0600);
+  fs::remove(work() / "becomes dir");
+  Write(work() / "becomes dir/y", "2");
+  fs::remove_all(work() / "becomes file");
+  Write(work() / "becomes file", "z");
+  fs::remove(work() / "becomes link");
+  fs::create_symlink("/etc", work() / "becomes link");
+  fs::remove(work() / "link");
+  fs::create_symlink("/", work() / "link");
+  ::chmod((work() / "keep").c_str(), 0700);
+  ASSERT_OK(workspaces_.Restore(tree, work()));
+  EXPECT_EQ(Describe(work()), before);
+  EXPECT_EQ(Snapshot(), tree);
+}
+
+TEST_F(WorkspaceTest, NothingOutsideIsTouched) {
+  const fs::path outside = directory_.path() / "outside";
+  Write(outside / "secret", "secret");
+  Write(outside / "dir/inner", "inner");
+  const std::vector<std::string> before = Describe(outside);
+  Write(work() / "file", "data");
+  Write(work() / "dir/inner", "mine");
+  const TreeId tree = Snapshot();
+  // A directory and a file of the tree become links to the outside; extras are links and hard links
+  // to it.
+  fs::remove_all(work() / "dir");
+  fs::create_symlink(outside / "dir", work() / "dir");
+  fs::remove(work() / "file");
+  fs::create_symlink(outside / "secret", work() / "file");
+  fs::create_symlink(outside, work() / "extra");
+  const TreeId with_links = Snapshot();  // and a snapshot stores the links, not what they lead to
+  ASSERT_OK(workspaces_.Restore(with_links, other()));
+  EXPECT_TRUE(fs::is_symlink(other() / "dir"));
+  ASSERT_OK(workspaces_.Restore(tree, work()));
+  EXPECT_EQ(Describe(outside), before);
+  EXPECT_EQ(Read(work() / "file"), "data");
+  // A hard link: the other name keeps its contents and its mode.
+  for (const char* text : {"other", "data"}) {
+    Write(outside / "hard", text);
+    ::chmod((outside / "hard").c_str(), 0640);
+    fs::remove(work() / "file");
+    fs::create_hard_link(outside / "hard", work() / "file");
+    const std::vector<std::string> linked = Describe(outside);
+    ASSERT_OK(workspaces_.Restore(tree, work()));
+    EXPECT_EQ(Describe(outside), linked);
+    EXPECT_EQ(Read(work() / "file"), "data");
+  }
+}
+
+TEST_F(WorkspaceTest, SetuidIsNotLent) {
+  Write(work() / "program", "x");
+  ::chmod((work() / "program").c_str(), 04755);
+  ASSERT_OK(workspaces_.Restore(Snapshot(), other()));
+  struct stat status;
+  ASSERT_EQ(::stat((other() / "program").c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 07777, 0755u);
+}
+
+TEST_F(WorkspaceTest, SpecialFilesAreSkippedAndCounted) {
+  Write(work() / "file", "x");
+  ::mkfifo((work() / "fifo").c_str(), 0600);
+  ASSERT_OK(workspaces_.Restore(Snapshot(), other()));
+  EXPECT_EQ(workspaces_.special_files_skipped(), 1);
+  EXPECT_THAT(Describe(other()), ::testing::SizeIs(1));
+}
+
+TEST_F(WorkspaceTest, UnchangedFilesAreNotReadAgain) {
+  for (int i = 0; i < 20; ++i)
+    Write(work() / fmt::format("d{}/f{}", i % 3, i), fmt::format("{}", i));
+  Settle();
+  const TreeId tree = Snapshot();
+  EXPECT_EQ(workspaces_.files_read(), 20);
+  EXPECT_EQ(Snapshot(), tree);
+  EXPECT_EQ(workspaces_.files_read(), 20);
+  Write(work() / "d1/f1", "changed");
+  EXPECT_NE(Snapshot(), tree);
+  EXPECT_EQ(workspaces_.files_read(), 21);
+}
+
+// Same size, same times as far as the clock's tick can tell: only reading again sees it.
+TEST_F(WorkspaceTest, AChangeWithinTheClocksTickIsSeen) {
+  for (int i = 0; i < 50; ++i) {
+    Write(work() / "file", fmt::format("{:04}", i));
+    ASSERT_OK(workspaces_.Restore(Snapshot(), other()));
+    ASSERT_EQ(Read(other() / "file"), fmt::format("{:04}", i));
+  }
+}
+
+TEST_F(WorkspaceTest, AChangeWithTimesSetBackIsSeen) {
+  Write(work() / "file", "before");
+  Settle();
+  const TreeId tree = Snapshot();
+  struct stat status;
+  ASSERT_EQ(::stat((work() / "file").c_str(), &status), 0);
+  Write(work() / "file", "after!");
+  const struct timespec times[2] = {status.st_atim, status.st_mtim};
+  ASSERT_EQ(::utimensat(AT_FDCWD, (work() / "file").c_str(), times, 0), 0);
+  EXPECT_NE(Snapshot(), tree);
+}
+
+TEST_F(WorkspaceTest, EqualContentsAreStoredOnce) {
+  const std::string contents = testing::RandomBytes(random_, kChunkBytes);
+  for (int i = 0; i < 5; ++i) Write(work() / fmt::format("copy{}", i), contents);
+  Snapshot();
+  int chunks = 0;
+  ASSERT_OK(database_->Scan(Column::kFiles, "c", [&](std::string_view, std::string_view) {
+    ++chunks;
+    return absl::OkStatus();
+  }));
+  EXPECT_EQ(chunks, 1);
+}
+
+// Deeper than there are handles: refused by name, and still removed by a restore.
+TEST_F(WorkspaceTest, ABottomlessDirectoryIsRefusedAndRemoved) {
+  const TreeId empty = Snapshot();
+  int directory = ::open(work().c_str(), O_RDONLY | O_DIRECTORY);
+  for (int i = 0; i < 3000; ++i) {
+    ASSERT_EQ(::mkdirat(directory, "d", 0700), 0);
+    const int next = ::openat(directory, "d", O_RDONLY | O_DIRECTORY);
+    ::close(directory);
+    directory = next;
+  }
+  ::close(directory);
+  const auto refused = workspaces_.Snapshot(work());
+  EXPECT_TRUE(absl::IsResourceExhausted(refused.status()));
+  EXPECT_THAT(Text(refused.status()), HasSubstr("nested deeper"));
+  ASSERT_OK(workspaces_.Restore(empty, work()));
+  EXPECT_TRUE(fs::is_empty(work()));
+}
+
+// As an ordinary user: one's own entries without permission bits are read all the same, a
+// stranger's are named.
+TEST_F(WorkspaceTest, UnreadableEntriesAsAnOrdinaryUser) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  ::chmod(directory_.path().c_str(), 0777);
+  Write(work() / "own/hidden", "mine");
+  for (const char* name : {"own/hidden", "own", ""})
+    ASSERT_EQ(::chown((work() / name).c_str(), 65534, 65534), 0);
+  ::chmod((work() / "own/hidden").c_str(), 0);
+  ::chmod((work() / "own").c_str(), 0);
+  ASSERT_EQ(::seteuid(65534), 0);
+  const auto own = workspaces_.Snapshot(work());
+  absl::Status restored = own.status();
+  if (own.ok()) restored = workspaces_.Restore(*own, other());
+  ASSERT_EQ(::seteuid(0), 0);
+  EXPECT_OK(restored);
+  EXPECT_EQ(Describe(other()), Describe(work()));
+  Write(work() / "stranger", "x");
+  ::chmod((work() / "stranger").c_str(), 0);
+  ASSERT_EQ(::seteuid(65534), 0);
+  const auto refused = workspaces_.Snapshot(work());
+  ASSERT_EQ(::seteuid(0), 0);
+  EXPECT_TRUE(absl::IsPermissionDenied(refused.status())) << refused.status();
+  EXPECT_THAT(Text(refused.status()), HasSubstr("stranger"));
+}
+
+TEST_F(WorkspaceTest, RandomTreesRoundTrip) {
+  std::map<int, std::pair<TreeId, std::vector<std::string>>> taken;
+  for (int round = 0; round < 25; ++round) {
+    for (int change = 0; change < 8; ++change) {
+      const fs::path path = work() / fmt::format("d{}", random_() % 4) /
+                            fmt::format("e{}", random_() % 4) / fmt::format("f{}", random_() % 4);
+      std::error_code error;
+      switch (random_() % 5) {
+        case 0:
+          fs::remove_all(random_() % 2 != 0 ? path : path.parent_path());
+          break;
+        case 1:
+          fs::create_directories(path.parent_path());
+          fs::remove_all(path);
+          fs::create_symlink("../f0", path);
+          break;
+        case 2:
+          if (!fs::is_symlink(path) && fs::exists(path))
+            ::chmod(path.c_str(), random_() % 2 != 0 ? 0755 : 0600);
+          break;
+        default:
+          fs::create_directories(path.parent_path());
+          fs::remove_all(path);
+          Write(path, testing::RandomBytes(random_, random_() % 3000));
+      }
+    }
+    taken[round] = {Snapshot(), Describe(work())};
+    const int back = static_cast<int>(random_() % static_cast<uint64_t>(round + 1));
+    const fs::path target = random_() % 2 != 0 ? work() : other();
+    ASSERT_OK(workspaces_.Restore(taken[back].first, target));
+    ASSERT_EQ(Describe(target), taken[back].second);
+  }
+}
+
+TEST_F(WorkspaceTest, MissingThingsAreNamed) {
+  EXPECT_TRUE(absl::IsNotFound(workspaces_.Snapshot(directory_.path() / "none").status()));
+  EXPECT_TRUE(absl::IsNotFound(workspaces_.Restore(TreeId{}, work())));
+}
+
+}  // namespace
+}  // namespace agentd::sessions::internal
