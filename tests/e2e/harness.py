@@ -2,6 +2,7 @@
 
 AGENTD_BIN names the folder of the binaries, AGENTD_E2E_MODEL a model directory (default: the shipped one).
 """
+import atexit
 import json
 import os
 import pathlib
@@ -134,8 +135,9 @@ def tree(root):
 
 
 def folder(files):
-    """A new folder with these files: {name: text}."""
+    """A new folder with these files, {name: text}, that goes when the tests end."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="agentd-e2e-files."))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,6 +156,29 @@ class Cli(unittest.TestCase):
         again = self.ctl("run", "-q", "--session", session, "Hello")  # and it can go on
         self.assertEqual(again.code, 0, again)
 
+    def test_second_interrupt_leaves(self):
+        """Also when the daemon does not answer: it is stopped here. The turn goes on once it can."""
+        running = self.daemon.begin("run", "--json", LONG_TASK)
+        session = json.loads(running.stdout.readline())["id"]
+        wait_for_event(running, "tokens", sampled=True)
+        self.daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            running.send_signal(signal.SIGINT)
+            self.assertIn(b"cancelling", running.stderr.readline() + running.stderr.readline())
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=20)
+        finally:
+            self.daemon.process.send_signal(signal.SIGCONT)
+        self.assertEqual(running.returncode, 4, (out, err))
+        self.assertIn(b"agentctl watch", err)
+        self.ctl("watch", session, "--until-idle")
+        self.assertEqual(self.daemon.events(session)[-1]["type"], "turn_finished")
+
+    def test_long_prompt_shows_progress_on_a_terminal(self):
+        path = folder({"long.txt": "Read this text: " + "the birds of the wood sing at dawn and none of them knows why. " * 60})
+        shown = on_terminal(self.daemon.command("run", "--file", path / "long.txt"), {})
+        self.assertIn(b"prefill [", shown)
+
     def test_cancel_command(self):
         running = self.daemon.begin("run", "--json", LONG_TASK)
         session = json.loads(running.stdout.readline())["id"]
