@@ -121,6 +121,25 @@ TEST(RecordTest, ANewerVersionIsRefusedByName) {
   EXPECT_THAT(Text(status), HasSubstr("version 2"));
 }
 
+// The bytes in FORMAT.md: stored data stays readable only while they do not change.
+TEST(RecordTest, TheWorkedExample) {
+  Event event;
+  event.seq = 12, event.kind = 1, event.position = 100, event.time_us = 1'700'000'000'000'000;
+  event.sampled = true;
+  event.tokens = {1, 2, 129279};
+  const auto hex = [](std::string_view bytes) {
+    std::string text;
+    for (const char byte : bytes) text += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+    return text;
+  };
+  const std::string key = EventKey(7, 12);
+  EXPECT_EQ(hex(key), "0000000000000007000000000000000c");
+  EXPECT_EQ(hex(EncodeEvent(key, event)),
+            "41475353010e00002c00000039dd02e291c0fb2e"
+            "01010000030000000c00000000000000640000000000000000401e18240a0600"
+            "0100000002000000fff80100");
+}
+
 TEST(RecordTest, EventsRoundTrip) {
   testing::Random random(testing::NewSeed());
   for (int i = 0; i < 200; ++i) {
