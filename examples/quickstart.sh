@@ -58,7 +58,8 @@ build() {
   title "Install and build"
   ./setup.sh
   local begun=$EPOCHREALTIME
-  cmake --preset release >"$log" 2>&1 || fail "cmake failed"
+  # Once configured, the build looks by itself whether it has to be again.
+  [ -f build/build.ninja ] || cmake --preset release >"$log" 2>&1 || fail "cmake failed"
   if [ -t 1 ]; then
     cmake --build --preset release --target agentd agentctl v4 agentd-init agentd-tool || fail "the build failed"
   else
