@@ -98,6 +98,7 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
   v1::UserMessage message;
   message.set_text(text);
   CrashPoint("agentd.turn_starting");
+  hold.session->hub->HoldNews();  // until Launch: who sees the turn begin can cancel it
   RETURN_IF_ERROR(Commit(hold,
                          {MakeEvent(started), MakeEvent(message),
                           NewEvent::Tokens(std::move(prompt).value(), /*sampled=*/false)},
@@ -114,8 +115,9 @@ void Daemon::Launch(Hold hold) {
   {
     std::lock_guard lock(session->mutex);
     previous = std::exchange(session->turn, turn);
+    session->hub->ShowNews(/*running=*/true);
   }
-  session->hub->SetRunning(true);
+  session->hub->Wake();
   turn->Start();
   bool stopping = false;
   {
@@ -147,13 +149,15 @@ void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Stat
     turn->OnDone([done = std::move(done)] { done(absl::OkStatus()); });
     return;
   }
-  absl::StatusOr<Hold> hold = Acquire(session_id);
-  if (!hold.ok()) return done(hold.status());
-  if (hold->hot->transcript.phase() == Phase::kIdle) {
-    return done(
-        WithReason(FailedPrecondition("session {}: no turn is running", session_id), "NO_TURN"));
-  }
-  done(CloseTurn(*hold));
+  // Given back before the answer: whoever reads it may start the next turn.
+  done([&]() -> absl::Status {
+    ASSIGN_OR_RETURN(Hold hold, Acquire(session_id));
+    if (hold.hot->transcript.phase() == Phase::kIdle) {
+      return WithReason(FailedPrecondition("session {}: no turn is running", session_id),
+                        "NO_TURN");
+    }
+    return CloseTurn(hold);
+  }());
 }
 
 absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& request) {

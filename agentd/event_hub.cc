@@ -13,6 +13,7 @@ constexpr size_t kRecentEvents = 512;
 EventHub::EventHub(sessions::TimelineId timeline, uint64_t last_seq) {
   view_.timeline = timeline;
   view_.last_seq = last_seq;
+  durable_seq_ = last_seq;
 }
 
 EventHub::View EventHub::view() const {
@@ -48,9 +49,11 @@ void EventHub::Publish(const std::vector<sessions::Event>& events) {
     std::lock_guard lock(mutex_);
     for (const sessions::Event& event : events) recent_.push_back(event);
     while (recent_.size() > kRecentEvents) recent_.pop_front();
-    view_.last_seq = events.back().seq;
+    durable_seq_ = events.back().seq;
+    if (held_) return;
+    view_.last_seq = durable_seq_;
   }
-  for (const auto& listener : Listeners()) listener->OnNews();
+  Wake();
 }
 
 void EventHub::PublishEphemeral(v1::Event event) {
@@ -60,11 +63,19 @@ void EventHub::PublishEphemeral(v1::Event event) {
   for (const auto& listener : listeners) listener->OnEphemeral(shared);
 }
 
-void EventHub::SetRunning(bool running) {
-  {
-    std::lock_guard lock(mutex_);
-    view_.running = running;
-  }
+void EventHub::HoldNews() {
+  std::lock_guard lock(mutex_);
+  held_ = true;
+}
+
+void EventHub::ShowNews(bool running) {
+  std::lock_guard lock(mutex_);
+  held_ = false;
+  view_.last_seq = durable_seq_;
+  view_.running = running;
+}
+
+void EventHub::Wake() {
   for (const auto& listener : Listeners()) listener->OnNews();
 }
 
@@ -73,7 +84,7 @@ void EventHub::SetDeleted() {
     std::lock_guard lock(mutex_);
     view_.deleted = true;
   }
-  for (const auto& listener : Listeners()) listener->OnNews();
+  Wake();
 }
 
 void EventHub::Rewound(sessions::TimelineId timeline, uint64_t last_seq) {
@@ -81,17 +92,20 @@ void EventHub::Rewound(sessions::TimelineId timeline, uint64_t last_seq) {
     std::lock_guard lock(mutex_);
     view_.timeline = timeline;
     view_.last_seq = last_seq;
+    durable_seq_ = last_seq;
     view_.cut_seq = last_seq;
     ++view_.cuts;
     recent_.clear();
   }
-  for (const auto& listener : Listeners()) listener->OnNews();
+  Wake();
 }
 
 void EventHub::SetLast(sessions::TimelineId timeline, uint64_t last_seq) {
   std::lock_guard lock(mutex_);
   view_.timeline = timeline;
   view_.last_seq = last_seq;
+  durable_seq_ = last_seq;
+  held_ = false;
   recent_.clear();
 }
 
@@ -101,6 +115,7 @@ std::vector<sessions::Event> EventHub::Recent(sessions::TimelineId timeline, uin
   std::lock_guard lock(mutex_);
   if (timeline != view_.timeline || recent_.empty() || recent_.front().seq > from_seq) return out;
   for (const sessions::Event& event : recent_) {
+    if (event.seq > view_.last_seq) break;
     if (event.seq >= from_seq && out.size() < limit) out.push_back(event);
   }
   return out;

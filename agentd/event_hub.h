@@ -26,7 +26,7 @@ class EventHub {
  public:
   struct View {
     sessions::TimelineId timeline = 0;
-    uint64_t last_seq = 0;  // durable
+    uint64_t last_seq = 0;  // durable and shown
     bool running = false;   // a turn is under way
     bool deleted = false;
     uint64_t cuts = 0;     // rewinds seen in this process
@@ -42,7 +42,13 @@ class EventHub {
   // `events` are durable and follow what was published before.
   void Publish(const std::vector<sessions::Event>& events);
   void PublishEphemeral(v1::Event event);
-  void SetRunning(bool running);
+  // What is published from here on is shown only with the next ShowNews: nobody sees that a turn
+  // began or ended before the session itself says so.
+  void HoldNews();
+  // Shows what was held back, and whether a turn is under way, at the same time. Takes only the
+  // hub's own lock; Wake tells the listeners, once the caller's locks are released.
+  void ShowNews(bool running);
+  void Wake();
   void SetDeleted();
   // The session goes on on another timeline, which shares events up to `last_seq`.
   void Rewound(sessions::TimelineId timeline, uint64_t last_seq);
@@ -59,6 +65,8 @@ class EventHub {
 
   mutable std::mutex mutex_;
   View view_;
+  bool held_ = false;
+  uint64_t durable_seq_ = 0;
   std::deque<sessions::Event> recent_;
   std::vector<std::weak_ptr<EventListener>> listeners_;
 };

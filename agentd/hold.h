@@ -20,9 +20,13 @@ class Daemon::Hold {
   Hold& operator=(Hold&&) = delete;
   ~Hold() {
     if (!session) return;
-    std::lock_guard lock(session->mutex);
-    session->hot = std::move(hot);
-    session->busy = false;
+    {
+      std::lock_guard lock(session->mutex);
+      session->hot = std::move(hot);
+      session->busy = false;
+      session->hub->ShowNews(/*running=*/false);
+    }
+    session->hub->Wake();
   }
   // Somebody else gives it back.
   void Release() { session.reset(); }

@@ -28,7 +28,8 @@ constexpr const char* kSpecial[] = {"<｜begin▁of▁sentence｜>",
                                     "</think>",
                                     "｜DSML｜",
                                     "<｜latest_reminder｜>"};
-constexpr int kMerges = 300;
+constexpr int kMerges = 360;
+constexpr size_t kMaxTokenBytes = 16;
 constexpr int kVocab = 8 + 256 + kMerges + 8;  // special tokens, bytes, merges, ids without a token
 
 absl::StatusOr<std::string> Read(const std::filesystem::path& path) {
@@ -60,7 +61,12 @@ using Symbols = std::vector<std::string>;
 // The most frequent pair of neighbours, the first in byte order among equals; and what replaces it.
 std::pair<std::string, std::string> MergeOnce(Symbols& text) {
   std::map<std::pair<std::string, std::string>, int> counts;
-  for (size_t i = 0; i + 1 < text.size(); ++i) ++counts[{text[i], text[i + 1]}];
+  for (size_t i = 0; i + 1 < text.size(); ++i) {
+    if (text[i].size() + text[i + 1].size() > kMaxTokenBytes) continue;
+    if (text[i] == "<" || text[i + 1] == "<") continue;  // no merge may spell a special token
+    ++counts[{text[i], text[i + 1]}];
+  }
+  AGENTD_CHECK(!counts.empty());
   const auto most = std::max_element(
       counts.begin(), counts.end(),
       [](const auto& left, const auto& right) { return left.second < right.second; });
@@ -75,7 +81,7 @@ std::pair<std::string, std::string> MergeOnce(Symbols& text) {
   return pair;
 }
 
-// Byte-pair merges learnt from the tools' definitions, which every prompt holds.
+// Byte-pair merges learnt from the template and the tools' definitions, which every prompt holds.
 std::string TokenizerJson(const std::string& sample) {
   Json vocab = Json::object();
   Json added = Json::array();
@@ -150,12 +156,13 @@ absl::Status WriteTestModel(const std::filesystem::path& directory, int context_
   ASSIGN_OR_RETURN(const std::string config_text, Read(golden / "config.json"));
   ASSIGN_OR_RETURN(const std::string weights, Read(golden / "model.safetensors"));
   ASSIGN_OR_RETURN(const std::string tools, Read("tools/builtin.json"));
+  ASSIGN_OR_RETURN(const std::string chat, Read("tests/golden/chat/output_1.txt"));
   Json config = Json::parse(config_text);
   config["vocab_size"] = kVocab;
   config["max_position_embeddings"] = context_limit_tokens;
   RETURN_IF_ERROR(Write(directory / "config.json", config.dump(1)));
   RETURN_IF_ERROR(Write(directory / "model.safetensors", Widen(weights)));
-  RETURN_IF_ERROR(Write(directory / "tokenizer.json", TokenizerJson(tools)));
+  RETURN_IF_ERROR(Write(directory / "tokenizer.json", TokenizerJson(chat + tools)));
   return Write(directory / "agent.json", R"({"system": "Test.", "max_turn_tokens": 300})");
 }
 

@@ -137,11 +137,13 @@ void Turn::Leave(bool finished) {
   {
     std::lock_guard lock(session_.mutex);
     session_.meta.set_phase(finished ? v1::SessionMeta::IDLE : v1::SessionMeta::INTERRUPTED);
+    if (!hot_) runtime_.scheduler->Drop(session_.id);
     session_.hot = std::move(hot_);
     session_.busy = false;
+    // Whoever learns that the turn is over finds the session free.
+    session_.hub->ShowNews(/*running=*/false);
   }
-  if (!session_.hot) runtime_.scheduler->Drop(session_.id);
-  session_.hub->SetRunning(false);
+  session_.hub->Wake();
   std::vector<std::function<void()>> callbacks;
   {
     std::lock_guard lock(mutex_);
@@ -415,6 +417,7 @@ absl::Status Turn::Close(v1::TurnEnd end, const std::string& error) {
   v1::SessionMeta meta;
   *meta.mutable_config() = config_;
   meta.set_phase(v1::SessionMeta::IDLE);
+  session_.hub->HoldNews();  // until Leave has given the session back
   RETURN_IF_ERROR(log_->AppendWithMeta({std::move(event)}, meta.SerializeAsString()));
   RETURN_IF_ERROR(log_->Flush());
   CrashPoint("agentd.turn_finished");

@@ -28,6 +28,8 @@ class OpenedEntry {
   OpenedEntry& operator=(OpenedEntry&&) = delete;
   ~OpenedEntry();
   int fd() const { return fd_.get(); }
+  // The caller sets the mode itself: nothing is taken back.
+  void KeepMode() { lent_.Reset(); }
 
  private:
   friend absl::StatusOr<OpenedEntry> OpenEntry(int directory, const std::string& name,

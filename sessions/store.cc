@@ -243,7 +243,7 @@ absl::StatusOr<SessionInfo> StoreImpl::Create(const NewSession& session) {
   AddSession(id, record, session, writes);
   AddTimeline(record.timeline, {id, session.seed, {}}, {0, 0, now_us}, writes);
   RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
-  return ReadInfo(id, nullptr);
+  return Get(id);
 }
 
 absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(

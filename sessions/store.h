@@ -6,10 +6,12 @@
 // engine and the daemon serialise them.
 //
 // Threads: every method may be called from any thread. Callbacks run on the store's writer thread
-// and must not block or call back into the store. Errors: NotFound names the session or timeline;
-// DataLoss names the record that is damaged; FailedPrecondition when this process is no longer the
-// owner (a newer epoch exists); ResourceExhausted when the disk is full (nothing was acknowledged;
-// later commits go on when space returns); Unavailable after a failed fsync (reopen the store).
+// and must not block or call back into the store (a cold timeline's first commit reads it, and
+// Load, Create, Fork, Rewind, Delete and CommitSync wait for that thread). Errors: NotFound names
+// the session or timeline; DataLoss names the record that is damaged; FailedPrecondition when this
+// process is no longer the owner (a newer epoch exists); ResourceExhausted when the disk is full
+// (nothing was acknowledged; later commits go on when space returns); Unavailable after a failed
+// fsync (reopen the store).
 #ifndef AGENTD_SESSIONS_STORE_H_
 #define AGENTD_SESSIONS_STORE_H_
 
@@ -81,9 +83,11 @@ struct KvBlock {
 };
 
 struct KvAnchor {
-  int64_t position = 0;
+  int64_t position = 0;  // > 0
   std::string payload;
-  bool tail = false;  // replaceable: the timeline's next anchor deletes it
+  // Replaceable: the timeline's next anchor deletes it, unless a fork or an equal timeline lists
+  // it.
+  bool tail = false;
 };
 
 // What one atomic commit binds together. KV and workspace values are written and flushed first,
@@ -134,7 +138,7 @@ struct NewSession {
 
 // A point of a timeline: after event `seq`, or after exactly `position` tokens (a run is cut in two
 // if need be; then events up to and including the cut run belong to the point; without a cut, all
-// events whose position is <= it). One of the two is set.
+// events whose position is <= it). One of the two is set; seq 0 is the empty beginning.
 struct Point {
   std::optional<uint64_t> seq;
   std::optional<int64_t> position;
@@ -182,10 +186,14 @@ class Store {
   // not exist.
   virtual absl::StatusOr<SessionInfo> Fork(std::string_view session_id, const Point& at,
                                            const NewSession& session) = 0;
-  // The session's current timeline becomes a new one that ends at `to`; seq goes on from there.
+  // The session's current timeline becomes a new one that ends at `to`; seq goes on from there. The
+  // old one stays readable by ReadEvents until the session is deleted.
   virtual absl::StatusOr<SessionInfo> Rewind(std::string_view session_id, const Point& to,
                                              uint64_t seed) = 0;
-  // Erases the session's events and unreferences its KV and files; what forks share stays.
+  // Erases the session's events and unreferences its KV and files; what forks share stays. Waits
+  // for its queued commits; later ones fail with NotFound. Bytes of events and meta are off the
+  // disk on return, those of KV and files after RocksDB's later compactions. An error that says "is
+  // deleted, but" means just that.
   virtual absl::Status Delete(std::string_view session_id) = 0;
 
   // Reads a session's current timeline, checking every record. DataLoss names the first damaged
@@ -197,7 +205,8 @@ class Store {
 
   // Appends in call order per timeline; `done` runs after the synced batch (grouped with other
   // timelines' commits) or with the error. After an error every later commit of that timeline fails
-  // too until Load is called again for its session.
+  // too until Load is called again for its session. NotFound also when an event names a workspace
+  // tree that is not stored.
   virtual void CommitAsync(Commit commit, CommitCallback done) = 0;
   // The same, waiting.
   absl::StatusOr<CommitResult> CommitSync(Commit commit);

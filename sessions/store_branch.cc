@@ -11,7 +11,7 @@
 namespace agentd::sessions::internal {
 namespace {
 
-std::string NextPrefix(TimelineId timeline) {
+std::string EventPrefix(TimelineId timeline) {
   std::string key;
   AppendBigEndian(key, timeline);
   return key;
@@ -70,7 +70,7 @@ absl::StatusOr<SessionInfo> StoreImpl::Fork(std::string_view session_id, const P
   CrashPoint("fork_before");
   RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
   CrashPoint("fork_after");
-  return ReadInfo(id, nullptr);
+  return Get(id);
 }
 
 absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const Point& to,
@@ -91,7 +91,7 @@ absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const
   CrashPoint("rewind_before");
   RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
   CrashPoint("rewind_after");
-  return ReadInfo(session_id, nullptr);
+  return Get(session_id);
 }
 
 // ---- delete
@@ -138,7 +138,7 @@ absl::Status StoreImpl::RemoveTimeline(TimelineId timeline, const Segment* keep,
   const int64_t keep_position = keep == nullptr ? 0 : keep->last_position;
   removal.timelines.push_back(timeline);
   RETURN_IF_ERROR(database_->Scan(
-      Column::kEvents, NextPrefix(timeline), [&](std::string_view key, std::string_view value) {
+      Column::kEvents, EventPrefix(timeline), [&](std::string_view key, std::string_view value) {
         const uint64_t seq = BigEndianAt(key, 8);
         if (seq > keep_seq) removal.Drop(Column::kEvents, key);
         if (seq != keep_seq) return absl::OkStatus();
@@ -313,15 +313,22 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
     std::lock_guard lock(mutex_);
     for (const TimelineId timeline : removal.timelines) states_.erase(timeline);
   }
-  // So far the events are only marked as deleted: take them off the disk, out of the log first.
+  branch.unlock();
+  return Annotate(EraseFromDisk(id, removal.timelines),
+                  fmt::format("session {} is deleted, but its bytes are still on the disk", id));
+}
+
+// So far the events are only marked as deleted: takes them off the disk, out of the log first.
+absl::Status StoreImpl::EraseFromDisk(const std::string& session_id,
+                                      const std::vector<TimelineId>& timelines) {
   RETURN_IF_ERROR(database_->Flush({Column::kTimelines, Column::kEvents, Column::kKv,
                                     Column::kAnchors, Column::kFiles, Column::kMeta}));
-  for (const TimelineId timeline : removal.timelines) {
+  for (const TimelineId timeline : timelines) {
     RETURN_IF_ERROR(
-        database_->Compact(Column::kEvents, NextPrefix(timeline), NextPrefix(timeline + 1)));
+        database_->Compact(Column::kEvents, EventPrefix(timeline), EventPrefix(timeline + 1)));
   }
-  RETURN_IF_ERROR(
-      database_->Compact(Column::kTimelines, SessionMetaKey(id), SessionMetaKey(id) + '\xff'));
+  RETURN_IF_ERROR(database_->Compact(Column::kTimelines, SessionMetaKey(session_id),
+                                     SessionMetaKey(session_id) + '\xff'));
   CrashPoint("delete_compacted");
   return absl::OkStatus();
 }

@@ -63,8 +63,8 @@ absl::Status StoreImpl::LoadState(TimelineState& state) {
 }
 
 absl::StatusOr<LoadedTimeline> StoreImpl::Load(std::string_view session_id) {
-  ASSIGN_OR_RETURN(const auto current, ReadSession(session_id, nullptr));
-  const TimelineId id = current.first.timeline;
+  ASSIGN_OR_RETURN(const SessionInfo current, Get(session_id));
+  const TimelineId id = current.timeline;
   // A timeline that rejects commits starts anew from the disk, once what was queued before the
   // error is through.
   std::shared_ptr<TimelineState> rejecting;

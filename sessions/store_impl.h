@@ -83,6 +83,8 @@ class StoreImpl final : public Store {
   absl::Status RemoveUnreferenced(Removal& removal) const;
   absl::Status RemoveFiles(Removal& removal) const;
   absl::Status StopTimelines(const std::string& session_id);
+  absl::Status EraseFromDisk(const std::string& session_id,
+                             const std::vector<TimelineId>& timelines);
 
   // ---- commits
   std::shared_ptr<TimelineState> StateOf(TimelineId timeline);

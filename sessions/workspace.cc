@@ -212,21 +212,18 @@ class Restorer {
     if ((!exists || !S_ISDIR(status.st_mode)) && ::mkdirat(fd, entry.name.c_str(), 0700) != 0) {
       return ErrnoError(errno, "mkdir " + path);
     }
-    mode_t mode_now;
-    {
-      ASSIGN_OR_RETURN(const OpenedEntry child,
-                       OpenEntry(fd, entry.name, /*as_directory=*/true, path));
-      if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
-      // Ours to write in until its contents stand; then the mode it had.
-      if (status.st_uid == ::geteuid() && (status.st_mode & 0700) != 0700 &&
-          ::fchmod(child.fd(), (status.st_mode & 07777) | 0700) != 0) {
-        return ErrnoError(errno, "chmod " + path);
-      }
-      RETURN_IF_ERROR(Directory(child.fd(), entry.chunks[0], path, depth + 1));
-      if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
-      mode_now = status.st_mode & 07777;
-      if (mode_now != entry.mode && ::fchmod(child.fd(), entry.mode) != 0)
-        return ErrnoError(errno, "chmod " + path);
+    ASSIGN_OR_RETURN(OpenedEntry child, OpenEntry(fd, entry.name, /*as_directory=*/true, path));
+    child.KeepMode();
+    if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
+    // Ours to write in until its contents stand; then the mode of the tree.
+    if (status.st_uid == ::geteuid() && (status.st_mode & 0700) != 0700 &&
+        ::fchmod(child.fd(), (status.st_mode & 07777) | 0700) != 0) {
+      return ErrnoError(errno, "chmod " + path);
+    }
+    RETURN_IF_ERROR(Directory(child.fd(), entry.chunks[0], path, depth + 1));
+    if (::fstat(child.fd(), &status) != 0) return ErrnoError(errno, "stat " + path);
+    if ((status.st_mode & 07777) != entry.mode && ::fchmod(child.fd(), entry.mode) != 0) {
+      return ErrnoError(errno, "chmod " + path);
     }
     return absl::OkStatus();
   }
@@ -278,10 +275,13 @@ class Restorer {
   // To a new inode that takes the name at the end: never through a link, never half a file under
   // the name.
   absl::Status WriteFile(int fd, const DirectoryEntry& entry, const std::string& path) {
-    const std::string temporary = fmt::format(".agentd-restored-{}", ++temporaries_);
-    (void)::unlinkat(fd, temporary.c_str(), 0);
-    UniqueFd file(::openat(fd, temporary.c_str(),
-                           O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    std::string temporary;
+    UniqueFd file;
+    do {
+      temporary = fmt::format(".agentd-restored-{}", ++temporaries_);
+      file.Reset(::openat(fd, temporary.c_str(),
+                          O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    } while (!file.valid() && errno == EEXIST);
     if (!file.valid()) return ErrnoError(errno, "create " + path);
     const absl::Status status = Fill(file.get(), entry, path);
     if (!status.ok() || ::renameat(fd, temporary.c_str(), fd, entry.name.c_str()) != 0) {
@@ -320,6 +320,12 @@ class Restorer {
 };
 
 absl::StatusOr<UniqueFd> OpenRoot(const std::filesystem::path& directory) {
+  // A program inside may have taken away the permissions of the root, which no tree records.
+  struct stat status;
+  if (::stat(directory.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
+      status.st_uid == ::geteuid() && (status.st_mode & 0700) != 0700) {
+    (void)::chmod(directory.c_str(), (status.st_mode & 07777) | 0700);
+  }
   UniqueFd root(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!root.valid()) return ErrnoError(errno, "open workspace " + directory.string());
   return root;

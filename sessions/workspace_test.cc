@@ -7,10 +7,10 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <utime.h>
 
 #include <fstream>
 #include <map>
+#include <thread>
 
 #include "sessions/database.h"
 #include "sessions/test_util.h"
@@ -246,6 +246,18 @@ TEST_F(WorkspaceTest, UnreadableEntriesAsAnOrdinaryUser) {
   ASSERT_EQ(::seteuid(0), 0);
   EXPECT_OK(restored);
   EXPECT_EQ(Describe(other()), Describe(work()));
+  // One that lost its permissions since the snapshot gets them back, and so does the root.
+  ::chmod((work() / "own").c_str(), 0750);
+  ASSERT_EQ(::seteuid(65534), 0);
+  const auto open_own = workspaces_.Snapshot(work());
+  ::chmod((work() / "own").c_str(), 0);
+  ::chmod(work().c_str(), 0);
+  restored = open_own.ok() ? workspaces_.Restore(*open_own, work()) : open_own.status();
+  ASSERT_EQ(::seteuid(0), 0);
+  EXPECT_OK(restored);
+  struct stat own_status;
+  ASSERT_EQ(::stat((work() / "own").c_str(), &own_status), 0);
+  EXPECT_EQ(own_status.st_mode & 07777, 0750u);
   Write(work() / "stranger", "x");
   ::chmod((work() / "stranger").c_str(), 0);
   ASSERT_EQ(::seteuid(65534), 0);
@@ -287,6 +299,19 @@ TEST_F(WorkspaceTest, RandomTreesRoundTrip) {
     ASSERT_OK(workspaces_.Restore(taken[back].first, target));
     ASSERT_EQ(Describe(target), taken[back].second);
   }
+}
+
+// Names that a restore uses for its own moments are a workspace's like any other.
+TEST_F(WorkspaceTest, TemporaryNamesAreNotSpecial) {
+  for (int i = 0; i < 4; ++i)
+    Write(work() / fmt::format(".agentd-restored-{}", i), fmt::format("{}", i));
+  fs::create_directories(work() / ".agentd-removed-0/deep/er");
+  const TreeId tree = Snapshot();
+  const std::vector<std::string> before = Describe(work());
+  for (int i = 0; i < 4; ++i) Write(work() / fmt::format(".agentd-restored-{}", i), "changed");
+  fs::create_directories(work() / "extra/deep/er/still");
+  ASSERT_OK(workspaces_.Restore(tree, work()));
+  EXPECT_EQ(Describe(work()), before);
 }
 
 TEST_F(WorkspaceTest, MissingThingsAreNamed) {

@@ -1,10 +1,9 @@
 """Token-by-token decoding of many rows at once with the quantised model, every row at its own position. What prefill (the whole-sequence
 pass) leaves in `keep` is where it goes on from, so it also shows that both ways of computing agree."""
 import torch
-import torch.nn.functional as F
 
 import ops
-from model import BF, Mode, float_product, kv_round
+from numerics import float_product, kv_round
 
 
 class Decoder:

@@ -13,7 +13,8 @@ import torch
 import chat_format as chat
 import checkpoint
 from decode import Decoder, Stepper
-from model import V4, Mode
+from model import V4
+from numerics import Mode
 from shape import Shape
 from workspace import Workspace
 

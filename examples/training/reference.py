@@ -12,7 +12,7 @@ import chat_format as chat
 import checkpoint
 import mixture
 from evaluate import load
-from model import Mode
+from numerics import Mode
 
 
 def main():

@@ -14,7 +14,8 @@ import ops
 import tokenizer as tokenizer_file
 import warm_start
 from data import Feed
-from model import V4, Mode
+from model import V4
+from numerics import Mode
 from optimiser import Optimiser
 from shape import CONFIG, Shape
 

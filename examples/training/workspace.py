@@ -1,7 +1,6 @@
 """The six built-in tools, run for real in a folder: what a tool answers here is what it answers in the daemon
 (tools/RESULTS.md). bash is a real bash; the other five do in Python what the daemon does in C++."""
 import os
-import random
 import re
 import shutil
 import subprocess
