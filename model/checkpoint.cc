@@ -9,13 +9,13 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "model/json_file.h"
 
 namespace agentd::model {
 namespace {
@@ -40,14 +40,6 @@ constexpr std::array<DTypeInfo, 7> kDTypes = {{{"F32", DType::kF32, 4},
 // has some 2 MB a shard.
 constexpr uint64_t kMaxHeaderBytes = 256u << 20;
 constexpr int64_t kCachedFingerprintBytes = int64_t{256} << 20;
-
-absl::StatusOr<std::string> ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return NotFound("{}: cannot be opened", path.string());
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (file.bad()) return DataLoss("{}: reading failed", path.string());
-  return text;
-}
 
 // One header entry -> tensor; `data` is the data section.
 absl::StatusOr<Tensor> ParseEntry(const std::string& file, const std::string& name,
@@ -95,12 +87,33 @@ absl::StatusOr<Tensor> ParseEntry(const std::string& file, const std::string& na
                            dtype_name, ShapeText(tensor.shape), bytes));
   }
   if (end > data.size()) {
-    return bad(fmt::format("needs data bytes up to {}, the file ends at {}: it is truncated", end,
-                           data.size()));
+    return bad(fmt::format(
+        "needs data bytes up to {}, the file ends at {}: it is truncated, fetch it again", end,
+        data.size()));
   }
   tensor.data = data.data() + begin;
   tensor.size_bytes = static_cast<int64_t>(bytes);
   return tensor;
+}
+
+// A shard's name for each tensor, from model.safetensors.index.json.
+absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const fs::path& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  ASSIGN_OR_RETURN(const Json index, ParseJson(text, path.string()));
+  const auto weight_map = index.find("weight_map");
+  if (weight_map == index.end() || !weight_map->is_object()) {
+    return InvalidArgument("{}: not a JSON object with a weight_map", path.string());
+  }
+  std::map<std::string, std::string> shards;
+  for (const auto& [name, shard] : weight_map->items()) {
+    const bool plain = shard.is_string() && !shard.get_ref<const std::string&>().empty() &&
+                       shard.get_ref<const std::string&>().find('/') == std::string::npos;
+    if (!plain) {
+      return InvalidArgument("{}: weight_map: {} names no file beside it", path.string(), name);
+    }
+    shards[name] = shard.get<std::string>();
+  }
+  return shards;
 }
 
 }  // namespace
@@ -138,34 +151,70 @@ struct Checkpoint::Mapping {
 
 Checkpoint::~Checkpoint() = default;
 
-absl::Status Checkpoint::AddFile(const fs::path& path) {
+absl::StatusOr<std::unique_ptr<Checkpoint::Mapping>> Checkpoint::Map(const fs::path& path) {
   const std::string file = path.string();
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  // Not blocking: a FIFO would wait for a writer.
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.valid()) return ErrnoError(errno, "open " + file);
   auto mapping = std::make_unique<Mapping>();
   if (::fstat(fd.get(), &mapping->stat) != 0) return ErrnoError(errno, "fstat " + file);
+  if (!S_ISREG(mapping->stat.st_mode)) {
+    return InvalidArgument("{}: is {}, a safetensors file is required", file,
+                           S_ISDIR(mapping->stat.st_mode) ? "a directory" : "no regular file");
+  }
   mapping->size = static_cast<size_t>(mapping->stat.st_size);
   if (mapping->size < 8) {
-    return InvalidArgument("{}: {} bytes are no safetensors file", file, mapping->size);
+    return InvalidArgument("{}: {} bytes are no safetensors file: fetch it again", file,
+                           mapping->size);
   }
   void* address = ::mmap(nullptr, mapping->size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
   if (address == MAP_FAILED) return ErrnoError(errno, "mmap " + file);
   mapping->data = static_cast<const uint8_t*>(address);
+  return mapping;
+}
+
+// The text of the header: after its length, 8 bytes.
+absl::StatusOr<std::string_view> Checkpoint::Header(const std::string& file,
+                                                    const Mapping& mapping) {
+  const std::string_view bytes(reinterpret_cast<const char*>(mapping.data), mapping.size);
+  if (bytes.starts_with("version https://git-lfs")) {
+    return InvalidArgument("{}: is a Git LFS pointer, not the weights: `git lfs pull` fetches them",
+                           file);
+  }
   uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, mapping->data, 8);
-  if (header_bytes > mapping->size - 8 || header_bytes > kMaxHeaderBytes) {
+  std::memcpy(&header_bytes, mapping.data, 8);
+  if (header_bytes > mapping.size - 8 || header_bytes > kMaxHeaderBytes) {
     return InvalidArgument(
-        "{}: its header says it has {} bytes, the file has {}: truncated or no safetensors file",
-        file, header_bytes, mapping->size);
+        "{}: its header says it has {} bytes, the file has {}: truncated (fetch it again) or no "
+        "safetensors file",
+        file, header_bytes, mapping.size);
   }
-  const auto* text = reinterpret_cast<const char*>(mapping->data + 8);
-  const Json header = Json::parse(text, text + header_bytes, nullptr, /*allow_exceptions=*/false);
-  if (header.is_discarded() || !header.is_object()) {
-    return InvalidArgument("{}: its header is not a JSON object", file);
+  return bytes.substr(8, header_bytes);
+}
+
+absl::Status Checkpoint::CheckOverlaps(const std::string& file,
+                                       std::vector<const Tensor*> tensors) {
+  std::sort(tensors.begin(), tensors.end(), [](const Tensor* a, const Tensor* b) {
+    return std::pair(a->data, a->size_bytes) < std::pair(b->data, b->size_bytes);
+  });
+  for (size_t i = 1; i < tensors.size(); ++i) {
+    if (tensors[i - 1]->data + tensors[i - 1]->size_bytes > tensors[i]->data) {
+      return InvalidArgument("{}: tensors {} and {} overlap", file, tensors[i - 1]->name,
+                             tensors[i]->name);
+    }
   }
-  const std::span<const uint8_t> data(mapping->data + 8 + header_bytes,
-                                      mapping->size - 8 - header_bytes);
-  std::vector<std::pair<const uint8_t*, const Tensor*>> by_address;
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::AddFile(const fs::path& path) {
+  const std::string file = path.string();
+  ASSIGN_OR_RETURN(std::unique_ptr<Mapping> mapping, Map(path));
+  ASSIGN_OR_RETURN(const std::string_view text, Header(file, *mapping));
+  ASSIGN_OR_RETURN(const Json header, ParseJson(text, file + ": its header"));
+  if (!header.is_object()) return InvalidArgument("{}: its header is not a JSON object", file);
+  const std::span<const uint8_t> data =
+      std::span(mapping->data, mapping->size).subspan(8 + text.size());
+  std::vector<const Tensor*> added;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
     ASSIGN_OR_RETURN(Tensor tensor, ParseEntry(file, name, entry, data));
@@ -175,17 +224,9 @@ absl::Status Checkpoint::AddFile(const fs::path& path) {
       return InvalidArgument("{}: tensor {} is stored in {} too", file, name,
                              files_[size_t(it->second.shard)].string());
     }
-    by_address.emplace_back(it->second.data, &it->second);
+    added.push_back(&it->second);
   }
-  std::sort(by_address.begin(), by_address.end(), [](const auto& a, const auto& b) {
-    return std::pair(a.first, a.second->size_bytes) < std::pair(b.first, b.second->size_bytes);
-  });
-  for (size_t i = 1; i < by_address.size(); ++i) {
-    if (by_address[i - 1].first + by_address[i - 1].second->size_bytes > by_address[i].first) {
-      return InvalidArgument("{}: tensors {} and {} overlap", file, by_address[i - 1].second->name,
-                             by_address[i].second->name);
-    }
-  }
+  RETURN_IF_ERROR(CheckOverlaps(file, std::move(added)));
   files_.push_back(path);
   mappings_.push_back(std::move(mapping));
   return absl::OkStatus();
@@ -208,38 +249,29 @@ absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(const fs::pat
     }
     return OpenFile(single);
   }
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(index_path));
-  const std::string where = index_path.string();
-  const Json index = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (index.is_discarded() || !index.is_object() || !index.contains("weight_map") ||
-      !index["weight_map"].is_object()) {
-    return InvalidArgument("{}: not a JSON object with a weight_map", where);
-  }
+  using Index = std::map<std::string, std::string>;
+  ASSIGN_OR_RETURN(const Index index, ReadIndex(index_path));
   std::set<std::string> shards;
-  for (const auto& [name, file] : index["weight_map"].items()) {
-    const bool plain = file.is_string() && !file.get_ref<const std::string&>().empty() &&
-                       file.get_ref<const std::string&>().find('/') == std::string::npos;
-    if (!plain) return InvalidArgument("{}: weight_map: {} names no file beside it", where, name);
-    shards.insert(file.get<std::string>());
-  }
+  for (const auto& [name, shard] : index) shards.insert(shard);
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
   for (const std::string& shard : shards) {
-    RETURN_IF_ERROR(checkpoint->AddFile(model_dir / shard));
+    const absl::Status status = checkpoint->AddFile(model_dir / shard);
+    if (absl::IsNotFound(status))
+      return NotFound("{}; {} lists it: fetch it", Text(status), index_path.string());
+    RETURN_IF_ERROR(status);
   }
-  for (const auto& [name, file] : index["weight_map"].items()) {
+  for (const auto& [name, shard] : index) {
     const Tensor* tensor = checkpoint->Find(name);
-    const std::string shard = file.get<std::string>();
     if (tensor == nullptr ||
         checkpoint->files_[size_t(tensor->shard)].filename().string() != shard) {
-      return InvalidArgument("{}: tensor {} should be in {} and is not", where, name, shard);
+      return InvalidArgument("{}: tensor {} should be in {} and is not", index_path.string(), name,
+                             shard);
     }
   }
-  if (index["weight_map"].size() != checkpoint->tensors_.size()) {
-    for (const auto& [name, tensor] : checkpoint->tensors_) {
-      if (!index["weight_map"].contains(name)) {
-        return InvalidArgument("{}: tensor {} is in {} but not listed", where, name,
-                               checkpoint->files_[size_t(tensor.shard)].string());
-      }
+  for (const auto& [name, tensor] : checkpoint->tensors_) {
+    if (!index.contains(name)) {
+      return InvalidArgument("{}: tensor {} is in {} but not listed", index_path.string(), name,
+                             checkpoint->files_[size_t(tensor.shard)].string());
     }
   }
   return std::unique_ptr<const Checkpoint>(std::move(checkpoint));
@@ -254,8 +286,11 @@ absl::StatusOr<const Tensor*> Checkpoint::Get(std::string_view name,
                                               std::span<const int64_t> shape) const {
   const Tensor* tensor = Find(name);
   if (tensor == nullptr) {
-    return NotFound("tensor {} of shape {} is missing from {}", name, ShapeText(shape),
-                    files_.empty() ? "the checkpoint" : files_[0].parent_path().string());
+    return NotFound(
+        "tensor {} of shape {} is missing from {}: its config.json asks for it (`v4 inspect` lists "
+        "all that is missing)",
+        name, ShapeText(shape),
+        files_.empty() ? "the checkpoint" : files_[0].parent_path().string());
   }
   if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
     return InvalidArgument("{}: tensor {} has shape {}, the configuration asks for {}",

@@ -70,6 +70,9 @@ class Checkpoint {
  private:
   struct Mapping;
 
+  static absl::StatusOr<std::unique_ptr<Mapping>> Map(const std::filesystem::path& path);
+  static absl::StatusOr<std::string_view> Header(const std::string& file, const Mapping& mapping);
+  static absl::Status CheckOverlaps(const std::string& file, std::vector<const Tensor*> tensors);
   absl::Status AddFile(const std::filesystem::path& path);
 
   std::map<std::string, Tensor, std::less<>> tensors_;

@@ -1,14 +1,13 @@
 #include "model/config.h"
 
 #include <cmath>
-#include <fstream>
 #include <initializer_list>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
 #include "base/status.h"
+#include "model/json_file.h"
 
 namespace agentd::model {
 namespace {
@@ -97,7 +96,7 @@ void ParseShape(Fields& f, Config* c) {
   f.Integer("moe_intermediate_size", 1, kMaxDimension, &c->moe_intermediate_size);
   f.Number("routed_scaling_factor", 0, 1e6, &c->routed_scaling_factor);
   f.Number("swiglu_limit", 0, 1e6, &c->swiglu_limit);
-  f.Integer("sliding_window", 1, 1 << 20, &c->sliding_window);
+  f.Integer("sliding_window", 1, 8192, &c->sliding_window);
   f.Integer("hc_mult", 1, 16, &c->hc_mult);
   f.Integer("hc_sinkhorn_iters", 1, 1000, &c->hc_sinkhorn_iters);
   f.Number("hc_eps", 0, 1, &c->hc_eps);
@@ -209,6 +208,10 @@ absl::Status Check(const Config& c, const std::string& where) {
   if (c.num_hash_layers > c.num_hidden_layers) {
     return bad("num_hash_layers is above num_hidden_layers");
   }
+  // Lists of tensors and experts are in memory; the largest published model has 61 x 384.
+  if (int64_t(c.num_hidden_layers) * c.n_routed_experts > 1 << 17) {
+    return bad("num_hidden_layers x n_routed_experts must not exceed 131072");
+  }
   const int64_t widest = int64_t(c.num_attention_heads) * c.head_dim;
   if (widest > kMaxDimension || int64_t(c.o_groups) * c.o_lora_rank > kMaxDimension ||
       int64_t(c.hc_mult) * c.hidden_size > kMaxDimension ||
@@ -226,7 +229,7 @@ absl::Status ParseIndexer(Fields& f, Config* c) {
   if (!has_csa && !f.Has("index_topk")) return absl::OkStatus();
   f.Integer("index_n_heads", 1, 65536, &c->index_n_heads);
   f.Integer("index_head_dim", 2, 65536, &c->index_head_dim);
-  f.Integer("index_topk", 1, kMaxDimension, &c->index_topk);
+  f.Integer("index_topk", 1, 65536, &c->index_topk);
   if (f.status().ok() && c->index_head_dim < c->qk_rope_head_dim) {
     f.Fail("index_head_dim", "it must not be below qk_rope_head_dim");
   }
@@ -237,8 +240,7 @@ absl::Status ParseIndexer(Fields& f, Config* c) {
 }  // namespace
 
 absl::StatusOr<Config> Config::Parse(std::string_view text, const std::string& source_name) {
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return InvalidArgument("{}: not valid JSON", source_name);
+  ASSIGN_OR_RETURN(const Json json, ParseJson(text, source_name));
   if (!json.is_object()) return InvalidArgument("{}: a JSON object is required", source_name);
   Config c;
   Fields f(json, source_name);
@@ -256,16 +258,8 @@ absl::StatusOr<Config> Config::Parse(std::string_view text, const std::string& s
 }
 
 absl::StatusOr<Config> Config::Load(const std::filesystem::path& model_dir) {
-  const std::filesystem::path path = model_dir / "config.json";
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return NotFound("{}: cannot be opened; a model directory holds config.json beside its weights",
-                    path.string());
-  }
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (file.bad()) return DataLoss("{}: reading failed", path.string());
-  return Parse(text.str(), path.string());
+  ASSIGN_OR_RETURN(const std::string text, ReadModelFile(model_dir, "config.json"));
+  return Parse(text, (model_dir / "config.json").string());
 }
 
 }  // namespace agentd::model

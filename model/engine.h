@@ -76,13 +76,15 @@ class Sequence {
   virtual absl::StatusOr<std::string> ExportAnchor() const = 0;
 
   // Import: on an empty sequence, blocks 0, 1, ... in order, then the anchor of a position t with
-  // t/256 == blocks given. InvalidArgument if sizes or shapes do not fit this model. After a failed
-  // import the sequence is empty again. A block whose `csa` is empty has its entries fetched
+  // t/256 == blocks given. InvalidArgument if sizes or shapes do not fit this model, DataLoss if
+  // what should be a number is none (other damage goes unseen: checksums are the store's). After a
+  // failed import the sequence is empty again. A block whose `csa` is empty has its entries fetched
   // through the source set here, when first needed.
   virtual absl::Status ImportBlock(const BlockPayload& payload) = 0;
   virtual absl::Status ImportAnchor(std::string_view anchor) = 0;
   virtual void SetCsaSource(CsaSource source) = 0;
-  // Hands over CSA entries that were left out (streaming the rest in between steps).
+  // Hands over CSA entries that were left out (streaming the rest in between steps). After an error
+  // nothing changed.
   virtual absl::Status ImportCsa(int64_t block, int csa_layer, std::string_view entries) = 0;
 };
 

@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "model/engine.h"
+#include "model/json_file.h"
 
 namespace agentd::model {
 namespace {
@@ -179,7 +180,7 @@ void AddPart(Flops* flops, std::string name, std::string how, std::string_view t
 
 absl::StatusOr<WeightStorage> StorageFromConfig(std::string_view json,
                                                 const std::string& source_name) {
-  const nlohmann::json config = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
+  ASSIGN_OR_RETURN(const nlohmann::json config, ParseJson(json, source_name));
   if (!config.is_object()) return InvalidArgument("{}: is not a JSON object", source_name);
   if (config.contains("quantization_config") && !config["quantization_config"].is_null())
     return WeightStorage::kPublished;

@@ -1,11 +1,10 @@
-find_package(nlohmann_json REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 
 agentd_library(agentd_text
   SOURCES inspect.cc inspect_report.cc sampler.cc chat.cc chat_json.cc chat_parse.cc json_python.cc
     tokenizer.cc tokenizer_bpe.cc tokenizer_file.cc tokenizer_split.cc tokenizer_utf8.cc
-  PUBLIC agentd_base absl::status absl::statusor absl::flat_hash_map nlohmann_json::nlohmann_json
+  PUBLIC agentd_base agentd_json absl::status absl::statusor absl::flat_hash_map nlohmann_json::nlohmann_json
   PRIVATE PkgConfig::PCRE2)
 # Lets the compiler run several of the sampler's exponentials at once; the values are the same.
 set_source_files_properties(sampler.cc PROPERTIES COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)

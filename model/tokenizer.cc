@@ -7,6 +7,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "base/status.h"
+#include "model/json_file.h"
 #include "model/tokenizer_bpe.h"
 #include "model/tokenizer_file.h"
 #include "model/tokenizer_split.h"
@@ -226,9 +227,8 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Parse(std::string_vi
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
     const std::filesystem::path& model_dir) {
-  const std::string path = (model_dir / "tokenizer.json").string();
-  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path));
-  return Parse(json, path);
+  ASSIGN_OR_RETURN(const std::string json, ReadModelFile(model_dir, "tokenizer.json"));
+  return Parse(json, (model_dir / "tokenizer.json").string());
 }
 
 std::string StreamDecoder::Feed(TokenId id) {

@@ -1,15 +1,13 @@
 #include "model/tokenizer_file.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_set>
 #include <utility>
 
 #include "base/status.h"
+#include "model/json_file.h"
 #include "model/tokenizer_utf8.h"
 
 namespace agentd::model {
@@ -295,22 +293,9 @@ class FileReader {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
-                                                             std::fclose);
-  if (file == nullptr) return ErrnoError(errno, "open " + path.string());
-  std::string text;
-  std::array<char, 1 << 16> buffer;
-  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), file.get()))
-    text.append(buffer.data(), count);
-  if (std::ferror(file.get())) return ErrnoError(errno, "read " + path.string());
-  return text;
-}
-
 absl::StatusOr<TokenizerFile> ParseTokenizerFile(std::string_view json,
                                                  const std::string& source_name) {
-  const Json root = Json::parse(json, /*cb=*/nullptr, /*allow_exceptions=*/false);
-  if (root.is_discarded()) return InvalidArgument("{}: is not JSON", source_name);
+  ASSIGN_OR_RETURN(const Json root, ParseJson(json, source_name));
   return FileReader(source_name).Read(root);
 }
 

@@ -3,7 +3,6 @@
 #define AGENTD_MODEL_TOKENIZER_FILE_H_
 
 #include <array>
-#include <filesystem>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -47,9 +46,6 @@ struct TokenizerFile {
   TextMap<TokenId> token_of_bytes;  // only with ignore_merges
   std::vector<AddedTokenEntry> added;
 };
-
-// A whole file. (Not through std::ifstream, which throws where the path is a directory.)
-absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path);
 
 // `source_name` goes into errors, which name the field that is missing, malformed or not
 // implemented.

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "base/status.h"
+#include "model/json_file.h"
 #include "model/tokenizer_file.h"
 #include "model/tokenizer_split.h"
 #include "model/tokenizer_utf8.h"
@@ -380,7 +381,12 @@ TEST(TokenizerFileTest, ErrorsNameTheField) {
               HasSubstr("tests/golden/none/tokenizer.json"));
   EXPECT_THAT(Text(ReadTextFile("tests/golden").status()), HasSubstr("read tests/golden"));
   EXPECT_THAT(Text(Tokenizer::Parse("{\"a\"", "t.json").status()),
-              HasSubstr("t.json: is not JSON"));
+              HasSubstr("t.json: not valid JSON: parse error at line 1, column 5"));
+  EXPECT_THAT(Text(Tokenizer::Parse("{\"model\": 1, \"model\": 2}", "t.json").status()),
+              HasSubstr("\"model\" occurs twice"));
+  const std::string deep = std::string(3000000, '[') + std::string(3000000, ']');
+  EXPECT_THAT(Text(Tokenizer::Parse("{\"normalizer\": " + deep + "}", "t.json").status()),
+              HasSubstr("nested deeper than 64"));
 }
 
 }  // namespace

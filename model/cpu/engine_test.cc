@@ -288,6 +288,7 @@ TEST_P(Determinism, SimdTargets) {
     return RandomTokens(*engine, 300);
   }();
   std::vector<float> want;
+  std::string names;
   int compared = 0;
   for (const int64_t target : SimdTargets()) {
     ForceSimdTarget(target);
@@ -296,10 +297,12 @@ TEST_P(Determinism, SimdTargets) {
     const auto logits = StepInChunks(*engine, *sequence, tokens, 100);
     if (want.empty()) want = logits;
     EXPECT_EQ(FirstDifference(logits, want, 256), -1) << SimdTargetName();
-    std::printf("ran on %s\n", SimdTargetName());
+    names += std::string(names.empty() ? "" : ", ") + SimdTargetName();
     ++compared;
   }
   ForceSimdTarget(0);
+  std::printf("[figure] bitwise: the same logits on %d instruction sets: %s\n", compared,
+              names.c_str());
   EXPECT_GE(compared, 2);
 }
 
@@ -382,6 +385,100 @@ TEST(Step, RefusesBadRows) {
   ASSERT_OK(engine->Step({&row, 1}));
   EXPECT_EQ(row.status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(sequence->position(), 0);
+}
+
+// Random damage anywhere: refused, or taken as other numbers, on which the engine runs without
+// harm. (That it is damage is for the store's checksums to see.)
+TEST(Import, SurvivesRandomDamage) {
+  std::mt19937_64 random(Seed());
+  int refused = 0;
+  int taken = 0;
+  for (const char* model : {kHf, kOfficial}) {
+    auto engine = LoadEngine(model);
+    auto writer = engine->NewSequence();
+    std::vector<TokenId> tokens(300);
+    for (TokenId& token : tokens) token = TokenId(random() % 256);
+    StepAll(*engine, *writer, tokens);
+    const BlockPayload block = *writer->ExportBlock(0);
+    const std::string anchor = *writer->ExportAnchor();
+    auto damage = [&](std::string* bytes) {
+      for (int count = int(random() % 4); count > 0; --count) {
+        const size_t at = random() % bytes->size();
+        const size_t length = std::min(bytes->size() - at, size_t(random() % 40));
+        // A flipped bit, a stretch of ones, of zeros, of noise.
+        const int kind = int(random() % 4);
+        if (kind == 0) (*bytes)[at] = char((*bytes)[at] ^ (1 << random() % 8));
+        for (size_t i = at; kind > 0 && i < at + length; ++i)
+          (*bytes)[i] = char(kind == 1 ? 0xFF : kind == 2 ? 0 : random());
+      }
+    };
+    for (int round = 0; round < 60; ++round) {
+      BlockPayload bad_block = block;
+      std::string bad_anchor = anchor;
+      damage(&bad_block.index);
+      damage(&bad_block.csa[random() % bad_block.csa.size()]);
+      if (round % 2 == 0) damage(&bad_anchor);
+      auto sequence = engine->NewSequence();
+      absl::Status status = sequence->ImportBlock(bad_block);
+      if (status.ok()) status = sequence->ImportAnchor(bad_anchor);
+      if (!status.ok()) {
+        ++refused;
+        EXPECT_TRUE(absl::IsInvalidArgument(status) || absl::IsDataLoss(status)) << Text(status);
+        EXPECT_EQ(sequence->position(), 0);
+        ASSERT_OK(sequence->ImportBlock(block));  // it is empty again
+        ASSERT_OK(sequence->ImportAnchor(anchor));
+        EXPECT_TRUE(*sequence->ExportAnchor() == anchor);
+        continue;
+      }
+      ++taken;
+      StepAll(*engine, *sequence, std::span(tokens).first(9));
+      std::vector<float> draft(256);
+      const absl::Status drafted = engine->Draft(*sequence, 1, draft);
+      EXPECT_EQ(drafted.ok(), model == kOfficial) << Text(drafted);
+      EXPECT_TRUE(sequence->ExportAnchor().ok());
+      EXPECT_OK(sequence->Truncate(sequence->position() - 9));
+    }
+  }
+  std::printf("damaged states: %d refused, %d taken as other numbers\n", refused, taken);
+  EXPECT_GT(refused, 0);
+  EXPECT_GT(taken, 0);
+}
+
+TEST(Import, RefusesWhatIsNoNumber) {
+  for (const char* model : {kHf, kOfficial}) {
+    auto engine = LoadEngine(model);
+    auto writer = engine->NewSequence();
+    StepAll(*engine, *writer, std::vector<TokenId>(300, 5));
+    const BlockPayload block = *writer->ExportBlock(0);
+    const std::string anchor = *writer->ExportAnchor();
+    auto sequence = engine->NewSequence();
+    auto refused = [&](const absl::Status& status, const std::string& what) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << Text(status);
+      EXPECT_NE(Text(status).find(what), std::string::npos) << Text(status);
+      EXPECT_EQ(sequence->position(), 0);
+    };
+    const std::string ones(200, '\xff');  // of every format no number
+    BlockPayload bad = block;
+    bad.csa[0].replace(400, ones.size(), ones);
+    refused(sequence->ImportBlock(bad), "CSA layer 0");
+    bad = block;
+    bad.index.replace(bad.index.size() - ones.size(), ones.size(), ones);
+    refused(sequence->ImportBlock(bad), "index part");
+    // The keys of the window, the frontiers, and the entries of the open block, which are last.
+    for (const size_t at : {size_t(40), anchor.size() / 2, anchor.size() - ones.size()}) {
+      ASSERT_OK(sequence->ImportBlock(block));
+      std::string damaged = anchor;
+      damaged.replace(at, ones.size(), ones);
+      refused(sequence->ImportAnchor(damaged), "position 300");
+    }
+    bad = block;
+    bad.csa.clear();
+    ASSERT_OK(sequence->ImportBlock(bad));
+    EXPECT_EQ(sequence->ImportCsa(0, 0, std::string(block.csa[0].size(), '\xff')).code(),
+              absl::StatusCode::kDataLoss);
+    EXPECT_OK(sequence->ImportCsa(0, 0, block.csa[0]));
+    EXPECT_OK(sequence->ImportAnchor(anchor));
+  }
 }
 
 TEST(Import, RefusesWhatDoesNotFit) {

@@ -39,7 +39,8 @@ size_t ArgMax(std::span<const float> x) {
 
 double Quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, size_t(q * double(values.size())))];
+  // The value that a share of q of them does not exceed.
+  return values[size_t(std::ceil(q * double(values.size()))) - (q > 0 ? 1 : 0)];
 }
 
 TEST(HfA, LogitsAtEveryPosition) {
@@ -57,7 +58,8 @@ TEST(HfA, LogitsAtEveryPosition) {
     ASSERT_TRUE(std::isfinite(logits[i]));
     if (difference > worst) worst = difference, where = i / 256;
   }
-  std::printf("hf-a: largest difference %.3g at position %zu\n", worst, where);
+  std::printf("[figure] hf-a: logits at %zu positions: largest difference %.3g, at position %zu\n",
+              tokens.size(), worst, where);
   EXPECT_LE(worst, 1e-4);
 }
 
@@ -83,7 +85,7 @@ TEST(HfA, StreamsAfterEachLayer) {
         worst = std::max(worst, std::fabs(double(streams[k * 50 * wide + i]) - want[k * wide + i]));
       }
     }
-    std::printf("hf-a: streams before layer %d differ by %.3g\n", layer, worst);
+    std::printf("[figure] hf-a: streams before layer %d differ by %.3g\n", layer, worst);
     EXPECT_LE(worst, 1e-4);
     std::vector<float> after(streams.size());
     ASSERT_OK(engine->RunLayer(layer, tokens, streams, after));
@@ -112,11 +114,12 @@ TEST(OfficialA, EachLayerFedTheReference) {
       moved += errors.back() > 0.02 ? 1 : 0;
     }
     std::printf(
-        "official-a: layer %d: relative RMS error median %.5f, 99%% %.5f, largest %.4f; %d of 200 "
+        "[figure] official-a: layer %d: relative RMS error median %.5f, 99%% %.5f, largest %.4f; "
+        "%d of 200 "
         "tokens moved\n",
         layer, Quantile(errors, 0.5), Quantile(errors, 0.99), Quantile(errors, 1), moved);
     EXPECT_LE(Quantile(errors, 0.5), 0.003);
-    EXPECT_LE(Quantile(errors, 0.985), 0.02);  // 197 of 200 tokens and more
+    EXPECT_LE(Quantile(errors, 0.99), 0.02);
   }
 }
 
@@ -146,7 +149,8 @@ TEST(OfficialA, EndToEnd) {
     compare(logits, std::span(want).subspan(i * 256, 256));
   }
   std::printf(
-      "official-a: end to end: argmax equal on %d of %zu, RMS error median %.4f, largest %.4f\n",
+      "[figure] official-a: end to end: argmax equal on %d of %zu, RMS error median %.4f, largest "
+      "%.4f\n",
       equal, errors.size(), Quantile(errors, 0.5), Quantile(errors, 1));
   EXPECT_GE(equal, int(std::ceil(0.93 * double(errors.size()))));
   EXPECT_LE(Quantile(errors, 0.5), 0.03);
@@ -161,7 +165,7 @@ TEST(OfficialA, MtpDraft) {
   std::vector<float> logits(256);
   ASSERT_OK(engine->Draft(*sequence, tokens[199], logits));
   const std::vector<float> want = Floats(*expected, "mtp.199");
-  std::printf("official-a: MTP: RMS error %.4f of %.3f, argmax %zu, reference %zu\n",
+  std::printf("[figure] official-a: MTP: RMS error %.4f of %.3f, argmax %zu, reference %zu\n",
               RmsDifference(logits, want), Rms(want), ArgMax(logits), ArgMax(want));
   EXPECT_EQ(ArgMax(logits), ArgMax(want));
   EXPECT_LE(RmsDifference(logits, want), 0.08);

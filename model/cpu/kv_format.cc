@@ -23,6 +23,16 @@ int RotaryOffset(const EntryShape& shape) {
   return int(RoundUp(plain + DivideUp(plain, kEntryBlock), 8));
 }
 
+bool AllNumbers(const uint8_t* floats, int n) {
+  bool ok = true;
+  for (int i = 0; i < n; ++i) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, floats + 4 * i, 4);
+    ok &= (bits & 0x7FFFFFFFu) <= 0x7F800000u;
+  }
+  return ok;
+}
+
 }  // namespace
 
 EntryShape MakeEntryShape(int channels, int rotary, bool low_precision) {
@@ -72,6 +82,29 @@ void DecodeEntry(const EntryShape& shape, const uint8_t* entry, float* values) {
     std::memcpy(&bits, rotary + 2 * i, 2);
     values[plain + i] = Bf16ToFloat(bits);
   }
+}
+
+bool IsEntry(const EntryShape& shape, const uint8_t* entry) {
+  if (!shape.low_precision) return AllNumbers(entry, shape.channels);
+  const int plain = shape.channels - shape.rotary;
+  bool ok = true;
+  for (int i = 0; i < plain; ++i) ok &= (entry[i] & 0x7F) != 0x7F;
+  const int padding = plain + int(DivideUp(plain, kEntryBlock));
+  for (int i = plain; i < padding; ++i) ok &= entry[i] != 0xFF;
+  for (int i = padding; i < RotaryOffset(shape); ++i) ok &= entry[i] == 0;
+  for (int i = 0; i < shape.rotary; ++i) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, entry + RotaryOffset(shape) + 2 * i, 2);
+    ok &= (bits & 0x7FFF) <= 0x7F80;
+  }
+  return ok;
+}
+
+bool IsIndexKey(int channels, bool low_precision, const uint8_t* key) {
+  if (!low_precision) return AllNumbers(key, channels);
+  bool ok = true;  // every code is a number
+  for (int i = channels / 2; i < IndexKeyBytes(channels, true); ++i) ok &= key[i] != 0xFF;
+  return ok;
 }
 
 void EncodeIndexKey(int channels, bool low_precision, const float* values, uint8_t* key) {

@@ -24,6 +24,10 @@ int IndexKeyBytes(int channels, bool low_precision);
 void EncodeEntry(const EntryShape& shape, const float* values, uint8_t* entry);
 void DecodeEntry(const EntryShape& shape, const uint8_t* entry, float* values);
 
+// Whether these bytes can be an entry: every number is one, the padding is zero.
+bool IsEntry(const EntryShape& shape, const uint8_t* entry);
+bool IsIndexKey(int channels, bool low_precision, const uint8_t* key);
+
 void EncodeIndexKey(int channels, bool low_precision, const float* values, uint8_t* key);
 void DecodeIndexKey(int channels, bool low_precision, const uint8_t* key, float* values);
 

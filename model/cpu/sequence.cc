@@ -196,6 +196,8 @@ absl::Status CpuSequence::ImportCsa(int64_t block, int csa_layer, std::string_vi
     return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
                            block, csa_layer, entries.size(), layout_.csa_bytes());
   }
+  if (!AreEntries(entries))
+    return DataLoss("entries of block {}, CSA layer {} are damaged", block, csa_layer);
   Buffer<uint8_t>& csa = blocks_[size_t(block)]->csa[size_t(csa_layer)];
   if (csa.size() == 0) --missing_;
   std::memcpy(csa.Reserve(entries.size()), entries.data(), entries.size());

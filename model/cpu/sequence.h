@@ -132,6 +132,11 @@ class CpuSequence final : public Sequence {
   void Clear();
   void AddBlock(bool with_csa);
   int TakeSlot();
+  // The bytes are a whole number of entries or indexer keys.
+  bool AreEntries(std::string_view bytes) const;
+  bool AreIndexKeys(std::string_view bytes) const;
+  absl::Status ImportBlockChecked(const BlockPayload& payload);
+  absl::Status CheckAnchorSize(std::string_view anchor) const;
   absl::Status ImportAnchorChecked(std::string_view anchor);
   // The frontier as an anchor stores it: what the open blocks have, zeros elsewhere.
   std::vector<float> CanonicalFrontier() const;

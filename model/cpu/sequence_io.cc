@@ -10,10 +10,12 @@
 //   CSA layer its entries.
 // Unused parts of frontiers are zero, so equal states have equal anchors.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "base/status.h"
+#include "model/cpu/kv_format.h"
 #include "model/cpu/numeric.h"
 #include "model/cpu/sequence.h"
 
@@ -78,35 +80,51 @@ absl::StatusOr<BlockPayload> CpuSequence::ExportBlock(int64_t block) const {
   return payload;
 }
 
+bool CpuSequence::AreEntries(std::string_view bytes) const {
+  const auto* from = reinterpret_cast<const uint8_t*>(bytes.data());
+  bool ok = true;
+  for (size_t at = 0; at < bytes.size(); at += size_t(layout_.entry.bytes))
+    ok &= IsEntry(layout_.entry, from + at);
+  return ok;
+}
+
+bool CpuSequence::AreIndexKeys(std::string_view bytes) const {
+  const auto* from = reinterpret_cast<const uint8_t*>(bytes.data());
+  bool ok = true;
+  for (size_t at = 0; at < bytes.size(); at += size_t(layout_.key_bytes))
+    ok &= IsIndexKey(layout_.index_channels, layout_.low_precision, from + at);
+  return ok;
+}
+
 absl::Status CpuSequence::ImportBlock(const BlockPayload& payload) {
   if (position_ != 0) {
     return FailedPrecondition(
         "blocks can be imported into an empty sequence only; this one is at position {}",
         position_);
   }
-  absl::Status status;
+  absl::Status status = ImportBlockChecked(payload);
+  if (!status.ok()) Clear();
+  return status;
+}
+
+absl::Status CpuSequence::ImportBlockChecked(const BlockPayload& payload) {
   if (payload.index.size() != layout_.index_bytes()) {
-    status = InvalidArgument("block {}: its index part has {} bytes, {} are required",
-                             imported_blocks_, payload.index.size(), layout_.index_bytes());
-  } else if (!payload.csa.empty() && payload.csa.size() != size_t(layout_.csa_layers)) {
-    status = InvalidArgument("block {}: it has entries of {} CSA layers, {} are required",
-                             imported_blocks_, payload.csa.size(), layout_.csa_layers);
+    return InvalidArgument("block {}: its index part has {} bytes, {} are required",
+                           imported_blocks_, payload.index.size(), layout_.index_bytes());
   }
-  for (const std::string& entries : payload.csa) {
-    if (status.ok() && !entries.empty() && entries.size() != layout_.csa_bytes()) {
-      status = InvalidArgument("block {}: entries of a CSA layer have {} bytes, {} are required",
-                               imported_blocks_, entries.size(), layout_.csa_bytes());
-    }
+  if (!payload.csa.empty() && payload.csa.size() != size_t(layout_.csa_layers)) {
+    return InvalidArgument("block {}: it has entries of {} CSA layers, {} are required",
+                           imported_blocks_, payload.csa.size(), layout_.csa_layers);
   }
-  if (!status.ok()) {
-    Clear();
-    return status;
-  }
+  const std::string_view index = payload.index;
+  const size_t keys = size_t(layout_.csa_layers) * layout_.keys_bytes();
+  if (!AreIndexKeys(index.substr(0, keys)) || !AreEntries(index.substr(keys)))
+    return DataLoss("block {}: its index part is damaged", imported_blocks_);
   // Rows that failed may have left blocks beyond the position.
   blocks_.resize(size_t(imported_blocks_));
   AddBlock(/*with_csa=*/false);
   Block& block = *blocks_.back();
-  std::memcpy(block.index.data(), payload.index.data(), payload.index.size());
+  std::memcpy(block.index.data(), index.data(), index.size());
   importing_ = true;
   ++imported_blocks_;
   missing_ += layout_.csa_layers;
@@ -185,7 +203,8 @@ absl::Status CpuSequence::ImportAnchor(std::string_view anchor) {
   return status;
 }
 
-absl::Status CpuSequence::ImportAnchorChecked(std::string_view anchor) {
+// Header and size: the anchor is one of this model and of a position that follows the blocks.
+absl::Status CpuSequence::CheckAnchorSize(std::string_view anchor) const {
   Header header = {};
   if (anchor.size() < sizeof(header)) {
     return InvalidArgument("an anchor of {} bytes is too short for its header", anchor.size());
@@ -195,8 +214,7 @@ absl::Status CpuSequence::ImportAnchorChecked(std::string_view anchor) {
   if (std::memcmp(&header, &wanted, sizeof(header)) != 0) {
     return InvalidArgument(
         "the anchor is not one of this model: its header differs (entry {} bytes, {} layers, "
-        "window {}; "
-        "required {}, {}, {})",
+        "window {}; required {}, {}, {})",
         header.entry_bytes, header.layers, header.window, wanted.entry_bytes, wanted.layers,
         wanted.window);
   }
@@ -219,41 +237,59 @@ absl::Status CpuSequence::ImportAnchorChecked(std::string_view anchor) {
     return InvalidArgument("an anchor of position {} has {} bytes, {} are required", t,
                            anchor.size(), expected);
   }
-  const char* from = anchor.data() + sizeof(header);
+  return absl::OkStatus();
+}
+
+absl::Status CpuSequence::ImportAnchorChecked(std::string_view anchor) {
+  RETURN_IF_ERROR(CheckAnchorSize(anchor));
+  Header header = {};
+  std::memcpy(&header, anchor.data(), sizeof(header));
+  const int64_t t = header.position;
+  const size_t entry = size_t(layout_.entry.bytes);
+  const size_t csa = size_t(t % kBlockTokens) / 4;
+  const size_t hca = size_t(t % kBlockTokens) / 128;
+  std::string_view rest = anchor.substr(sizeof(header));
+  bool sound = true;
   auto take = [&](void* to, size_t bytes) {
-    std::memcpy(to, from, bytes);
-    from += bytes;
+    std::memcpy(to, rest.data(), bytes);
+    rest.remove_prefix(bytes);
+  };
+  auto take_entries = [&](void* to, size_t bytes) {
+    sound &= AreEntries(rest.substr(0, bytes));
+    take(to, bytes);
   };
   for (size_t layer = 0; layer < layout_.layers.size(); ++layer) {
     const auto [begin, end] = WindowRange(layout_, layer, t);
     for (int64_t p = begin; p < end; ++p)
-      take(const_cast<uint8_t*>(WindowKey(int(layer), p)), entry);
+      take_entries(const_cast<uint8_t*>(WindowKey(int(layer), p)), entry);
   }
   float* frontier = frontiers_[size_t(history_.back().slot)].data();
   take(frontier, streams_offset_ * sizeof(float));
+  float* streams = frontier + streams_offset_;
   for (size_t i = 0; i < layout_.stream_floats; ++i) {
     uint16_t bits = 0;
-    float* value = frontier + streams_offset_ + i;
-    if (layout_.low_precision) {
-      take(&bits, 2);
-      *value = Bf16ToFloat(bits);
-    } else {
-      take(value, 4);
-    }
+    layout_.low_precision ? take(&bits, 2) : take(streams + i, 4);
+    if (layout_.low_precision) streams[i] = Bf16ToFloat(bits);
   }
   blocks_.resize(size_t(imported_blocks_));
   if (t % kBlockTokens != 0) AddBlock(/*with_csa=*/true);
   const int64_t first = t / kBlockTokens * kBlockTokens;
   for (int layer = 0; csa > 0 && layer < layout_.csa_layers; ++layer) {
-    take(IndexKey(layer, first / 4), csa * size_t(layout_.key_bytes));
+    const size_t bytes = csa * size_t(layout_.key_bytes);
+    sound &= AreIndexKeys(rest.substr(0, bytes));
+    take(IndexKey(layer, first / 4), bytes);
   }
   for (int layer = 0; hca > 0 && layer < layout_.hca_layers; ++layer)
-    take(HcaEntry(layer, first / 128), hca * entry);
+    take_entries(HcaEntry(layer, first / 128), hca * entry);
   for (int layer = 0; csa > 0 && layer < layout_.csa_layers; ++layer)
-    take(CsaEntry(layer, first / 4), csa * entry);
+    take_entries(CsaEntry(layer, first / 4), csa * entry);
   history_.back().position = t;
   position_ = t;
   importing_ = false;
+  const std::vector<float> canonical = CanonicalFrontier();
+  sound &= std::memcmp(canonical.data(), frontier, streams_offset_ * sizeof(float)) == 0;
+  for (size_t i = 0; i < layout_.frontier_floats; ++i) sound &= !std::isnan(frontier[i]);
+  if (!sound) return DataLoss("the anchor of position {} is damaged", t);
   return absl::OkStatus();
 }
 

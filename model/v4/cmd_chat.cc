@@ -27,6 +27,8 @@ absl::StatusOr<ChatOptions> ReadOptions(const PythonJson& json) {
   }
   // Missing means true.
   const PythonJson& drop = json["drop_thinking"];
+  if (!drop.IsNull() && drop.kind() != PythonJson::Kind::kBool)
+    return InvalidArgument("drop_thinking is {:.80}, must be true or false", drop.Dump());
   options.drop_thinking = drop.IsNull() || drop.IsTrue();
   return options;
 }
@@ -43,6 +45,8 @@ absl::StatusOr<std::string> EncodeLine(std::string_view line) {
       return Annotate(message.status(), fmt::format("messages[{}]", messages.size()));
     messages.push_back(std::move(*message));
   }
+  if (!json["tools"].IsNull() && !json["tools"].IsArray())
+    return InvalidArgument("tools is {:.80}, must be a list", json["tools"].Dump());
   // Tools beside the messages belong to the first of them.
   for (const PythonJson& tool : json["tools"].items()) {
     if (messages.empty()) return InvalidArgument("tools without a message to carry them");

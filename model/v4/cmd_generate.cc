@@ -2,8 +2,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <memory>
 
 #include "base/status.h"
@@ -44,8 +42,9 @@ absl::StatusOr<std::vector<TokenId>> Prompt(const Options& options, const Tokeni
                                             const Config& config) {
   if (!options.tokens_path.empty()) return ReadTokens(options.tokens_path, config.vocab_size);
   std::string text = options.prompt;
-  if (!options.has_prompt)
-    text.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  if (!options.has_prompt) {
+    ASSIGN_OR_RETURN(text, ReadInput());
+  }
   std::vector<TokenId> ids;
   if (options.chat) {
     std::vector<Message> messages(options.system.empty() ? 0 : 1);
@@ -128,8 +127,8 @@ absl::Status Run(const Options& options) {
   ASSIGN_OR_RETURN(std::vector<TokenId> prompt, Prompt(options, tokenizer.get(), config));
   if (prompt.empty()) return InvalidArgument("the prompt has no tokens");
   if (static_cast<int64_t>(prompt.size()) > config.max_position_embeddings) {
-    return InvalidArgument("the prompt has {} tokens; this model's context is {}", prompt.size(),
-                           config.max_position_embeddings);
+    return InvalidArgument("the prompt has {} tokens; this model's context is {}: shorten it",
+                           prompt.size(), config.max_position_embeddings);
   }
 
   const std::unique_ptr<Sequence> sequence = engine->NewSequence();
@@ -184,7 +183,8 @@ void RegisterGenerate(CLI::App& app, int* exit_code) {
       ->check(CLI::NonNegativeNumber);
   command
       ->add_option("--seed", options->seed, "Of the sampler: the same seed gives the same answer")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   command
       ->add_option("--temperature", options->sampling.temperature,
                    "0: always the most probable token")

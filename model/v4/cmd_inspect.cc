@@ -5,7 +5,7 @@
 #include "base/status.h"
 #include "model/checkpoint.h"
 #include "model/inspect.h"
-#include "model/tokenizer_file.h"
+#include "model/json_file.h"
 #include "model/v4/command.h"
 #include "model/v4/shapes.h"
 
@@ -35,6 +35,27 @@ void PrintList(const std::string& title, const std::vector<std::string>& lines, 
 
 bool IsLowPrecision(DType dtype) { return dtype == DType::kF8E4M3 || dtype == DType::kI8; }
 
+// FP4 values are packed two in a byte.
+std::vector<int64_t> LogicalShape(std::vector<int64_t> shape, std::string_view dtype) {
+  if (dtype == "I8" && !shape.empty()) shape.back() *= 2;
+  return shape;
+}
+
+std::string WeightOfScale(const std::string& scale) {
+  return scale.substr(0, scale.size() - 5) + "weight";
+}
+
+// The scales that belong to a weight as it is stored: of FP8 where FP4 was published, and back.
+std::vector<int64_t> ScaleShape(const Checkpoint& checkpoint, const TensorSpec& spec) {
+  const Tensor* weight = checkpoint.Find(WeightOfScale(spec.name));
+  if (weight == nullptr || !IsLowPrecision(weight->dtype) || weight->shape.size() != 2)
+    return spec.shape;
+  const bool fp4 = weight->dtype == DType::kI8;
+  const std::vector<int64_t> logical = LogicalShape(weight->shape, DTypeName(weight->dtype));
+  return {fp4 ? logical[0] : (logical[0] + 127) / 128,
+          fp4 ? (logical[1] + 31) / 32 : (logical[1] + 127) / 128};
+}
+
 // Tensors that the configuration asks for and the checkpoint lacks, that it has in another shape,
 // and that nothing asks for.
 absl::Status CompareTensors(const Config& config, WeightStorage storage,
@@ -48,19 +69,16 @@ absl::Status CompareTensors(const Config& config, WeightStorage storage,
     const Tensor* tensor = checkpoint.Find(spec.name);
     if (tensor == nullptr) {
       // A weight that is stored as plain floats has no scales.
-      const std::string weight =
-          spec.is_scale ? spec.name.substr(0, spec.name.size() - 5) + "weight" : "";
-      const Tensor* scaled = spec.is_scale ? checkpoint.Find(weight) : nullptr;
+      const Tensor* scaled = spec.is_scale ? checkpoint.Find(WeightOfScale(spec.name)) : nullptr;
       if (scaled == nullptr || IsLowPrecision(scaled->dtype)) missing.push_back(spec.name);
       continue;
     }
     const std::string stored =
         fmt::format("{} {}", DTypeName(tensor->dtype), ShapeText(tensor->shape));
     const std::string expected = fmt::format("{} {}", spec.dtype, ShapeText(spec.shape));
-    // Unpacked experts have twice the columns of packed ones.
-    std::vector<int64_t> unpacked = spec.shape;
-    if (spec.dtype == "I8") unpacked.back() *= 2;
-    if (tensor->shape != (IsLowPrecision(tensor->dtype) ? spec.shape : unpacked)) {
+    const std::vector<int64_t> wanted =
+        spec.is_scale ? ScaleShape(checkpoint, spec) : LogicalShape(spec.shape, spec.dtype);
+    if (LogicalShape(tensor->shape, DTypeName(tensor->dtype)) != wanted) {
       wrong.push_back(fmt::format("{}: {}, expected {}", spec.name, stored, expected));
     } else if (DTypeName(tensor->dtype) != spec.dtype) {
       retyped.push_back(fmt::format("{}: {}, published as {}", spec.name, stored, expected));
@@ -91,7 +109,7 @@ absl::Status Run(const Options& options) {
   std::string json(ShapeConfig(options.shape));
   if (!options.model.empty()) {
     source = (std::filesystem::path(options.model) / "config.json").string();
-    ASSIGN_OR_RETURN(json, ReadTextFile(source));
+    ASSIGN_OR_RETURN(json, ReadModelFile(options.model, "config.json"));
   }
   ASSIGN_OR_RETURN(const Config config, Config::Parse(json, source));
   ASSIGN_OR_RETURN(const WeightStorage storage, StorageFromConfig(json, source));
@@ -102,8 +120,9 @@ absl::Status Run(const Options& options) {
 
   if (options.model.empty()) return absl::OkStatus();
   const std::filesystem::path dir = options.model;
-  if (!std::filesystem::exists(dir / "model.safetensors") &&
-      !std::filesystem::exists(dir / "model.safetensors.index.json")) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(dir / "model.safetensors", ignored) &&
+      !std::filesystem::exists(dir / "model.safetensors.index.json", ignored)) {
     Print("no weights beside the configuration: tensors not checked\n");
     return FlushOutput();
   }
@@ -129,8 +148,9 @@ void RegisterInspect(CLI::App& app, int* exit_code) {
                    "Context lengths for the FLOPs; the model's longest if not given")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_flag("--all", options->all, "List every tensor, however many");
-  command->callback([options, exit_code, model, shape] {
-    if (model->count() + shape->count() == 0) throw CLI::RequiredError("--model or --shape");
+  command->callback([options, exit_code, shape] {
+    if (options->model.empty() && shape->count() == 0)
+      throw CLI::RequiredError("--model or --shape");
     *exit_code = Report(Run(*options));
   });
 }

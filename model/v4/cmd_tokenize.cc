@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
+#include "model/json_file.h"
 #include "model/json_python.h"
 #include "model/tokenizer.h"
 #include "model/v4/command.h"
@@ -29,7 +30,7 @@ absl::Status EncodeLine(const Tokenizer& tokenizer, bool plain, std::string_view
 }
 
 absl::Status DecodeLine(const Tokenizer& tokenizer, std::string_view line) {
-  const nlohmann::json json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(line, "an array of ids is expected"));
   if (!json.is_array()) return InvalidArgument("is not a JSON array of token ids");
   std::vector<TokenId> ids;
   for (const nlohmann::json& id : json) {

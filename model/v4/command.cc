@@ -1,12 +1,13 @@
 #include "model/v4/command.h"
 
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
-#include "model/tokenizer_file.h"
+#include "model/json_file.h"
 
 namespace agentd::model::v4 {
 
@@ -19,7 +20,7 @@ int Report(const absl::Status& status) {
 
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& path, int vocab_size) {
   ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text, path.string()));
   if (!json.is_array())
     return InvalidArgument("{}: is not a JSON array of token ids", path.string());
   std::vector<TokenId> tokens;
@@ -42,6 +43,15 @@ absl::Status ForEachInputLine(const std::function<absl::Status(std::string_view)
   }
   if (std::cin.bad() || std::ferror(stdin)) return ErrnoError(errno, "read standard input");
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadInput() {
+  std::string text;
+  std::array<char, 1 << 16> buffer;
+  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), stdin))
+    text.append(buffer.data(), count);
+  if (std::ferror(stdin)) return ErrnoError(errno, "read standard input");
+  return text;
 }
 
 void Print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }

@@ -33,6 +33,9 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& pat
 // Calls `handle` with each line of standard input; an error ends it and is given the line's number.
 absl::Status ForEachInputLine(const std::function<absl::Status(std::string_view)>& handle);
 
+// All of standard input.
+absl::StatusOr<std::string> ReadInput();
+
 // Writes to standard output. The first failed write is kept, and told by FlushOutput: call that
 // last.
 void Print(std::string_view text);

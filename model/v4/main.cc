@@ -13,15 +13,9 @@ int main(int argc, char** argv) {
   RegisterTokenize(app, &exit_code);
   RegisterChat(app, &exit_code);
   RegisterInspect(app, &exit_code);
-#ifdef V4_HAS_LOGITS
   RegisterLogits(app, &exit_code);
-#endif
-#ifdef V4_HAS_LAYER
   RegisterLayer(app, &exit_code);
-#endif
-#ifdef V4_HAS_BENCH
   RegisterBench(app, &exit_code);
-#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,0 +1,98 @@
+#include "model/json_file.h"
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <vector>
+
+#include "base/status.h"
+
+namespace agentd::model {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr size_t kMaxDepth = 64;
+
+// Goes through a text without keeping values; stops at the first fault and says what it is.
+class Checker : public nlohmann::json_sax<Json> {
+ public:
+  const std::string& problem() const { return problem_; }
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override { return Enter(); }
+  bool start_array(size_t) override { return Enter(); }
+  bool end_object() override { return Leave(); }
+  bool end_array() override { return Leave(); }
+  bool key(string_t& name) override {
+    if (keys_.back().insert(name).second) return true;
+    return Fail(fmt::format("the key \"{:.100}\" occurs twice in one object", name));
+  }
+  bool parse_error(size_t, const std::string&, const Json::exception& error) override {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const std::string text = error.what();
+    const size_t begin = text.find("] ");
+    return Fail(fmt::format("not valid JSON: {:.200}",
+                            begin == std::string::npos ? text : text.substr(begin + 2)));
+  }
+
+ private:
+  bool Fail(std::string problem) {
+    problem_ = std::move(problem);
+    return false;
+  }
+  bool Enter() {
+    keys_.emplace_back();
+    if (keys_.size() <= kMaxDepth) return true;
+    return Fail(fmt::format("nested deeper than {}", kMaxDepth));
+  }
+  bool Leave() {
+    keys_.pop_back();
+    return true;
+  }
+
+  std::vector<std::set<std::string>> keys_;  // of the open objects; none of arrays
+  std::string problem_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  if (file == nullptr) return ErrnoError(errno, "open " + path.string());
+  std::string text;
+  std::array<char, 1 << 16> buffer;
+  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), file.get()))
+    text.append(buffer.data(), count);
+  if (std::ferror(file.get())) return ErrnoError(errno, "read " + path.string());
+  return text;
+}
+
+absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& model_dir,
+                                          const std::string& name) {
+  absl::StatusOr<std::string> text = ReadTextFile(model_dir / name);
+  if (text.ok()) return text;
+  return Error(text.status().code(),
+               "{}; a model directory holds config.json, tokenizer.json and "
+               "model.safetensors or its shards",
+               Text(text.status()));
+}
+
+absl::StatusOr<Json> ParseJson(std::string_view text, const std::string& source) {
+  Checker checker;
+  if (!Json::sax_parse(text.begin(), text.end(), &checker))
+    return InvalidArgument("{}: {}", source, checker.problem());
+  return Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+}
+
+}  // namespace agentd::model
