@@ -9,15 +9,17 @@
 namespace agentd::daemon {
 namespace {
 
-void Assign(absl::Status status, google::protobuf::Message*, grpc::ServerUnaryReactor* reactor) {
+void Assign(const absl::Status& status, google::protobuf::Message*,
+            grpc::ServerUnaryReactor* reactor) {
   reactor->Finish(ToGrpc(status));
 }
 
 template <typename Response>
 void Assign(absl::StatusOr<Response> result, Response* response,
             grpc::ServerUnaryReactor* reactor) {
-  if (result.ok()) *response = std::move(result).value();
-  reactor->Finish(ToGrpc(result.status()));
+  const absl::Status status = result.status();
+  if (result.ok()) *response = *std::move(result);
+  reactor->Finish(ToGrpc(status));
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ class StoreTest : public ::testing::Test {
  protected:
   StoreTest() { Open(); }
 
-  void Open(StoreOptions options = Options()) {
+  void Open(const StoreOptions& options = Options()) {
     store_.reset();
     store_ = Must(Store::Open(directory_.path() / "store", options));
   }
@@ -138,7 +138,7 @@ TEST_F(StoreTest, TheFurthestAnchorWithAllItsBlocksWins) {
   const SessionInfo session = NewOne();
   const std::vector<TokenId> tokens = RandomTokens(random_, 2000);
   ASSERT_OK(store_->CommitSync(TokensCommit(session.timeline, tokens)));
-  const auto add = [&](std::vector<int64_t> blocks, int64_t anchor) {
+  const auto add = [&](const std::vector<int64_t>& blocks, int64_t anchor) {
     Commit commit;
     commit.timeline = session.timeline;
     for (int64_t block : blocks) commit.blocks.push_back({block, {"b"}});

@@ -40,7 +40,7 @@ step_agent_tasks() { tests/agent_tasks/run.sh; }
 
 step_quickstart() { ./examples/quickstart.sh; }
 
-step_tidy() { tests/tidy.sh; }
+step_tidy() { tests/tidy.py; }
 
 step_asan() {
   cmake --preset asan >/dev/null && cmake --build --preset asan &&

@@ -140,7 +140,7 @@ TEST(RegistryTest, MendsPlainSlips) {
 
 class FixedTool : public Tool {
  public:
-  explicit FixedTool(std::string schema) { spec_ = {.name = "fixed", .schema = schema}; }
+  explicit FixedTool(std::string schema) { spec_ = {.name = "fixed", .schema = std::move(schema)}; }
   const ToolSpec& spec() const override { return spec_; }
   absl::StatusOr<ToolResult> Run(std::string_view, const ToolContext&) const override {
     return ToolResult{.text = "ran"};

@@ -29,7 +29,7 @@ namespace agentd::model {
   } while (false)
 
 inline std::unique_ptr<Engine> LoadEngine(const std::string& directory,
-                                          EngineOptions options = {}) {
+                                          const EngineOptions& options = {}) {
   auto engine = Engine::Load(directory, options);
   if (!engine.ok()) {
     ADD_FAILURE() << Text(engine.status());
