@@ -104,6 +104,8 @@ TEST(ChatTest, AllCases) {
       ++parsed;
     }
   }
+  std::printf("[figure] chat: 4 published cases; %d encoded, %d parsed, %d malformed refused\n",
+              encoded, parsed, refused);
   EXPECT_EQ(encoded, 60);
   EXPECT_EQ(parsed + refused, 60);
   EXPECT_GT(refused, 5);

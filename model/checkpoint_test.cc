@@ -2,6 +2,7 @@
 #include "model/checkpoint.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -97,6 +98,9 @@ TEST_F(Broken, ConfigurationFields) {
   Expect(with("quantization_config", {{"quant_method", "awq"}}),
          {"quantization_config", "quant_method", "awq"});
   Expect(with("dspark_layers", 3), {"dspark_layers"});
+  Expect(with("sliding_window", 1 << 20), {"sliding_window", "1048576", "8192"});
+  Expect(with("index_topk", 1 << 24), {"index_topk", "65536"});
+  Expect(with("vocab_size", -5), {"vocab_size", "-5"});
   Expect(with("num_nextn_predict_layers", 2), {"num_nextn_predict_layers", "2"});
   Expect(with("hc_mult", 17), {"hc_mult", "17"});
   Expect(with("hidden_size", 128), {"embed.weight", "[256, 64]", "[256, 128]"});
@@ -110,6 +114,11 @@ TEST_F(Broken, ConfigurationFields) {
   Expect(Message(), {"config.json", "JSON"});
   WriteAll(dir_ / "config.json", "[]");
   Expect(Message(), {"config.json", "object"});
+  WriteAll(dir_ / "config.json", "{\"hidden_size\": 64, \"hidden_size\": 65}");
+  Expect(Message(), {"config.json", "hidden_size", "twice"});
+  WriteAll(dir_ / "config.json",
+           "{\"hidden_size\": " + std::string(3000000, '[') + std::string(3000000, ']') + "}");
+  Expect(Message(), {"config.json", "nested"});
   fs::remove(dir_ / "config.json");
   Expect(Message(), {"config.json"});
 }
@@ -147,6 +156,9 @@ TEST_F(Broken, Tensors) {
   header_["layers.0.ffn.gate.tid2eid"]["shape"] = {256, 4};
   Expect(Load(), {"layers.0.ffn.gate.tid2eid"});
   header_ = good;
+  header_["__metadata__"] = {{"format", "pt"}};
+  EXPECT_EQ(Load(), "");
+  header_ = good;
   // Two tensors on the same bytes.
   header_["norm.weight"]["data_offsets"] = header_["layers.0.ffn_norm.weight"]["data_offsets"];
   Expect(Load(), {"norm.weight", "overlap"});
@@ -169,12 +181,40 @@ TEST_F(Broken, Files) {
   }
   WriteAll(dir_ / "model.safetensors", file.substr(0, file.size() - 1));
   Expect(Message(), {"truncated"});
+  WriteAll(dir_ / "model.safetensors", file.substr(0, file.size() / 2));
+  Expect(Message(), {"truncated", "fetch it again"});
+  WriteAll(dir_ / "model.safetensors",
+           "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
+  Expect(Message(), {"git lfs pull"});
+  const std::string text = header_.dump();
+  const std::string twice =
+      text.substr(0, text.size() - 1) + ",\"norm.weight\":" + header_["norm.weight"].dump() + "}";
+  const uint64_t size = twice.size();
+  WriteAll(dir_ / "model.safetensors",
+           std::string(reinterpret_cast<const char*>(&size), 8) + twice + data_);
+  Expect(Message(), {"model.safetensors", "norm.weight", "twice"});
   WriteAll(dir_ / "model.safetensors", std::string(8, '\xff') + "{}");
   Expect(Message(), {"header"});
   WriteAll(dir_ / "model.safetensors", std::string("\x02\0\0\0\0\0\0\0[]", 10));
   Expect(Message(), {"header"});
   fs::remove(dir_ / "model.safetensors");
   Expect(Message(), {"model.safetensors"});
+}
+
+TEST_F(Broken, Directories) {
+  ASSERT_EQ(Load(), "");
+  fs::create_directory(dir_ / "model.safetensors.index.json");
+  Expect(Message(), {"model.safetensors.index.json", "directory"});
+  fs::remove(dir_ / "model.safetensors.index.json");
+  fs::remove(dir_ / "model.safetensors");
+  fs::create_directory(dir_ / "model.safetensors");
+  Expect(Message(), {"model.safetensors", "directory"});
+  fs::remove(dir_ / "model.safetensors");
+  ASSERT_EQ(::mkfifo((dir_ / "model.safetensors").c_str(), 0600), 0);
+  Expect(Message(), {"model.safetensors", "no regular file"});
+  fs::remove(dir_ / "config.json");
+  fs::create_directory(dir_ / "config.json");
+  Expect(Message(), {"config.json", "directory"});
 }
 
 TEST_F(Broken, HeadersOfRandomDamage) {
@@ -219,7 +259,7 @@ TEST_F(Broken, Shards) {
   EXPECT_EQ((*Engine::Load(dir_, {.threads = 1}))->fingerprint(), whole);
   Json bad = map;
   bad["norm.weight"] = "part2";
-  Expect(index(bad), {"part2"});
+  Expect(index(bad), {"part2", "index.json", "fetch it"});
   bad = map;
   bad["norm.weight"] = map["norm.weight"] == "part0" ? "part1" : "part0";
   Expect(index(bad), {"norm.weight"});

@@ -19,3 +19,10 @@ agentd_test(engine_test SOURCES cpu/engine_test.cc DEPS agentd_model TIMEOUT 600
 agentd_test(kernels_test SOURCES cpu/kernels_test.cc DEPS agentd_model agentd_reference)
 agentd_test(thread_pool_test SOURCES cpu/thread_pool_test.cc DEPS agentd_model)
 agentd_test(checkpoint_test SOURCES checkpoint_test.cc DEPS agentd_model)
+
+agentd_fuzzer(fuzz_config SOURCES fuzz/fuzz_config.cc DEPS agentd_model agentd_text)
+agentd_fuzzer(fuzz_safetensors SOURCES fuzz/fuzz_safetensors.cc DEPS agentd_model)
+agentd_fuzzer(fuzz_import SOURCES fuzz/fuzz_import.cc DEPS agentd_model)
+if(AGENTD_FUZZ)
+  target_compile_definitions(fuzz_import PRIVATE MODEL_DIR="${PROJECT_SOURCE_DIR}/tests/golden/official-a")
+endif()

@@ -180,11 +180,13 @@ void RegisterGenerate(CLI::App& app, int* exit_code) {
   command->add_option("--system", options->system, "The chat's system message")->needs(chat);
   command->add_option("--max-tokens", options->max_tokens, "Stop after this many")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   command
       ->add_option("--seed", options->seed, "Of the sampler: the same seed gives the same answer")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check([](const std::string& text) {  // strtoull would take -1 as the largest seed
+        return std::string(text.starts_with('-') ? "must be 0 or more" : "");
+      });
   command
       ->add_option("--temperature", options->sampling.temperature,
                    "0: always the most probable token")
@@ -201,7 +203,7 @@ void RegisterGenerate(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--threads", options->threads, "0: one per core")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 1024));
   command->add_flag("--ids", options->ids, "Print token ids instead of text");
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after the end of the answer");
   command->add_flag("--stats", options->stats, "Tell counts and speeds on standard error");

@@ -121,6 +121,10 @@ TEST_F(V4Test, ChatErrorsKeepLinesSideBySide) {
       "chat encode",
       "x\n{}\n{\"messages\":[{\"role\":\"user\",\"content\":\"u\"}],\"thinking_mode\":\"chat\"}\n");
   EXPECT_EQ(result.exit_code, 0);
+  const std::string user = R"({"messages":[{"role":"user","content":"u"}],"thinking_mode":"chat")";
+  EXPECT_THAT(Run("chat encode", user + R"(,"tools":7})").out, HasSubstr("tools is 7"));
+  EXPECT_THAT(Run("chat encode", user + R"(,"drop_thinking":0})").out,
+              HasSubstr("drop_thinking is 0"));
   const std::vector<Json> lines = Lines(result.out);
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_TRUE(lines[0].contains("error"));
@@ -162,6 +166,17 @@ TEST_F(V4Test, InspectFindsWhatIsMissing) {
   EXPECT_THAT(renamed.out, HasSubstr("1 unknown:\n    layers.1.attn.indexer.weights_prox.weight"));
 }
 
+// What a person sees who tries the shipped model.
+TEST_F(V4Test, GeneratesTextWithTheShippedModel) {
+  const std::string command = "generate --model examples/model --chat --max-tokens 40 --seed 5";
+  const Result argument = Run(command + " Hello");
+  EXPECT_EQ(argument.exit_code, 0);
+  EXPECT_GT(argument.out.size(), 10u);
+  EXPECT_EQ(argument.out.back(), '\n');
+  EXPECT_EQ(Run(command, "Hello").out, argument.out) << "from standard input";
+  EXPECT_EQ(Run(command + " --threads 1 Hello").out, argument.out);
+}
+
 TEST_F(V4Test, ErrorsNameTheThing) {
   const auto fails = [this](const std::string& arguments, const std::string& input, int exit_code,
                             const std::string& what) {
@@ -184,6 +199,15 @@ TEST_F(V4Test, ErrorsNameTheThing) {
         "", 1, "element 1 is 256");
   fails("generate --model tests/golden/official-a --ids --tokens " + Write("empty.json", "[]"), "",
         1, "no tokens");
+  fails("generate --model x --seed -1 y", "", 2, "0 or more");
+  fails("inspect --model ''", "", 2, "--model");
+  fails("tokenize --model tests/golden/tok-a --decode", std::string(3000000, '[') + "\n", 1,
+        "line 1: ");
+  fails("generate --model tests/golden/official-a --tokens tests/golden --ids", "", 1,
+        "Is a directory");
+  const Result no_text = Run("generate --model examples/model --chat </tmp || false");
+  EXPECT_EQ(no_text.exit_code, 1);
+  EXPECT_THAT(no_text.out, HasSubstr("read standard input: Is a directory"));
   const Result directory = Run("tokenize --model tests/golden/tok-a </tmp || false");
   EXPECT_EQ(directory.exit_code, 1);
   EXPECT_THAT(directory.out, HasSubstr("read standard input: Is a directory"));
