@@ -35,29 +35,47 @@ const Script& TheScript() {
   return *script;
 }
 
+// All that the script takes, and some babble: that is the model's own, so it shows that state came
+// back to the bit.
+constexpr int64_t kTurnTokens = 280;
+
 // Long enough for several tail anchors.
+constexpr int64_t kShortTail = 96;
 const Script& LongScript() {
-  static const auto* script = new Script{std::string(5000, 'x') + " end"};
+  static const auto* script = new Script{std::string(400, 'x') + " end"};
   return *script;
 }
+DaemonOptions LongOptions(const std::filesystem::path& data) {
+  DaemonOptions options = TestOptions(data, LongScript());
+  options.scheduler.tail_anchor_tokens = kShortTail;
+  return options;
+}
 
-v1::CreateSessionRequest TheSession() {
+constexpr char kTitle[] = "the session";
+
+v1::CreateSessionRequest TheSession(int64_t max_turn_tokens) {
   v1::CreateSessionRequest request;
+  request.mutable_config()->set_title(kTitle);
   request.mutable_config()->set_seed(kSeed);
-  request.mutable_config()->set_max_turn_tokens(1200);
+  request.mutable_config()->set_max_turn_tokens(max_turn_tokens);
   return request;
+}
+
+// Empty if the directory has none yet.
+std::string FindTheSession(Daemon& daemon) {
+  absl::StatusOr<v1::ListSessionsResponse> list = daemon.List({});
+  EXPECT_TRUE(list.ok()) << list.status();
+  for (const v1::Session& session : list->sessions()) {
+    if (session.config().title() == kTitle && session.forked_from().empty()) return session.id();
+  }
+  return "";
 }
 
 // Whatever the directory holds becomes a session whose one turn is over.
 std::string Complete(Daemon& daemon) {
-  absl::StatusOr<v1::ListSessionsResponse> list = daemon.List({});
-  EXPECT_TRUE(list.ok()) << list.status();
-  std::string id;
-  for (const v1::Session& session : list->sessions()) {
-    id = session.id();
-  }
+  std::string id = FindTheSession(daemon);
   if (id.empty()) {
-    absl::StatusOr<v1::Session> session = daemon.Create(TheSession());
+    absl::StatusOr<v1::Session> session = daemon.Create(TheSession(kTurnTokens));
     EXPECT_TRUE(session.ok()) << session.status();
     id = session->id();
   }
@@ -90,10 +108,29 @@ Outcome Finish(const std::filesystem::path& data) {
   return outcome;
 }
 
+// Copies a directory that nobody works on.
+std::filesystem::path CopyOf(const std::filesystem::path& from, const std::filesystem::path& to) {
+  std::filesystem::copy(from, to, std::filesystem::copy_options::recursive);
+  return to;
+}
+
+// A data directory in which another session has been through the system prompt: the tests' lives
+// read its state instead of computing it, which under sanitizers is most of their time.
+std::filesystem::path WarmCopy(const std::filesystem::path& to) {
+  static const TemporaryDirectory* warm = [] {
+    auto* directory = new TemporaryDirectory;
+    auto daemon = Daemon::Start(TestOptions(directory->path() / "data", {"Ready."}));
+    AGENTD_CHECK(daemon.ok());
+    AGENTD_CHECK(RunTurn(**daemon, (*daemon)->Create({})->id(), "Hello.").ok());
+    return directory;
+  }();
+  return CopyOf(warm->path() / "data", to);
+}
+
 const Outcome& Uninterrupted() {
   static const auto* outcome = [] {
     TemporaryDirectory directory;
-    return new Outcome(Finish(directory.path() / "data"));
+    return new Outcome(Finish(WarmCopy(directory.path() / "data")));
   }();
   return *outcome;
 }
@@ -148,22 +185,20 @@ TEST(CrashChild, DISABLED_Lives) {
     Finish(data);
     return;
   }
-  auto daemon = Daemon::Start(TestOptions(data, action == "long" ? LongScript() : TheScript()));
+  auto daemon =
+      Daemon::Start(action == "long" ? LongOptions(data) : TestOptions(data, TheScript()));
   ASSERT_TRUE(daemon.ok()) << daemon.status();
+  std::string id = FindTheSession(**daemon);
   if (action == "long") {
     // The first life makes the session, later ones go on by themselves.
-    v1::CreateSessionRequest request = TheSession();
-    request.mutable_config()->set_max_turn_tokens(10'000);
-    absl::StatusOr<v1::ListSessionsResponse> list = (*daemon)->List({});
-    const std::string id =
-        list->sessions().empty() ? (*daemon)->Create(request)->id() : list->sessions(0).id();
-    if (list->sessions().empty()) {
+    if (id.empty()) {
+      id = (*daemon)->Create(TheSession(/*max_turn_tokens=*/10'000))->id();
       ASSERT_TRUE((*daemon)->Run(id, "Go.").ok());
     }
     WaitIdle(**daemon, id);
     return;
   }
-  const v1::Session session = (*daemon)->List({})->sessions(0);
+  const v1::Session session = *(*daemon)->Get(id);
   if (action == "fork") {
     v1::ForkSessionRequest fork;
     fork.set_session_id(session.id());
@@ -184,7 +219,15 @@ TEST(CrashTest, TheUninterruptedRunDoesWhatTheScriptSays) {
   int results = 0;
   for (const v1::Event& event : Uninterrupted().events) results += event.has_tool_finished();
   EXPECT_EQ(results, 4);
-  EXPECT_GT(Uninterrupted().tokens.size(), 600u);
+  EXPECT_GT(Uninterrupted().tokens.size(), 256u) << "no block was stored on the way";
+  const auto& last = Uninterrupted().events.back().turn_finished();
+  EXPECT_GT(last.sampled_tokens(), kTurnTokens - 100) << "no babble after the script";
+}
+
+// Nothing stored before: the same tokens.
+TEST(CrashTest, AColdStartSaysTheSame) {
+  TemporaryDirectory directory;
+  ExpectSame(Finish(directory.path() / "data"), "cold");
 }
 
 class CrashPointTest : public testing::TestWithParam<const char*> {};
@@ -192,38 +235,62 @@ class CrashPointTest : public testing::TestWithParam<const char*> {};
 TEST_P(CrashPointTest, NothingIsLostOrDoneTwice) {
   TemporaryDirectory directory;
   const std::filesystem::path data = directory.path() / "data";
+  WarmCopy(data);
   const int status = Wait(StartChild(data, GetParam()));
   ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137)
       << "the child did not pass " << GetParam();
   ExpectSame(Finish(data), GetParam());
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, CrashPointTest,
-    testing::Values("agentd.turn_starting", "agentd.turn_started", "agentd.anchor",
-                    "agentd.anchor:2", "agentd.tokens", "agentd.tokens:3", "agentd.dsml_closed",
-                    "agentd.dsml_closed:2", "agentd.call_ready", "agentd.call_journaled",
-                    "agentd.call_journaled:2", "agentd.call_journaled:3", "agentd.tool_running",
-                    "agentd.tool_exited", "agentd.tool_exited:2", "agentd.result_ready",
-                    "agentd.result_ready:2", "agentd.result_committed", "agentd.result_committed:2",
-                    "agentd.prompt", "agentd.prompt:2", "agentd.turn_finishing",
-                    "agentd.turn_finished", "batch_before:4", "batch_after:5", "values_intents:2",
-                    "values_written:2", "values_flushed:3"),
-    [](const testing::TestParamInfo<const char*>& info) {
-      std::string name = info.param;
-      for (char& c : name) {
-        if (c == '.' || c == ':') c = '_';
-      }
-      return name;
-    });
+// The same places in a later call or commit: they run the same code, so sanitizers skip them.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+std::vector<const char*> CrashPoints() {
+  std::vector<const char*> points = {
+      "agentd.turn_starting",  "agentd.turn_started",     "agentd.anchor",
+      "agentd.tokens",         "agentd.dsml_closed",      "agentd.call_ready",
+      "agentd.call_journaled", "agentd.tool_running",     "agentd.tool_exited",
+      "agentd.result_ready",   "agentd.result_committed", "agentd.prompt",
+      "agentd.turn_finishing", "agentd.turn_finished",    "batch_before:4",
+      "batch_after:5",         "values_intents:2",        "values_written:2",
+      "values_flushed:3"};
+  const std::vector<const char*> later = {
+      "agentd.anchor:2",         "agentd.tokens:3",           "agentd.dsml_closed:2",
+      "agentd.call_journaled:2", "agentd.call_journaled:3",   "agentd.tool_exited:2",
+      "agentd.result_ready:2",   "agentd.result_committed:2", "agentd.prompt:2"};
+  if (!kSanitized) points.insert(points.end(), later.begin(), later.end());
+  return points;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CrashPointTest, testing::ValuesIn(CrashPoints()),
+                         [](const testing::TestParamInfo<const char*>& info) {
+                           std::string name = info.param;
+                           for (char& c : name) {
+                             if (c == '.' || c == ':') c = '_';
+                           }
+                           return name;
+                         });
+
+// A data directory in which the session's turn is over.
+std::filesystem::path FinishedCopy(const std::filesystem::path& to) {
+  static const TemporaryDirectory* finished = [] {
+    auto* directory = new TemporaryDirectory;
+    Finish(WarmCopy(directory->path() / "data"));
+    return directory;
+  }();
+  return CopyOf(finished->path() / "data", to);
+}
 
 class BranchCrashTest : public testing::TestWithParam<std::pair<const char*, const char*>> {};
 
 TEST_P(BranchCrashTest, EverySessionIsWholeAndGoesOn) {
   const auto& [action, point] = GetParam();
   TemporaryDirectory directory;
-  const std::filesystem::path data = directory.path() / "data";
-  Finish(data);
+  const std::filesystem::path data = FinishedCopy(directory.path() / "data");
   const int status = Wait(StartChild(data, point, action));
   ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point;
   auto daemon = Daemon::Start(TestOptions(data, TheScript()));
@@ -231,6 +298,7 @@ TEST_P(BranchCrashTest, EverySessionIsWholeAndGoesOn) {
   absl::StatusOr<v1::ListSessionsResponse> list = (*daemon)->List({});
   ASSERT_TRUE(list.ok()) << list.status();
   for (const v1::Session& session : list->sessions()) {
+    if (session.config().title() != kTitle) continue;
     absl::Status more = RunTurn(**daemon, session.id(), "");
     // A session that was left at its turn's end has nothing to go on with.
     EXPECT_TRUE(more.ok() || absl::IsFailedPrecondition(more)) << more;
@@ -256,78 +324,86 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(CrashTest, ALongAnswerReplaysAtMostATailAnchor) {
   TemporaryDirectory directory;
-  const std::filesystem::path data = directory.path() / "data";
-  for (const char* point : {"agentd.tokens:30", "agentd.tokens:45"}) {
+  const std::filesystem::path data = WarmCopy(directory.path() / "data");
+  for (const char* point : {"agentd.anchor:3", "agentd.anchor:2"}) {
     const int status = Wait(StartChild(data, point, "long"));
     ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point;
   }
-  auto daemon = Daemon::Start(TestOptions(data, LongScript()));
+  auto daemon = Daemon::Start(LongOptions(data));
   ASSERT_TRUE(daemon.ok()) << daemon.status();
-  const std::string id = (*daemon)->List({})->sessions(0).id();
+  const std::string id = FindTheSession(**daemon);
   WaitIdle(**daemon, id);
   const std::vector<v1::Event> events = AllEvents(**daemon, id);
   int resumes = 0;
   for (const v1::Event& event : events) {
     if (!event.has_resumed()) continue;
-    ++resumes;
-    EXPECT_TRUE(event.resumed().after_crash());
-    EXPECT_GT(event.resumed().restored(), 500);
+    resumes += event.resumed().after_crash();
+    EXPECT_GT(event.resumed().restored(), 0);
     EXPECT_EQ(event.resumed().prefilled_again(), 0);
-    EXPECT_LE(event.resumed().replayed(), kTailAnchorTokens);
+    EXPECT_LE(event.resumed().replayed(), kShortTail);
   }
-  EXPECT_EQ(resumes, 2);
+  EXPECT_GE(resumes, 1);  // the second life may have died before its own was durable
   ASSERT_TRUE(events.back().has_turn_finished());
   EXPECT_EQ(events.back().turn_finished().answer(), LongScript()[0]);
 }
 
-// Flips bytes all over the two newest blob files: KV values of some size are there, no events.
+// Flips bytes all over the blob files: KV values of some size are there, no events. All of them,
+// since a compaction may put old values into the newest file.
 int DamageBlobs(const std::filesystem::path& store) {
-  std::vector<std::filesystem::path> files;
+  int damaged = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(store)) {
-    if (entry.path().extension() == ".blob" && entry.file_size() > 8192) {
-      files.push_back(entry.path());
-    }
-  }
-  std::sort(files.rbegin(), files.rend());
-  files.resize(std::min<size_t>(files.size(), 2));
-  for (const std::filesystem::path& path : files) {
-    const uintmax_t size = std::filesystem::file_size(path);
-    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    if (entry.path().extension() != ".blob") continue;
+    const uintmax_t size = entry.file_size();
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
     for (uintmax_t at = 1000; at < size; at += 2000) {
       file.seekg(static_cast<std::streamoff>(at));
       const char byte = static_cast<char>(file.get() ^ 0x10);
       file.seekp(static_cast<std::streamoff>(at));
       file.put(byte);
+      ++damaged;
     }
   }
-  return static_cast<int>(files.size());
+  return damaged;
+}
+
+// A second turn of the finished session: its tokens, and what it had to evaluate again.
+std::pair<std::vector<std::pair<TokenId, bool>>, int64_t> OneMoreTurn(
+    const std::filesystem::path& data) {
+  auto daemon = Daemon::Start(TestOptions(data, TheScript()));
+  EXPECT_TRUE(daemon.ok()) << daemon.status();
+  if (!daemon.ok()) return {};
+  const std::string id = FindTheSession(**daemon);
+  const uint64_t before = AllEvents(**daemon, id).back().seq();
+  absl::Status status = RunTurn(**daemon, id, "More.");
+  EXPECT_TRUE(status.ok()) << status;
+  const std::vector<v1::Event> events = AllEvents(**daemon, id);
+  int64_t prefilled_again = 0;
+  for (const v1::Event& event : events) {
+    if (event.seq() > before) prefilled_again += event.resumed().prefilled_again();
+  }
+  return {AllTokens(events), prefilled_again};
 }
 
 TEST(CrashTest, DamagedKvCostsTimeAndNothingElse) {
   TemporaryDirectory directory;
-  const std::filesystem::path data = directory.path() / "data", copy = directory.path() / "copy";
-  Finish(data);
-  std::filesystem::copy(data, copy, std::filesystem::copy_options::recursive);
-  ASSERT_GT(DamageBlobs(copy / "store"), 0);
-  std::vector<std::pair<TokenId, bool>> tokens[2];
-  int64_t prefilled_again[2] = {0, 0};
-  for (int i = 0; i < 2; ++i) {
-    auto daemon = Daemon::Start(TestOptions(i == 0 ? data : copy, TheScript()));
-    ASSERT_TRUE(daemon.ok()) << daemon.status();
-    const std::string id = (*daemon)->List({})->sessions(0).id();
-    ASSERT_TRUE(RunTurn(**daemon, id, "More.").ok());
-    const std::vector<v1::Event> events = AllEvents(**daemon, id);
-    tokens[i] = AllTokens(events);
-    for (const v1::Event& event : events) prefilled_again[i] += event.resumed().prefilled_again();
+  const std::filesystem::path whole = FinishedCopy(directory.path() / "whole");
+  const std::filesystem::path damaged = FinishedCopy(directory.path() / "damaged");
+  ASSERT_GT(DamageBlobs(damaged / "store"), 0);
+  for (bool first : {true, false}) {
+    const auto expected = OneMoreTurn(whole);
+    const auto mended = OneMoreTurn(damaged);
+    EXPECT_EQ(mended.first, expected.first);
+    EXPECT_EQ(expected.second, 0);
+    if (first)
+      EXPECT_GT(mended.second, 0);
+    else
+      EXPECT_EQ(mended.second, 0) << "what was computed again was not stored again";
   }
-  EXPECT_EQ(tokens[0], tokens[1]);
-  EXPECT_EQ(prefilled_again[0], 0);
-  EXPECT_GT(prefilled_again[1], 0);
 }
 
 TEST(CrashTest, DyingAgainWhileComingBack) {
   TemporaryDirectory directory;
-  const std::filesystem::path data = directory.path() / "data";
+  const std::filesystem::path data = WarmCopy(directory.path() / "data");
   for (const char* point : {"agentd.call_journaled:2", "agentd.resuming", "agentd.restored",
                             "agentd.call_journaled", "agentd.tool_exited"}) {
     const int status = Wait(StartChild(data, point));
@@ -342,13 +418,13 @@ TEST(CrashTest, KilledAtRandomMoments) {
   const auto begun = std::chrono::steady_clock::now();
   {
     TemporaryDirectory directory;
-    Wait(StartChild(directory.path() / "data", ""));
+    Wait(StartChild(WarmCopy(directory.path() / "data"), ""));
   }
   const auto normal = std::chrono::duration_cast<std::chrono::microseconds>(
       std::chrono::steady_clock::now() - begun);
-  for (int round = 0; round < 6; ++round) {
+  for (int round = 0; round < 5; ++round) {
     TemporaryDirectory directory;
-    const std::filesystem::path data = directory.path() / "data";
+    const std::filesystem::path data = WarmCopy(directory.path() / "data");
     const int lives = 1 + static_cast<int>(random() % 3);
     for (int life = 0; life < lives; ++life) {
       const pid_t child = StartChild(data, "");

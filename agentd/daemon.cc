@@ -98,7 +98,6 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
   v1::UserMessage message;
   message.set_text(text);
   CrashPoint("agentd.turn_starting");
-  hold.session->hub->HoldNews();  // until Launch: who sees the turn begin can cancel it
   RETURN_IF_ERROR(Commit(hold,
                          {MakeEvent(started), MakeEvent(message),
                           NewEvent::Tokens(std::move(prompt).value(), /*sampled=*/false)},
@@ -146,7 +145,7 @@ void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Stat
   }
   if (turn) {
     turn->Cancel();
-    turn->OnDone([done = std::move(done)] { done(absl::OkStatus()); });
+    turn->OnDone(std::move(done));
     return;
   }
   // Given back before the answer: whoever reads it may start the next turn.
@@ -166,18 +165,23 @@ absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& reque
   sessions::NewSession fresh;
   fresh.owner = runtime_.owner;
   fresh.seed = config.seed();
-  v1::SessionMeta meta = MetaOf(config, v1::SessionMeta::IDLE);
+  v1::SessionMeta meta;
+  *meta.mutable_config() = config;
+  meta.set_model_fingerprint(model_->fingerprint_hex);
+  meta.set_model_name(model_->name);
   fresh.meta = meta.SerializeAsString();
-  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Create(fresh));
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Create(fresh)));
   std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
   absl::Status filled = FillWorkspace(*session, request.import_directory());
-  if (!filled.ok()) {
-    // The caller never learnt the id: nothing of the session stays.
-    absl::Status deleted = Delete(session->id);
-    if (!deleted.ok()) spdlog::warn("session {}: {}", session->id, Text(deleted));
-    return filled;
-  }
+  if (!filled.ok()) return Undone(session->id, filled);
   return Describe(*session);
+}
+
+// The caller never learnt the id: nothing of the session stays.
+absl::Status Daemon::Undone(const std::string& session_id, absl::Status why) {
+  absl::Status deleted = Delete(session_id);
+  if (!deleted.ok()) spdlog::warn("session {}: {}", session_id, Text(deleted));
+  return why;
 }
 
 absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_directory) {
@@ -224,7 +228,11 @@ absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequ
     }
     absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
     if (!meta.ok()) spdlog::warn("{}", Text(meta.status()));
-    *response.add_sessions() = Describe(info, meta.value_or(v1::SessionMeta()), /*running=*/false);
+    v1::Session& session = *response.add_sessions();
+    session = Describe(info, meta.value_or(v1::SessionMeta()), /*running=*/false);
+    if (meta.ok()) continue;
+    session.set_state(v1::SESSION_STATE_UNSPECIFIED);
+    session.set_damage(Text(meta.status()));
   }
   if (static_cast<int>(infos.size()) == limit) response.set_next_page_token(infos.back().id);
   return response;
@@ -240,9 +248,10 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     turn = std::exchange(session->turn, nullptr);
   }
   if (turn) turn->Join();
-  absl::Status status = store_->Delete(session_id);
-  if (!status.ok()) {
+  absl::Status status = Noted(store_->Delete(session_id));
+  if (!status.ok() && !absl::IsNotFound(store_->Get(session_id).status())) {
     std::lock_guard lock(session->mutex);
+    session->hot.reset();  // the store takes no commit of it before it is loaded again
     session->busy = false;
     return status;
   }
@@ -257,33 +266,36 @@ absl::Status Daemon::Delete(const std::string& session_id) {
   std::filesystem::remove_all(runtime_.WorkspaceOf(session_id), error);
   if (error) spdlog::warn("session {}: workspace not removed: {}", session_id, error.message());
   std::filesystem::remove(runtime_.LockOf(session_id), error);
-  return absl::OkStatus();
+  return status;  // an error that is left: deleted, but bytes of it are still on the disk
 }
 
 absl::StatusOr<v1::Session> Daemon::Fork(const v1::ForkSessionRequest& request) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> parent, Find(request.session_id()));
   ASSIGN_OR_RETURN(sessions::Point point, ToPoint(request.at(), "at"));
-  if (!point.seq && !point.position) point.seq = parent->hub->view().last_seq;
-  uint64_t parent_seed = 0;
-  v1::SessionConfig config;
+  ASSIGN_OR_RETURN(const sessions::SessionInfo now, store_->Get(parent->id));
+  if (!point.seq && !point.position) point.seq = now.last_seq;
+  const uint64_t parent_seed = now.seed;
+  // Until its log has been looked at, the fork counts as being inside a turn.
+  v1::SessionMeta meta;
   {
     std::lock_guard lock(parent->mutex);
-    parent_seed = parent->info.seed;
-    config = parent->meta.config();
+    meta = WithPhase(parent->meta, v1::SessionMeta::INTERRUPTED);
   }
-  if (!request.title().empty()) config.set_title(request.title());
+  RETURN_IF_ERROR(CheckModel(*model_, parent->id, meta));
+  if (!request.title().empty()) meta.mutable_config()->set_title(request.title());
   sessions::NewSession fresh;
   fresh.owner = runtime_.owner;
   fresh.seed = request.has_seed() ? request.seed() : request.keep_seed() ? parent_seed : DrawSeed();
-  config.set_seed(fresh.seed);
-  // Until its log has been looked at, the fork counts as being inside a turn.
-  v1::SessionMeta meta = MetaOf(config, v1::SessionMeta::INTERRUPTED);
+  meta.mutable_config()->set_seed(fresh.seed);
   fresh.meta = meta.SerializeAsString();
-  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Fork(parent->id, point, fresh));
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Fork(parent->id, point, fresh)));
   CrashPoint("agentd.forked");
   std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
-  ASSIGN_OR_RETURN(Hold hold, Acquire(session->id));
-  RETURN_IF_ERROR(Settle(hold, parent_seed, /*rewound=*/nullptr));
+  const absl::Status settled = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(Hold hold, Acquire(session->id));
+    return Settle(hold, parent_seed, /*rewound=*/nullptr);
+  }();
+  if (!settled.ok()) return Undone(session->id, settled);
   return Describe(*session);
 }
 
@@ -297,15 +309,14 @@ absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& reque
                         : request.keep_seed() ? old_seed
                                               : DrawSeed();
   v1::Rewound rewound;
-  rewound.set_from_timeline(session.hub->view().timeline);
+  rewound.set_from_timeline(session.timeline());
   CrashPoint("agentd.rewinding");
-  ASSIGN_OR_RETURN(sessions::SessionInfo info, store_->Rewind(session.id, point, seed));
+  ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Rewind(session.id, point, seed)));
   CrashPoint("agentd.rewound");
   scheduler_->Drop(session.id);
   rewound.set_timeline(info.timeline);
   rewound.set_to_seq(info.last_seq);
   rewound.set_to_position(info.tokens);
-  session.hub->Rewound(info.timeline, info.last_seq);
   v1::SessionConfig config;
   {
     std::lock_guard lock(session.mutex);

@@ -79,6 +79,7 @@ class Daemon {
 
   void ForgetIdle();
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
+  absl::Status Undone(const std::string& session_id, absl::Status why);
   absl::Status FillWorkspace(Session& session, const std::string& import_directory);
   absl::StatusOr<Hold> Acquire(const std::string& session_id);
   absl::Status StartTurn(Hold& hold, const std::string& text);
@@ -88,6 +89,13 @@ class Daemon {
                       v1::SessionMeta::Phase phase);
   absl::Status Settle(Hold& hold, uint64_t old_seed, const v1::Rewound* rewound);
   void JoinTurns();
+  // Passes on what the store said; says `fatal` when it can acknowledge nothing any more.
+  absl::Status Noted(absl::Status status) const;
+  template <typename T>
+  absl::StatusOr<T> Noted(absl::StatusOr<T> result) const {
+    (void)Noted(result.status());
+    return result;
+  }
   v1::Session Describe(Session& session);
   v1::Session Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,
                        bool running) const;

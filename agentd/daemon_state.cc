@@ -174,10 +174,12 @@ absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id) {
     std::lock_guard lock(session->mutex);
     if (session->busy) return TurnRunning(session_id);
     session->busy = true;
+    session->hub->HoldNews();  // until it is given back, or a turn runs
     hold.session = session;
     hold.hot = std::move(session->hot);
     meta = session->meta;
   }
+  RETURN_IF_ERROR(CheckModel(*model_, session_id, meta));
   if (!hold.hot) {
     ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, *session, meta.config()));
     // Nobody in this process stopped this turn, and the last one did not say good-bye.
@@ -196,15 +198,15 @@ absl::Status Daemon::Commit(Hold& hold, std::vector<NewEvent> events,
                             v1::SessionMeta::Phase phase) {
   Session& session = *hold.session;
   v1::SessionMeta meta;
+  sessions::Commit commit;
   {
     std::lock_guard lock(session.mutex);
-    meta = MetaOf(session.meta.config(), phase);
+    meta = WithPhase(session.meta, phase);
+    commit.timeline = session.info.timeline;
   }
-  sessions::Commit commit;
-  commit.timeline = session.hub->view().timeline;
   commit.events = std::move(events);
   commit.session_meta = meta.SerializeAsString();
-  absl::StatusOr<sessions::CommitResult> result = store_->CommitSync(std::move(commit));
+  absl::StatusOr<sessions::CommitResult> result = Noted(store_->CommitSync(std::move(commit)));
   absl::Status status = result.status();
   if (result.ok()) {
     for (const sessions::Event& event : result->events) {
@@ -235,6 +237,11 @@ absl::Status Daemon::Settle(Hold& hold, uint64_t old_seed, const v1::Rewound* re
   RETURN_IF_ERROR(Commit(hold, std::move(events),
                          inside ? v1::SessionMeta::INTERRUPTED : v1::SessionMeta::IDLE));
   return EnsureWorkspace(runtime_, hold.session->id, *hold.hot);
+}
+
+absl::Status Daemon::Noted(absl::Status status) const {
+  if (absl::IsUnavailable(status) && runtime_.fatal) runtime_.fatal(status);
+  return status;
 }
 
 v1::Session Daemon::Describe(Session& session) {

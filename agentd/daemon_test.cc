@@ -6,8 +6,11 @@
 
 #include <fstream>
 #include <random>
+#include <set>
 #include <thread>
 
+#include "agentd/event_feed.h"
+#include "agentd/event_kinds.h"
 #include "agentd/testing_daemon.h"
 
 namespace agentd::daemon {
@@ -282,6 +285,97 @@ TEST_F(DaemonTest, ForkAndRewindGoOnFromAnyPosition) {
   const std::vector<v1::Event> after = AllEvents(*daemon_, id);
   EXPECT_EQ(AllTokens(after), tokens);
   EXPECT_TRUE(Gapless(after));
+}
+
+// Looks at the session at the very moment that events are shown, on the thread that shows them.
+class Witness final : public EventListener {
+ public:
+  explicit Witness(std::shared_ptr<Session> session) : session_(std::move(session)) {}
+  void OnNews() override {
+    const EventHub::View view = session_->hub->view();
+    // After a rewind: what it wrote, two events.
+    if (timeline_ != 0 && view.timeline != timeline_) next_ = view.last_seq - 1;
+    timeline_ = view.timeline;
+    bool busy = false;
+    {
+      std::lock_guard lock(session_->mutex);
+      busy = session_->busy;
+    }
+    for (const sessions::Event& event : session_->hub->Recent(timeline_, next_, 1000)) {
+      next_ = event.seq + 1;
+      seen.insert(event.kind);
+      if (event.kind == KindOf<v1::TurnStarted>::value) {
+        EXPECT_TRUE(view.running);
+      }
+      if (event.kind == KindOf<v1::TurnFinished>::value ||
+          event.kind == KindOf<v1::Rewound>::value) {
+        EXPECT_FALSE(busy || view.running) << "kind " << static_cast<int>(event.kind);
+      }
+    }
+  }
+  void OnEphemeral(const std::shared_ptr<const v1::Event>&) override {}
+
+  std::set<int> seen;
+
+ private:
+  const std::shared_ptr<Session> session_;
+  sessions::TimelineId timeline_ = 0;
+  uint64_t next_ = 1;
+};
+
+TEST_F(DaemonTest, WhatIsSeenIsSo) {
+  Start({"One.", "Two."});
+  const std::string id = NewSession(7, 100);
+  const auto session = *daemon_->Find(id);
+  const auto witness = std::make_shared<Witness>(session);
+  session->hub->Add(witness);
+  EventFeed watcher(daemon_->runtime(), session, 1, 1, 0);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+  std::vector<v1::Event> before;
+  for (bool caught_up = false; !caught_up;) ASSERT_TRUE(watcher.Next(before, caught_up).ok());
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(id);
+  rewind.mutable_to()->set_seq(3);
+  ASSERT_TRUE(daemon_->Rewind(rewind).ok());
+  EXPECT_TRUE(witness->seen.contains(KindOf<v1::TurnStarted>::value));
+  EXPECT_TRUE(witness->seen.contains(KindOf<v1::TurnFinished>::value));
+  EXPECT_TRUE(witness->seen.contains(KindOf<v1::Rewound>::value));
+  // A second rewind, back behind the first one's event: the watcher has seen neither.
+  rewind.mutable_to()->set_seq(2);
+  const absl::StatusOr<v1::Session> rewound = daemon_->Rewind(rewind);
+  ASSERT_TRUE(rewound.ok()) << rewound.status();
+  std::vector<v1::Event> after;
+  for (bool caught_up = false; !caught_up;) ASSERT_TRUE(watcher.Next(after, caught_up).ok());
+  ASSERT_GE(after.size(), 2u);
+  EXPECT_EQ(after[0].rewound().timeline(), rewound->timeline());
+  EXPECT_EQ(after[0].rewound().from_timeline(), before.back().timeline());
+  EXPECT_EQ(after[0].rewound().to_seq(), 2u);
+  EXPECT_EQ(after[1].seq(), 3u) << "the first event that is not shared";
+}
+
+TEST_F(DaemonTest, AnotherModelIsRefusedByName) {
+  Start();
+  const std::string id = NewSession(7, 40);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+  daemon_.reset();
+  DaemonOptions options = TestOptions(directory_.path() / "data", {});
+  const std::filesystem::path other = directory_.path() / "other-model";
+  std::filesystem::copy(options.model, other, std::filesystem::copy_options::recursive);
+  std::fstream weights(other / "model.safetensors", std::ios::in | std::ios::out);
+  weights.seekp(-1, std::ios::end);
+  weights.put('\x11');
+  weights.close();
+  options.model = other;
+  daemon_ = Daemon::Start(std::move(options)).value();
+  const absl::Status status = RunTurn(*daemon_, id, "And now?");
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("made with the model"));
+  v1::ForkSessionRequest fork;
+  fork.set_session_id(id);
+  EXPECT_TRUE(absl::IsFailedPrecondition(daemon_->Fork(fork).status()));
+  EXPECT_EQ(daemon_->List({})->sessions_size(), 1);
+  Start();
+  EXPECT_TRUE(RunTurn(*daemon_, id, "And now?").ok()) << "its own model";
 }
 
 TEST_F(DaemonTest, ForkDrawsANewSeedAndSaysSo) {

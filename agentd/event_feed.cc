@@ -97,39 +97,41 @@ EventFeed::EventFeed(const Runtime& runtime, std::shared_ptr<Session> session, u
       from_seq_(std::max<uint64_t>(from_seq, 1)) {
   const EventHub::View view = session_->hub->view();
   timeline_ = timeline == 0 ? view.timeline : timeline;
-  cuts_ = view.cuts;
 }
 
-// The session went on on another timeline: the client is told where the two part, then gets the
-// new one's events from there.
-absl::Status EventFeed::Switch(const EventHub::View& view, std::vector<v1::Event>& out) {
-  uint64_t kept = 0;
-  int64_t kept_position = 0;
+// The rewind that left the client's timeline. Where a later one cut it off the log, that one went
+// at least as far back: so the first one left tells what both timelines share. None at all (a crash
+// came before the rewind was logged): nothing is known to be shared.
+absl::StatusOr<v1::Rewound> EventFeed::FirstRewindSince(const EventHub::View& view) const {
+  v1::Rewound rewound;
   for (uint64_t next = 1; next <= view.last_seq;) {
     ASSIGN_OR_RETURN(std::vector<sessions::Event> events,
                      runtime_.store->ReadEvents(view.timeline, next, kEventsPerRead));
     if (events.empty()) break;
     for (const sessions::Event& event : events) {
       if (event.kind != KindOf<v1::Rewound>::value) continue;
-      v1::Rewound rewound;
       Copy(event, &rewound);
-      kept = rewound.to_seq();
-      kept_position = rewound.to_position();
-      if (rewound.from_timeline() == timeline_) break;
+      if (rewound.from_timeline() >= timeline_) return rewound;
     }
     next = events.back().seq + 1;
   }
+  return v1::Rewound();
+}
+
+// The session went on on another timeline: the client is told where the two part, then gets the
+// new one's events from there.
+absl::Status EventFeed::Switch(const EventHub::View& view, std::vector<v1::Event>& out) {
+  ASSIGN_OR_RETURN(const v1::Rewound parting, FirstRewindSince(view));
   v1::Event event;
   event.set_session_id(session_->id);
   event.set_timeline(view.timeline);
   event.mutable_rewound()->set_timeline(view.timeline);
   event.mutable_rewound()->set_from_timeline(timeline_);
-  event.mutable_rewound()->set_to_seq(kept);
-  event.mutable_rewound()->set_to_position(kept_position);
+  event.mutable_rewound()->set_to_seq(parting.to_seq());
+  event.mutable_rewound()->set_to_position(parting.to_position());
   out.push_back(std::move(event));
   timeline_ = view.timeline;
-  cuts_ = view.cuts;
-  from_seq_ = std::min(from_seq_, kept + 1);
+  from_seq_ = std::min(from_seq_, parting.to_seq() + 1);
   next_seq_ = 1;
   renderer_ = EventRenderer(*runtime_.model, session_->id);
   return absl::OkStatus();

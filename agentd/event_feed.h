@@ -47,13 +47,13 @@ class EventFeed {
   uint64_t next_seq() const { return next_seq_; }
 
  private:
+  absl::StatusOr<v1::Rewound> FirstRewindSince(const EventHub::View& view) const;
   absl::Status Switch(const EventHub::View& view, std::vector<v1::Event>& out);
 
   const Runtime& runtime_;
   const std::shared_ptr<Session> session_;
   EventRenderer renderer_;
   sessions::TimelineId timeline_;
-  uint64_t cuts_;
   uint64_t next_seq_;  // to read
   uint64_t from_seq_;  // first one to hand out
 };

@@ -13,7 +13,7 @@ constexpr size_t kRecentEvents = 512;
 EventHub::EventHub(sessions::TimelineId timeline, uint64_t last_seq) {
   view_.timeline = timeline;
   view_.last_seq = last_seq;
-  durable_seq_ = last_seq;
+  next_ = view_;
 }
 
 EventHub::View EventHub::view() const {
@@ -49,9 +49,9 @@ void EventHub::Publish(const std::vector<sessions::Event>& events) {
     std::lock_guard lock(mutex_);
     for (const sessions::Event& event : events) recent_.push_back(event);
     while (recent_.size() > kRecentEvents) recent_.pop_front();
-    durable_seq_ = events.back().seq;
+    next_.last_seq = events.back().seq;
     if (held_) return;
-    view_.last_seq = durable_seq_;
+    view_ = next_;
   }
   Wake();
 }
@@ -71,8 +71,8 @@ void EventHub::HoldNews() {
 void EventHub::ShowNews(bool running) {
   std::lock_guard lock(mutex_);
   held_ = false;
-  view_.last_seq = durable_seq_;
-  view_.running = running;
+  next_.running = running;
+  view_ = next_;
 }
 
 void EventHub::Wake() {
@@ -82,38 +82,26 @@ void EventHub::Wake() {
 void EventHub::SetDeleted() {
   {
     std::lock_guard lock(mutex_);
-    view_.deleted = true;
-  }
-  Wake();
-}
-
-void EventHub::Rewound(sessions::TimelineId timeline, uint64_t last_seq) {
-  {
-    std::lock_guard lock(mutex_);
-    view_.timeline = timeline;
-    view_.last_seq = last_seq;
-    durable_seq_ = last_seq;
-    view_.cut_seq = last_seq;
-    ++view_.cuts;
-    recent_.clear();
+    view_.deleted = next_.deleted = true;
   }
   Wake();
 }
 
 void EventHub::SetLast(sessions::TimelineId timeline, uint64_t last_seq) {
   std::lock_guard lock(mutex_);
-  view_.timeline = timeline;
-  view_.last_seq = last_seq;
-  durable_seq_ = last_seq;
-  held_ = false;
+  next_.timeline = timeline;
+  next_.last_seq = last_seq;
   recent_.clear();
+  if (!held_) view_ = next_;
 }
 
 std::vector<sessions::Event> EventHub::Recent(sessions::TimelineId timeline, uint64_t from_seq,
                                               size_t limit) const {
   std::vector<sessions::Event> out;
   std::lock_guard lock(mutex_);
-  if (timeline != view_.timeline || recent_.empty() || recent_.front().seq > from_seq) return out;
+  if (timeline != next_.timeline || timeline != view_.timeline || recent_.empty() ||
+      recent_.front().seq > from_seq)
+    return out;
   for (const sessions::Event& event : recent_) {
     if (event.seq > view_.last_seq) break;
     if (event.seq >= from_seq && out.size() < limit) out.push_back(event);

@@ -29,8 +29,6 @@ class EventHub {
     uint64_t last_seq = 0;  // durable and shown
     bool running = false;   // a turn is under way
     bool deleted = false;
-    uint64_t cuts = 0;     // rewinds seen in this process
-    uint64_t cut_seq = 0;  // the newest rewind kept events up to here
   };
 
   EventHub(sessions::TimelineId timeline, uint64_t last_seq);
@@ -42,17 +40,16 @@ class EventHub {
   // `events` are durable and follow what was published before.
   void Publish(const std::vector<sessions::Event>& events);
   void PublishEphemeral(v1::Event event);
-  // What is published from here on is shown only with the next ShowNews: nobody sees that a turn
-  // began or ended before the session itself says so.
+  // What changes from here on is shown only with the next ShowNews: nobody sees that a turn began
+  // or ended, or a rewind, before the session itself says so.
   void HoldNews();
   // Shows what was held back, and whether a turn is under way, at the same time. Takes only the
   // hub's own lock; Wake tells the listeners, once the caller's locks are released.
   void ShowNews(bool running);
   void Wake();
   void SetDeleted();
-  // The session goes on on another timeline, which shares events up to `last_seq`.
-  void Rewound(sessions::TimelineId timeline, uint64_t last_seq);
-  // What the store says after events were lost in a failed commit.
+  // What the store says: after a rewind the session goes on on another timeline, and a failed
+  // commit lost events. Wakes nobody.
   void SetLast(sessions::TimelineId timeline, uint64_t last_seq);
 
   // Events [from_seq, ...] of `timeline` while they are still remembered; empty means: ask the
@@ -64,10 +61,10 @@ class EventHub {
   std::vector<std::shared_ptr<EventListener>> Listeners();
 
   mutable std::mutex mutex_;
-  View view_;
+  View view_;  // what is shown
+  View next_;  // what the next ShowNews shows; the same unless news are held back
   bool held_ = false;
-  uint64_t durable_seq_ = 0;
-  std::deque<sessions::Event> recent_;
+  std::deque<sessions::Event> recent_;  // of next_.timeline, up to next_.last_seq
   std::vector<std::weak_ptr<EventListener>> listeners_;
 };
 

@@ -1,5 +1,6 @@
 #include "agentd/event_stream.h"
 
+#include <atomic>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <deque>
@@ -45,9 +46,19 @@ class EventPump : public EventListener, public std::enable_shared_from_this<Even
     boost::asio::post(strand_, std::move(begin));
   }
 
-  void OnNews() override { PostPump(); }
+  // While the pool is busy, one waiting Pump does for all news.
+  void OnNews() override {
+    if (news_waiting_.exchange(true)) return;
+    boost::asio::post(strand_, [self = shared_from_this()] {
+      self->news_waiting_.store(false);
+      self->Pump();
+    });
+  }
   void OnEphemeral(const std::shared_ptr<const v1::Event>& event) override {
+    if (ephemeral_waiting_.load() >= kMaxEphemeral) return;
+    ++ephemeral_waiting_;
     boost::asio::post(strand_, [self = shared_from_this(), event] {
+      --self->ephemeral_waiting_;
       if (self->finished_) return;
       self->ephemeral_.push_back(event);
       if (self->ephemeral_.size() > kMaxEphemeral) self->ephemeral_.pop_front();
@@ -73,10 +84,6 @@ class EventPump : public EventListener, public std::enable_shared_from_this<Even
   }
 
  private:
-  void PostPump() {
-    boost::asio::post(strand_, [self = shared_from_this()] { self->Pump(); });
-  }
-
   void Finish(const absl::Status& status) {
     if (finished_) return;
     finished_ = true;
@@ -140,6 +147,8 @@ class EventPump : public EventListener, public std::enable_shared_from_this<Even
   Daemon* const daemon_;
   boost::asio::strand<boost::asio::thread_pool::executor_type> strand_;
   const Sink sink_;
+  std::atomic<bool> news_waiting_{false};
+  std::atomic<size_t> ephemeral_waiting_{0};
   // Used on the strand only.
   std::shared_ptr<Session> session_;
   std::optional<EventFeed> feed_;
@@ -166,9 +175,14 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::Event> {
     if (!session.ok()) return pump_->Fail(session.status());
     const EventHub::View view = (*session)->hub->view();
     if (request.timeline() == 0 && request.from_seq() > view.last_seq + 1) {
-      return pump_->Fail(Error(absl::StatusCode::kOutOfRange,
-                               "session {}: from_seq {} is past the next event, {}",
-                               request.session_id(), request.from_seq(), view.last_seq + 1));
+      // Others may know of events that are stored and shown in a moment.
+      absl::StatusOr<v1::Session> newest = daemon->Get(request.session_id());
+      if (!newest.ok()) return pump_->Fail(newest.status());
+      if (request.from_seq() > newest->last_seq() + 1) {
+        return pump_->Fail(Error(absl::StatusCode::kOutOfRange,
+                                 "session {}: from_seq {} is past the next event, {}",
+                                 request.session_id(), request.from_seq(), newest->last_seq() + 1));
+      }
     }
     pump_->Follow(*session, request.from_seq(), /*message_start=*/1, request.timeline(),
                   {.until_idle = request.until_idle()});

@@ -10,8 +10,8 @@
 
 namespace agentd::daemon {
 
-// Gives the session back when destroyed. After a failed commit `hot` must be null: then the next
-// holder reads the state from the store.
+// Gives the session back when destroyed, and only then shows what happened to it. After a failed
+// commit `hot` must be null: then the next holder reads the state from the store.
 class Daemon::Hold {
  public:
   Hold(std::shared_ptr<Session> s, std::unique_ptr<HotState> h)

@@ -33,6 +33,16 @@ absl::StatusOr<StoredState> ReadState(sessions::Store& store, const sessions::Re
   return state;
 }
 
+// Where one value is damaged others may be: reading drops those, so that they are stored again when
+// they are computed again, and the next restart finds all whole.
+void DropDamaged(sessions::Store& store, const sessions::RestorePoint& point, int csa_layers) {
+  for (const sessions::BlockHash& block : point.blocks) {
+    for (int part = 0; part <= csa_layers; ++part) {
+      if (IsDamage(store.ReadBlockPart(block, part).status())) break;
+    }
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
@@ -51,6 +61,7 @@ absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_vi
     }
     if (!IsDamage(state.status())) return state.status();
     spdlog::warn("stored KV is damaged and will be recomputed: {}", Text(state.status()));
+    if (limit == max_position) DropDamaged(store, point, csa_layers);
     // Anchors past a damaged block need it too; a damaged anchor is the only thing lost.
     limit = std::min(damaged_from, point.position) - 1;
   }

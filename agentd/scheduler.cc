@@ -306,7 +306,7 @@ void Scheduler::Decoded(Job& job) {
   else if (static_cast<int64_t>(spec.context.size()) >= spec.context_limit_tokens)
     end = JobEnd::kContextFull;
   const bool tail_due =
-      position - std::max<int64_t>(spec.resident->anchored_at, 0) >= kTailAnchorTokens;
+      position - std::max<int64_t>(spec.resident->anchored_at, 0) >= options_.tail_anchor_tokens;
   if (end || tail_due) {
     absl::Status status = Export(job, /*tail=*/!end);
     if (!status.ok()) return End(job, JobEnd::kError, std::move(status));

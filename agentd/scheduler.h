@@ -40,6 +40,7 @@ using TokenOverride = std::function<std::optional<TokenId>(const std::string& se
 struct SchedulerOptions {
   int batch_tokens = 512;                        // rows of one Step, all sessions together
   int64_t idle_memory_bytes = int64_t{2} << 30;  // of sequences that no turn uses
+  int64_t tail_anchor_tokens = kTailAnchorTokens;
   TokenOverride token_override;
 };
 

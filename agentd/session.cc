@@ -29,11 +29,28 @@ Session::Session(sessions::SessionInfo session_info, v1::SessionMeta session_met
       info(std::move(session_info)),
       meta(std::move(session_meta)) {}
 
-v1::SessionMeta MetaOf(const v1::SessionConfig& config, v1::SessionMeta::Phase phase) {
-  v1::SessionMeta meta;
-  *meta.mutable_config() = config;
+sessions::TimelineId Session::timeline() {
+  std::lock_guard lock(mutex);
+  return info.timeline;
+}
+
+v1::SessionMeta WithPhase(v1::SessionMeta meta, v1::SessionMeta::Phase phase) {
   meta.set_phase(phase);
   return meta;
+}
+
+absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
+                        const v1::SessionMeta& meta) {
+  if (meta.model_fingerprint().empty() || meta.model_fingerprint() == model.fingerprint_hex) {
+    return absl::OkStatus();
+  }
+  return WithReason(
+      FailedPrecondition(
+          "session {} was made with the model {} (fingerprint {:.12}...), this daemon runs {} "
+          "({:.12}...): start agentd with that model to go on, or make a new session",
+          session_id, meta.model_name(), meta.model_fingerprint(), model.name,
+          model.fingerprint_hex),
+      "MODEL_CHANGED");
 }
 
 absl::Status TurnRunning(const std::string& session_id) {
@@ -43,6 +60,7 @@ absl::Status TurnRunning(const std::string& session_id) {
 }
 
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info) {
+  if (!info.damage.empty()) return DataLoss("session {}: {}", info.id, info.damage);
   v1::SessionMeta meta;
   if (!meta.ParseFromString(info.meta)) {
     return DataLoss("session {}: its configuration is not readable", info.id);

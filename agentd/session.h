@@ -59,6 +59,9 @@ class Session {
  public:
   Session(sessions::SessionInfo info, v1::SessionMeta meta);
 
+  // The current one; whoever holds the session may change it. Takes the mutex.
+  sessions::TimelineId timeline();
+
   const std::string id;
   const std::shared_ptr<EventHub> hub;
 
@@ -71,7 +74,11 @@ class Session {
   std::shared_ptr<Turn> turn;     // the newest; it may be over
 };
 
-v1::SessionMeta MetaOf(const v1::SessionConfig& config, v1::SessionMeta::Phase phase);
+v1::SessionMeta WithPhase(v1::SessionMeta meta, v1::SessionMeta::Phase phase);
+// The session can go on only with the model that it was made with: its tokens mean nothing to
+// another, and the same answers would not come. FailedPrecondition names both.
+absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
+                        const v1::SessionMeta& meta);
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info);
 
 // Somebody works on the session already.

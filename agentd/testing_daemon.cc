@@ -20,7 +20,7 @@ namespace agentd::daemon {
 namespace {
 
 constexpr int kContextLimit = 16384;
-constexpr std::chrono::seconds kPatience(120);
+constexpr std::chrono::minutes kPatience(10);
 
 // Index of the message being written and how much of it is there.
 struct Place {

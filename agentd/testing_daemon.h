@@ -37,7 +37,8 @@ std::filesystem::path TestModel();
 
 DaemonOptions TestOptions(const std::filesystem::path& data, const Script& script);
 
-// Waits until no turn of the session runs. Fails the test after two minutes.
+// Waits until no turn of the session runs. Fails the test after ten minutes: a hang, not a slow
+// day.
 void WaitIdle(Daemon& daemon, const std::string& session_id);
 // Starts a turn and waits for its end.
 absl::Status RunTurn(Daemon& daemon, const std::string& session_id, const std::string& text);

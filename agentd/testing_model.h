@@ -1,6 +1,6 @@
-// A model directory for tests: the golden FP8/FP4 checkpoint with a wider vocabulary and a byte
-// tokenizer with V4's special tokens. Its weights are random, so it babbles; but everything about
-// it is deterministic.
+// A model directory for tests: the golden FP8/FP4 checkpoint's first layers with a wider vocabulary
+// and a byte tokenizer with V4's special tokens. Its weights are random, so it babbles; but
+// everything about it is deterministic.
 #ifndef AGENTD_AGENTD_TESTING_MODEL_H_
 #define AGENTD_AGENTD_TESTING_MODEL_H_
 

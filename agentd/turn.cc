@@ -32,19 +32,20 @@ Turn::Turn(const Runtime& runtime, std::shared_ptr<Session> session, std::unique
     : runtime_(runtime),
       session_holder_(std::move(session)),
       session_(*session_holder_),
-      config_(session_.meta.config()),
+      meta_(session_.meta),
       hot_(std::move(hot)) {}
 
 Turn::~Turn() { Join(); }
 
 void Turn::Start() {
-  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.hub->view().timeline);
+  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.timeline());
+  std::lock_guard lock(join_mutex_);
   thread_ = std::thread([this] { Main(); });
 }
 
 absl::StatusOr<std::unique_ptr<HotState>> Turn::CloseNow() {
   cancelled_.store(true);
-  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.hub->view().timeline);
+  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.timeline());
   absl::Status status = Loop();
   log_.reset();
   if (!status.ok()) return status;
@@ -71,35 +72,36 @@ void Turn::Park() {
   changed_.notify_all();  // a job that decodes is parked by the scheduler
 }
 
-void Turn::OnDone(std::function<void()> callback) {
+void Turn::OnDone(std::function<void(absl::Status)> callback) {
+  absl::Status outcome;
   {
     std::lock_guard lock(mutex_);
-    if (!done_) {
+    if (!outcome_) {
       on_done_.push_back(std::move(callback));
       return;
     }
+    outcome = *outcome_;
   }
-  callback();
+  callback(outcome);
 }
 
 void Turn::Main() {
   for (;;) {
     absl::Status status = Loop();
     if (status.ok()) {
-      Leave(closed_);
-      return;
+      return Leave(closed_ ? absl::OkStatus()
+                           : absl::UnavailableError("the daemon is shutting down; the turn goes on "
+                                                    "when it is started again"));
     }
     if (absl::IsUnavailable(status) && runtime_.fatal) runtime_.fatal(status);
     if (absl::IsResourceExhausted(status) && !Stopping()) {
       spdlog::warn("session {}: paused: {}", session_.id, Text(status));
-      WaitForSpace();
-      status = Reload();
+      status = WaitForSpace();
       if (status.ok()) continue;
     }
     spdlog::error("session {}: the turn stopped: {}", session_.id, Text(status));
     hot_.reset();
-    Leave(/*finished=*/false);
-    return;
+    return Leave(Annotate(status, "the turn stopped before its end was durable"));
   }
 }
 
@@ -110,25 +112,38 @@ absl::Status Turn::Reload() {
   group_.clear();
   runtime_.scheduler->Drop(session_.id);
   ASSIGN_OR_RETURN(hot_, LoadHot(runtime_, session_, config_));
-  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.hub->view().timeline);
+  log_ = std::make_unique<SessionLog>(runtime_.store, session_.hub, session_.timeline());
+  session_.hub->ShowNews(/*running=*/true);  // the end that could not be written holds nothing back
+  session_.hub->Wake();
   return absl::OkStatus();
 }
 
-void Turn::WaitForSpace() {
-  v1::Event event;
-  event.set_session_id(session_.id);
-  event.mutable_progress()->set_what("waiting for disk space");
-  session_.hub->PublishEphemeral(std::move(event));
-  std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, kSpaceWait, [this] { return Stopping(); });
+// Until the store writes again, or the turn is to stop.
+absl::Status Turn::WaitForSpace() {
+  for (;;) {
+    v1::Event event;
+    event.set_session_id(session_.id);
+    event.mutable_progress()->set_what("waiting for disk space");
+    session_.hub->PublishEphemeral(std::move(event));
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, kSpaceWait, [this] { return Stopping(); });
+    }
+    RETURN_IF_ERROR(Reload());
+    if (Stopping()) return absl::OkStatus();
+    // A commit that changes nothing tells, before the model works for a log that takes nothing.
+    absl::Status status =
+        log_->AppendWithMeta({}, WithPhase(meta_, v1::SessionMeta::RUNNING).SerializeAsString());
+    if (status.ok()) status = log_->Flush();
+    if (!absl::IsResourceExhausted(status)) return status;
+  }
 }
 
-void Turn::Leave(bool finished) {
+void Turn::Leave(absl::Status outcome) {
+  const bool finished = outcome.ok();
   if (!finished && hot_ && parking_.load()) {
-    v1::SessionMeta meta;
-    *meta.mutable_config() = config_;
-    meta.set_phase(v1::SessionMeta::PARKED);
-    absl::Status status = log_->AppendWithMeta({}, meta.SerializeAsString());
+    absl::Status status =
+        log_->AppendWithMeta({}, WithPhase(meta_, v1::SessionMeta::PARKED).SerializeAsString());
     if (status.ok()) status = log_->Flush();
     if (!status.ok()) spdlog::warn("session {}: not parked: {}", session_.id, Text(status));
   }
@@ -144,13 +159,13 @@ void Turn::Leave(bool finished) {
     session_.hub->ShowNews(/*running=*/false);
   }
   session_.hub->Wake();
-  std::vector<std::function<void()>> callbacks;
+  std::vector<std::function<void(absl::Status)>> callbacks;
   {
     std::lock_guard lock(mutex_);
-    done_ = true;
+    outcome_ = outcome;
     callbacks.swap(on_done_);
   }
-  for (auto& callback : callbacks) callback();
+  for (auto& callback : callbacks) callback(outcome);
 }
 
 absl::Status Turn::Loop() {
@@ -414,11 +429,9 @@ absl::Status Turn::Close(v1::TurnEnd end, const std::string& error) {
   folded.kind = event.kind;
   folded.payload = event.payload;
   RETURN_IF_ERROR(hot_->transcript.Apply(folded));
-  v1::SessionMeta meta;
-  *meta.mutable_config() = config_;
-  meta.set_phase(v1::SessionMeta::IDLE);
   session_.hub->HoldNews();  // until Leave has given the session back
-  RETURN_IF_ERROR(log_->AppendWithMeta({std::move(event)}, meta.SerializeAsString()));
+  RETURN_IF_ERROR(log_->AppendWithMeta(
+      {std::move(event)}, WithPhase(meta_, v1::SessionMeta::IDLE).SerializeAsString()));
   RETURN_IF_ERROR(log_->Flush());
   CrashPoint("agentd.turn_finished");
   closed_ = true;

@@ -37,8 +37,9 @@ class Turn {
   void Cancel();
   // The turn stops where it is and can be gone on with later, by another process too.
   void Park();
-  // Runs `callback` once the turn is over (at once if it is), on some thread.
-  void OnDone(std::function<void()> callback);
+  // Runs `callback` once the turn is over (at once if it is), on some thread. OK: its end is
+  // durable. Else the session can be gone on with, and the status says what stood in the way.
+  void OnDone(std::function<void(absl::Status)> callback);
   void Join();
 
  private:
@@ -55,8 +56,8 @@ class Turn {
   void Main();
   absl::Status Loop();
   absl::Status Reload();
-  void WaitForSpace();
-  void Leave(bool finished);
+  absl::Status WaitForSpace();
+  void Leave(absl::Status outcome);
   bool Stopping() const { return cancelled_.load() || parking_.load(); }
 
   // Folds the events and queues their commit.
@@ -86,7 +87,8 @@ class Turn {
   const Runtime& runtime_;
   const std::shared_ptr<Session> session_holder_;  // the thread may outlive the daemon's interest
   Session& session_;
-  const v1::SessionConfig config_;
+  const v1::SessionMeta meta_;
+  const v1::SessionConfig& config_ = meta_.config();
 
   // The turn thread's.
   std::unique_ptr<HotState> hot_;
@@ -103,11 +105,11 @@ class Turn {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::shared_ptr<Job> job_;                    // guarded by mutex_; the one that is decoding
-  bool done_ = false;                           // guarded by mutex_
-  std::vector<std::function<void()>> on_done_;  // guarded by mutex_
+  std::shared_ptr<Job> job_;             // guarded by mutex_; the one that is decoding
+  std::optional<absl::Status> outcome_;  // guarded by mutex_; set when the turn is over
+  std::vector<std::function<void(absl::Status)>> on_done_;  // guarded by mutex_
   std::mutex join_mutex_;
-  std::thread thread_;  // joined under join_mutex_
+  std::thread thread_;  // guarded by join_mutex_
 };
 
 // What the model is told about calls that were cut off.

@@ -196,6 +196,51 @@ TEST_F(DamageTest, ADamagedListingCostsNoSession) {
   ASSERT_OK(store->Delete(session_.id));
 }
 
+TEST_F(DamageTest, ADamagedSessionHidesNoOther) {
+  const SessionInfo other = Must(Open()->Create({"alice", 1, "meta"}));
+  FlipBit(Column::kTimelines, "h", 0);  // the first timeline's head
+  const std::unique_ptr<Store> store = Open();
+  const std::vector<SessionInfo> all = Must(store->List("alice", "", 10));
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].id, other.id);
+  EXPECT_EQ(all[0].damage, "");
+  EXPECT_EQ(all[0].meta, "meta");
+  EXPECT_EQ(all[1].id, session_.id);
+  EXPECT_THAT(all[1].damage, HasSubstr("head of timeline"));
+}
+
+// What the counter says is behind where two timelines were made at once, and nothing if damaged.
+TEST_F(DamageTest, NoLiveTimelinesNumberIsGivenAway) {
+  const SessionInfo other = Must(Open()->Create({"alice", 1, ""}));
+  const std::string key = internal::kNextTimelineKey;
+  for (const std::string& value :
+       {internal::EncodeNumber(internal::RecordKind::kNextTimeline, key, other.timeline),
+        std::string("nonsense")}) {
+    testing::Overwrite(path(), Column::kMeta, key, value);
+    const std::unique_ptr<Store> store = Open();
+    EXPECT_GT(Must(store->Create({"alice", 1, ""})).timeline, other.timeline);
+    EXPECT_EQ(Must(store->Load(other.id)).session.timeline, other.timeline);
+  }
+}
+
+TEST_F(DamageTest, ADamagedIntentOrWorkspaceListingStopsNothing) {
+  const std::string key = internal::IntentKey('k', std::string(32, 'x'));
+  testing::Overwrite(path(), Column::kMeta, key, "nonsense");
+  testing::Overwrite(path(), Column::kMeta, internal::IntentKey('f', "c" + std::string(32, 'x')),
+                     "nonsense");
+  FlipBit(Column::kTimelines, "w");
+  const std::unique_ptr<Store> store = Open();
+  const SessionInfo other = Must(store->Create({"alice", 1, ""}));
+  Commit commit;
+  commit.timeline = other.timeline;
+  commit.events = {NewEvent::Workspace(Must(store->SnapshotWorkspace(files())))};
+  ASSERT_OK(store->CommitSync(commit));
+  ASSERT_OK(store->Delete(other.id));
+  // The listing is lost, the event is not: its files are still there.
+  const TreeId tree = *Must(store->Load(session_.id)).workspace;
+  EXPECT_OK(store->RestoreWorkspace(tree, directory_.path() / "restored"));
+}
+
 TEST_F(DamageTest, AnOwnersKeyCostsItsCacheAlone) {
   FlipBit(Column::kMeta, "u");
   const std::unique_ptr<Store> store = Open();

@@ -75,9 +75,10 @@ rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
     options.enable_blob_files = true;
     options.min_blob_size = 4096;
     options.blob_file_size = 256 << 20;
-    options.enable_blob_garbage_collection = true;
-    options.blob_garbage_collection_age_cutoff = column == Column::kKv ? 0.25 : 0.5;
-    options.blob_garbage_collection_force_threshold = 0.5;
+    // No compaction may read values: one that meets a damaged value stops the whole database, for
+    // good, and a damaged value must cost no more than time. Each flush makes a file of its own,
+    // which goes when the last value in it does.
+    options.enable_blob_garbage_collection = false;
     options.write_buffer_size = 64 << 20;
   } else {
     options.write_buffer_size = 16 << 20;

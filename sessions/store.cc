@@ -94,47 +94,34 @@ StoreImpl::StoreImpl(std::unique_ptr<Database> database, const StoreOptions& opt
       pipeline_(*database_, files_, identity_, options.group_commit_window_us) {}
 
 absl::Status StoreImpl::Recover() {
-  ASSIGN_OR_RETURN(const std::optional<std::string> next,
-                   database_->Get(Column::kMeta, kNextTimelineKey));
-  if (next.has_value()) {
-    ASSIGN_OR_RETURN(next_timeline_,
-                     DecodeNumber(RecordKind::kNextTimeline, kNextTimelineKey, *next));
-  }
-  // An intent whose value got its name is only cleared; any other value was never acknowledged.
+  RETURN_IF_ERROR(RecoverCounter());
+  // An intent whose value got its name is only cleared; any other value was never acknowledged. A
+  // damaged intent's key still says all that is needed.
   std::vector<WriteEntry> writes;
   std::vector<std::string> objects;
-  RETURN_IF_ERROR(
-      database_->Scan(Column::kMeta, "p", [&](std::string_view key, std::string_view value) {
-        writes.push_back({Column::kMeta, std::string(key), std::nullopt});
-        if (key[1] == 'f') {
-          objects.emplace_back(key.substr(2));
-          return absl::OkStatus();
-        }
-        ASSIGN_OR_RETURN(const uint64_t parts, DecodeNumber(RecordKind::kIntent, key, value));
-        if (key.size() != 2 + sizeof(Sha256Digest))
-          return DataLoss("an intent record has a malformed key");
-        const Sha256Digest digest = DigestAt(key, 2);
-        const bool block = key[1] == 'k';
-        ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                         database_->Get(Column::kTimelines,
-                                        block ? BlockNameKey(digest) : AnchorNameKey(digest)));
-        if (name.has_value()) return absl::OkStatus();
-        if (!block) writes.push_back({Column::kAnchors, AnchorKey(digest), std::nullopt});
-        for (uint32_t part = 0; block && part < parts; ++part) {
-          writes.push_back({Column::kKv, KvPartKey(digest, part), std::nullopt});
-        }
-        return absl::OkStatus();
-      }));
+  RETURN_IF_ERROR(database_->Scan(Column::kMeta, "p", [&](std::string_view key, std::string_view) {
+    writes.push_back({Column::kMeta, std::string(key), std::nullopt});
+    if (key.size() > 2 && key[1] == 'f') objects.emplace_back(key.substr(2));
+    if (key.size() != 2 + sizeof(Sha256Digest) || key[1] == 'f') return absl::OkStatus();
+    const Sha256Digest digest = DigestAt(key, 2);
+    const bool block = key[1] == 'k';
+    ASSIGN_OR_RETURN(
+        const std::optional<std::string> name,
+        database_->Get(Column::kTimelines, block ? BlockNameKey(digest) : AnchorNameKey(digest)));
+    if (name.has_value()) return absl::OkStatus();
+    if (!block) writes.push_back({Column::kAnchors, AnchorKey(digest), std::nullopt});
+    if (!block) return absl::OkStatus();
+    return database_->Scan(Column::kKv, View(digest), [&](std::string_view part, std::string_view) {
+      writes.push_back({Column::kKv, std::string(part), std::nullopt});
+      return absl::OkStatus();
+    });
+  }));
   if (!objects.empty()) {
     std::set<std::string> named;
-    RETURN_IF_ERROR(
-        database_->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
-          ASSIGN_OR_RETURN(const TreeId tree,
-                           DecodeDigest(RecordKind::kWorkspaceEntry, key, value));
-          return files_.Mark(tree, named);
-        }));
+    ASSIGN_OR_RETURN(const bool complete, MarkNamedFiles({}, named));
     for (const std::string& object : objects) {
-      if (!named.contains(object)) writes.push_back({Column::kFiles, object, std::nullopt});
+      if (complete && !named.contains(object))
+        writes.push_back({Column::kFiles, object, std::nullopt});
     }
   }
   if (writes.empty()) return absl::OkStatus();
@@ -142,6 +129,40 @@ absl::Status StoreImpl::Recover() {
   RETURN_IF_ERROR(database_->Write(writes, /*sync=*/true));
   CrashPoint("sweep_after");
   return absl::OkStatus();
+}
+
+// The record may be damaged, or behind: two new timelines that were made at the same moment may
+// have been written in either order. No live timeline's number may be given away again.
+absl::Status StoreImpl::RecoverCounter() {
+  ASSIGN_OR_RETURN(const std::optional<std::string> next,
+                   database_->Get(Column::kMeta, kNextTimelineKey));
+  if (next.has_value()) {
+    const absl::StatusOr<uint64_t> number =
+        DecodeNumber(RecordKind::kNextTimeline, kNextTimelineKey, *next);
+    if (number.ok()) next_timeline_ = *number;
+    if (!number.ok() && !absl::IsDataLoss(number.status())) return number.status();
+  }
+  const std::unique_ptr<rocksdb::Iterator> iterator = database_->Iterate(Column::kTimelines);
+  iterator->SeekForPrev(TimelineKey(UINT64_MAX));
+  if (iterator->Valid() && iterator->key().starts_with("t") && iterator->key().size() == 9)
+    next_timeline_ = std::max(next_timeline_, BigEndianAt(ToView(iterator->key()), 1) + 1);
+  return Translate(iterator->status(), "looking for the newest timeline");
+}
+
+// Adds the keys of everything that a listing outside `without` reaches. False: a listing is
+// damaged, so nothing can be known to be unreferenced.
+absl::StatusOr<bool> StoreImpl::MarkNamedFiles(const std::set<std::string>& without,
+                                               std::set<std::string>& keys) const {
+  bool complete = true;
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
+        if (without.contains(std::string(key))) return absl::OkStatus();
+        const absl::StatusOr<TreeId> tree = DecodeDigest(RecordKind::kWorkspaceEntry, key, value);
+        if (tree.ok()) return files_.Mark(*tree, keys);
+        complete = false;
+        return absl::OkStatus();
+      }));
+  return complete;
 }
 
 // ---- sessions
@@ -304,9 +325,19 @@ absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
   if (iterator->Valid() && iterator->key() == before) iterator->Prev();
   for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
     if (page.size() == static_cast<size_t>(limit)) break;
-    ASSIGN_OR_RETURN(SessionInfo info,
-                     ReadInfo(ToView(iterator->key()).substr(prefix.size()), snapshot.get()));
-    page.push_back(std::move(info));
+    const std::string id(ToView(iterator->key()).substr(prefix.size()));
+    absl::StatusOr<SessionInfo> info = ReadInfo(id, snapshot.get());
+    if (!info.ok() && !absl::IsDataLoss(info.status()) && !absl::IsNotFound(info.status()))
+      return info.status();
+    // One damaged session must not hide the others.
+    if (!info.ok()) {
+      SessionInfo damaged;
+      damaged.id = id;
+      damaged.owner = std::string(owner);
+      damaged.damage = Text(info.status());
+      info = std::move(damaged);
+    }
+    page.push_back(*std::move(info));
   }
   RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
   return page;

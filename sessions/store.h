@@ -128,6 +128,8 @@ struct SessionInfo {
   std::string forked_from;  // session id, or empty
   uint64_t forked_at_seq = 0;
   std::string meta;  // the caller's, opaque
+  // Only in List: why nothing but id and owner could be read. Empty: all is well.
+  std::string damage;
 };
 
 struct NewSession {
@@ -179,7 +181,8 @@ class Store {
   // All durable on return.
   virtual absl::StatusOr<SessionInfo> Create(const NewSession& session) = 0;
   virtual absl::StatusOr<SessionInfo> Get(std::string_view session_id) = 0;
-  // Newest first; `after_id` = last id of the page before, or empty.
+  // Newest first; `after_id` = last id of the page before, or empty. A session with a damaged
+  // record is listed too, with SessionInfo::damage.
   virtual absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner,
                                                         std::string_view after_id, int limit) = 0;
   // A new session that shares everything up to `at`; copies nothing. OutOfRange if the point does

@@ -275,12 +275,8 @@ absl::Status StoreImpl::RemoveFiles(Removal& removal) const {
   std::set<std::string> kept, dropped;
   // Pins first: a commit that is done with its pin in between has written its listing by then.
   for (const TreeId& tree : files_.Pinned()) RETURN_IF_ERROR(files_.Mark(tree, kept));
-  RETURN_IF_ERROR(
-      database_->Scan(Column::kTimelines, "w", [&](std::string_view key, std::string_view value) {
-        if (removal.listings.contains(std::string(key))) return absl::OkStatus();
-        ASSIGN_OR_RETURN(const TreeId tree, DecodeDigest(RecordKind::kWorkspaceEntry, key, value));
-        return files_.Mark(tree, kept);
-      }));
+  ASSIGN_OR_RETURN(const bool complete, MarkNamedFiles(removal.listings, kept));
+  if (!complete) return absl::OkStatus();  // better too much kept than a file lost
   for (const TreeId& tree : removal.trees) RETURN_IF_ERROR(files_.Mark(tree, dropped));
   for (const std::string& key : dropped) {
     if (!kept.contains(key)) removal.Drop(Column::kFiles, key);

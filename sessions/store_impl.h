@@ -56,6 +56,10 @@ class StoreImpl final : public Store {
  private:
   struct Removal;  // what Delete takes away, store_branch.cc
 
+  absl::Status RecoverCounter();
+  absl::StatusOr<bool> MarkNamedFiles(const std::set<std::string>& without,
+                                      std::set<std::string>& keys) const;
+
   // ---- sessions
   absl::Status CheckNewSession(const NewSession& session) const;
   absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(

@@ -20,6 +20,7 @@ constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr int64_t kSettledNs = 2 * kNsPerSecond + kNsPerSecond / 10;
 constexpr int kMaxDepth = 200;  // each level holds open handles
 constexpr int kReadAttempts = 3;
+constexpr size_t kMaxSlots = 256;  // directories whose files are remembered
 
 int64_t NowNs() {
   struct timespec now;
@@ -349,6 +350,8 @@ std::shared_ptr<Workspaces::Slot> Workspaces::SlotOf(const std::filesystem::path
   std::filesystem::path canonical = std::filesystem::weakly_canonical(directory, error);
   if (error) canonical = directory;
   std::lock_guard lock(mutex_);
+  if (slots_.size() >= kMaxSlots)
+    std::erase_if(slots_, [](const auto& entry) { return entry.second.use_count() == 1; });
   std::shared_ptr<Slot>& slot = slots_[canonical.string()];
   if (slot == nullptr) slot = std::make_shared<Slot>();
   return slot;
