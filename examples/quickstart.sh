@@ -35,13 +35,15 @@ start_daemon() {
   build/bin/agentctl --wait 60 info >/dev/null || fail "the daemon does not come up"
 }
 
-# ask WANTED ARGUMENTS... TASK: the task and its answer, which has to contain WANTED.
+# ask WANTED [--session ID] ARGUMENTS... TASK: the task and its answer, which has to contain WANTED.
 ask() {
-  local wanted=$1
+  local wanted=$1 session=last answer
   shift
+  [ "$1" != --session ] || session=$2
   printf '\n%s> %s%s\n' "$bold" "${*: -1}" "$plain"
-  build/bin/agentctl run "$@" | tee "$scratch/answer" || fail "the task did not end with an answer"
-  grep -qF -- "$wanted" "$scratch/answer" || fail "\"$wanted\" is not in the answer"
+  build/bin/agentctl run "$@" || fail "the task did not end with an answer"
+  answer=$(events "$session" 'events[-1]["answer"]')
+  [[ $answer == *"$wanted"* ]] || fail "\"$wanted\" is not in the answer"
 }
 
 # events SESSION EXPRESSION: a Python expression over `events`, the list of the session's events.
@@ -117,7 +119,7 @@ survive_a_kill() {
   say "  restored               $(resumed "$killed" restored)"
   say "  replayed               $(resumed "$killed" replayed)"
   say "  prefilled_again        $(resumed "$killed" prefilled_again)"
-  say "  time to the next token $(resumed "$killed" duration_us) us"
+  say "  time to the next token $(awk -v us="$(resumed "$killed" duration_us)" 'BEGIN { printf "%.1f ms", us / 1000 }')"
 
   build/bin/agentctl show --tokens "$whole" >"$scratch/whole" 2>/dev/null
   build/bin/agentctl show --tokens "$killed" >"$scratch/killed" 2>/dev/null
