@@ -26,10 +26,12 @@ step_format() {
 run_ctest() {
   local build=$1 status=0
   shift
-  ctest --test-dir "$build" -j "$jobs" --output-on-failure --no-tests=error --output-junit "$PWD/$logs/junit.xml" "$@" || status=$?
-  local counts
+  ctest --test-dir "$build" -j "$jobs" --output-on-failure --no-tests=error --test-output-size-passed 10000000 \
+    --output-junit "$PWD/$logs/junit.xml" "$@" || status=$?
+  local counts p f s
   counts=$(python3 tests/count_junit.py "$logs/junit.xml") || { echo "no test report from ctest"; return 1; }
   read -r p f s <<<"$counts"
+  tail -n +2 <<<"$counts"
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   return "$status"
 }
@@ -69,7 +71,7 @@ run_step() {
     tail -n 60 "$logs/$name.log"
     printf '== %s FAILED after %d s (whole log: %s/%s.log)\n' "$name" $((SECONDS - start)) "$logs" "$name"
   else
-    grep -E '^(\[figure\]|100% tests|[0-9]+ of [0-9]+ )' "$logs/$name.log" | tail -n 12
+    grep -E '^(\[figure\]|100% tests|[0-9]+ of [0-9]+ )' "$logs/$name.log" | tail -n 40
     printf '== %s ok, %d s\n' "$name" $((SECONDS - start))
   fi
   return "$status"
