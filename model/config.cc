@@ -116,6 +116,17 @@ void ParseOnly(const Json& json, Fields& f) {
   f.Only("tie_word_embeddings", false);
   f.Only("attention_bias", false);
   f.Only("topk_method", "noaux_tc");
+  f.Only("first_k_dense_replace", 0);
+  f.Only("moe_layer_freq", 1);
+  f.Only("mlp_bias", false);
+  // Experts in groups of which the best are kept, all of them: as if there were none.
+  const bool all_groups = f.Has("n_group") && f.Has("topk_group") &&
+                          json["n_group"].is_number_integer() &&
+                          json["n_group"] == json["topk_group"];
+  if (!all_groups) {
+    f.Only("n_group", 1);
+    f.Only("topk_group", 1);
+  }
   if (f.Has("expert_dtype")) f.Only("expert_dtype", "fp4");
   for (const auto& [name, value] : json.items()) {
     if (name.starts_with("dspark_"))
@@ -183,7 +194,38 @@ absl::Status ParseScaling(const Json& json, const std::string& where, Config* c)
             &c->rope_scaling.original_max_position_embeddings);
   f.Number("beta_fast", 1e-3, 1e6, &c->rope_scaling.beta_fast);
   f.Number("beta_slow", 1e-3, 1e6, &c->rope_scaling.beta_slow);
+  // V4 does not scale magnitudes: 1 is what these are where they change nothing.
+  for (const char* name : {"mscale", "mscale_all_dim", "attention_factor"}) f.Only(name, 1);
+  f.Only("truncate", true);
+  if (!f.status().ok()) return f.status();
+  if (c->rope_scaling.beta_fast <= c->rope_scaling.beta_slow) {
+    f.Fail("beta_fast",
+           fmt::format("it must be above beta_slow, which is {}", c->rope_scaling.beta_slow));
+  }
+  const int64_t original = c->rope_scaling.original_max_position_embeddings;
+  if (const auto it = json.find("original_max_position_embeddings");
+      it != json.end() && !it->is_null() && *it != original) {
+    f.Fail("original_max_position_embeddings", "the one beside rope_scaling is another");
+  }
   return f.status();
+}
+
+// All weights, roughly and never too few: in doubles, which do not overflow.
+double Parameters(const Config& c) {
+  const double d = c.hidden_size;
+  const double q = c.q_lora_rank;
+  const double heads = double(c.num_attention_heads) * c.head_dim;
+  const double output = double(c.o_groups) * c.o_lora_rank;
+  const double compressor = 2.0 * c.head_dim * (2 * d + 128) + 2.0 * c.index_head_dim * (2 * d + 4);
+  const double indexer = double(c.index_n_heads) * (c.index_head_dim * q + d);
+  const double attention = q * d + heads * q + c.head_dim * d + output * heads / c.o_groups +
+                           d * output + compressor + indexer;
+  const double experts = (3.0 * c.moe_intermediate_size * d + d) * (c.n_routed_experts + 1.0);
+  const double table = double(c.vocab_size) * c.num_experts_per_tok;
+  const double mix = 2.0 * (2 + c.hc_mult) * c.hc_mult * c.hc_mult * d;
+  const double layers = double(c.num_hidden_layers) + c.num_nextn_predict_layers;
+  return layers * (attention + experts + mix + table + 8 * d) + 2.0 * c.vocab_size * d +
+         2.0 * d * d;
 }
 
 // Relations between fields.
@@ -219,6 +261,13 @@ absl::Status Check(const Config& c, const std::string& where) {
     return bad(
         "num_attention_heads x head_dim, o_groups x o_lora_rank, hc_mult x hidden_size and "
         "index_n_heads x index_head_dim must not exceed 2^24");
+  }
+  // Some 500 times the largest published one; sums of bytes stay far from the limits of 64 bits.
+  constexpr double kMaxParameters = 0x1p50;
+  if (const double parameters = Parameters(c); parameters > kMaxParameters) {
+    return InvalidArgument(
+        "{}: its sizes ask for some {:.2g} parameters; at most 2^50 are possible", where,
+        parameters);
   }
   return absl::OkStatus();
 }

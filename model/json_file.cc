@@ -1,14 +1,18 @@
 #include "model/json_file.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
-#include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace agentd::model {
 namespace {
@@ -66,16 +70,50 @@ class Checker : public nlohmann::json_sax<Json> {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
-                                                             std::fclose);
-  if (file == nullptr) return ErrnoError(errno, "open " + path.string());
+absl::StatusOr<std::string> ReadAllText(int fd, const std::string& name) {
   std::string text;
   std::array<char, 1 << 16> buffer;
-  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), file.get()))
-    text.append(buffer.data(), count);
-  if (std::ferror(file.get())) return ErrnoError(errno, "read " + path.string());
-  return text;
+  while (true) {
+    const ssize_t count = ::read(fd, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return ErrnoError(errno, "read " + name);
+    if (count == 0) return text;
+    if (int64_t(text.size()) + count > kMaxTextBytes) {
+      return InvalidArgument(
+          "{}: holds more than {} bytes, which no text here does: is it the "
+          "right file?",
+          name, kMaxTextBytes);
+    }
+    text.append(buffer.data(), size_t(count));
+  }
+}
+
+namespace {
+
+absl::StatusOr<std::string> Read(const std::filesystem::path& path, bool pipe_too) {
+  const std::string name = path.string();
+  // Not blocking until it is known to be no FIFO without a writer.
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | (pipe_too ? 0 : O_NONBLOCK)));
+  if (!fd.valid()) return ErrnoError(errno, "open " + name);
+  struct stat info = {};
+  if (::fstat(fd.get(), &info) != 0) return ErrnoError(errno, "fstat " + name);
+  if (S_ISDIR(info.st_mode)) return ErrnoError(EISDIR, "read " + name);
+  const bool pipe = S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode);
+  if (!S_ISREG(info.st_mode) && !(pipe && pipe_too)) {
+    return InvalidArgument("{}: is {}, a regular file is required", name,
+                           pipe ? "a FIFO" : "a device");
+  }
+  return ReadAllText(fd.get(), name);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
+  return Read(path, /*pipe_too=*/false);
+}
+
+absl::StatusOr<std::string> ReadTextFileOrPipe(const std::filesystem::path& path) {
+  return Read(path, /*pipe_too=*/true);
 }
 
 absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& model_dir,

@@ -3,6 +3,7 @@
 #ifndef AGENTD_MODEL_JSON_FILE_H_
 #define AGENTD_MODEL_JSON_FILE_H_
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -13,8 +14,16 @@
 
 namespace agentd::model {
 
-// A whole file. (Not through std::ifstream, which throws where the path is a directory.)
+// More than any text that a model or a prompt comes in: what is longer is no such text.
+inline constexpr int64_t kMaxTextBytes = int64_t{256} << 20;
+
+// A whole regular file; InvalidArgument for anything else (a FIFO would wait, a device may never
+// end) and for more than kMaxTextBytes.
 absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path);
+// The same, but a pipe will do too: what a person names on the command line (`<(...)`).
+absl::StatusOr<std::string> ReadTextFileOrPipe(const std::filesystem::path& path);
+// The rest of an open file; `name` is for errors.
+absl::StatusOr<std::string> ReadAllText(int fd, const std::string& name);
 
 // The same of a file that a model directory must have: where it is missing, the error says so.
 absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& model_dir,

@@ -1,9 +1,9 @@
 #include "model/v4/command.h"
 
-#include <array>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdio>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
@@ -19,7 +19,7 @@ int Report(const absl::Status& status) {
 }
 
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& path, int vocab_size) {
-  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFileOrPipe(path));
   ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text, path.string()));
   if (!json.is_array())
     return InvalidArgument("{}: is not a JSON array of token ids", path.string());
@@ -37,22 +37,24 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::filesystem::path& pat
 
 absl::Status ForEachInputLine(const std::function<absl::Status(std::string_view)>& handle) {
   std::string line;
-  for (int64_t number = 1; std::getline(std::cin, line); ++number) {
+  int64_t number = 1;
+  while (true) {
+    const int c = ::getc_unlocked(stdin);
+    if (c != EOF && c != '\n') {
+      line.push_back(static_cast<char>(c));
+      if (static_cast<int64_t>(line.size()) <= kMaxTextBytes) continue;
+      return InvalidArgument("line {}: is longer than {} bytes", number, kMaxTextBytes);
+    }
+    if (c == EOF && std::ferror(stdin)) return ErrnoError(errno, "read standard input");
+    if (c == EOF && line.empty()) return absl::OkStatus();
     const absl::Status status = handle(line);
     if (!status.ok()) return Annotate(status, fmt::format("line {}", number));
+    line.clear();
+    ++number;
   }
-  if (std::cin.bad() || std::ferror(stdin)) return ErrnoError(errno, "read standard input");
-  return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReadInput() {
-  std::string text;
-  std::array<char, 1 << 16> buffer;
-  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), stdin))
-    text.append(buffer.data(), count);
-  if (std::ferror(stdin)) return ErrnoError(errno, "read standard input");
-  return text;
-}
+absl::StatusOr<std::string> ReadInput() { return ReadAllText(STDIN_FILENO, "standard input"); }
 
 void Print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
