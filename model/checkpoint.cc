@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
@@ -192,8 +193,10 @@ absl::StatusOr<std::string_view> Checkpoint::Header(const std::string& file,
   return bytes.substr(8, header_bytes);
 }
 
-absl::Status Checkpoint::CheckOverlaps(const std::string& file,
-                                       std::vector<const Tensor*> tensors) {
+// The tensors must cover the data section, each byte once: as the reference library requires. What
+// lies between them could be weights that a damaged header lost.
+absl::Status Checkpoint::CheckTiling(const std::string& file, std::span<const uint8_t> data,
+                                     std::vector<const Tensor*> tensors) {
   std::sort(tensors.begin(), tensors.end(), [](const Tensor* a, const Tensor* b) {
     return std::pair(a->data, a->size_bytes) < std::pair(b->data, b->size_bytes);
   });
@@ -202,6 +205,22 @@ absl::Status Checkpoint::CheckOverlaps(const std::string& file,
       return InvalidArgument("{}: tensors {} and {} overlap", file, tensors[i - 1]->name,
                              tensors[i]->name);
     }
+  }
+  const uint8_t* covered = data.data();
+  for (const Tensor* tensor : tensors) {
+    if (tensor->data > covered) {
+      return InvalidArgument(
+          "{}: {} bytes before tensor {} belong to no tensor: the file is damaged, fetch it again",
+          file, tensor->data - covered, tensor->name);
+    }
+    covered = tensor->data + tensor->size_bytes;
+  }
+  const int64_t rest = data.data() + data.size() - covered;
+  if (rest != 0) {
+    return InvalidArgument(
+        "{}: {} bytes after the last tensor belong to no tensor: the file is damaged, fetch it "
+        "again",
+        file, rest);
   }
   return absl::OkStatus();
 }
@@ -226,7 +245,7 @@ absl::Status Checkpoint::AddFile(const fs::path& path) {
     }
     added.push_back(&it->second);
   }
-  RETURN_IF_ERROR(CheckOverlaps(file, std::move(added)));
+  RETURN_IF_ERROR(CheckTiling(file, data, std::move(added)));
   files_.push_back(path);
   mappings_.push_back(std::move(mapping));
   return absl::OkStatus();
@@ -238,7 +257,14 @@ absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::OpenFile(const fs:
   return std::unique_ptr<const Checkpoint>(std::move(checkpoint));
 }
 
-absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(const fs::path& model_dir) {
+absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::OpenPartial(
+    const fs::path& model_dir) {
+  std::map<std::string, std::vector<std::string>> absent;
+  return Open(model_dir, &absent);
+}
+
+absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(
+    const fs::path& model_dir, std::map<std::string, std::vector<std::string>>* absent) {
   const fs::path index_path = model_dir / "model.safetensors.index.json";
   const fs::path single = model_dir / "model.safetensors";
   std::error_code ignored;
@@ -256,11 +282,19 @@ absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(const fs::pat
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
   for (const std::string& shard : shards) {
     const absl::Status status = checkpoint->AddFile(model_dir / shard);
+    if (absl::IsNotFound(status) && absent != nullptr) {
+      (*absent)[shard] = {};
+      continue;
+    }
     if (absl::IsNotFound(status))
       return NotFound("{}; {} lists it: fetch it", Text(status), index_path.string());
     RETURN_IF_ERROR(status);
   }
   for (const auto& [name, shard] : index) {
+    if (absent != nullptr && absent->contains(shard)) {
+      (*absent)[shard].push_back(name);
+      continue;
+    }
     const Tensor* tensor = checkpoint->Find(name);
     if (tensor == nullptr ||
         checkpoint->files_[size_t(tensor->shard)].filename().string() != shard) {
@@ -274,6 +308,7 @@ absl::StatusOr<std::unique_ptr<const Checkpoint>> Checkpoint::Open(const fs::pat
                              checkpoint->files_[size_t(tensor.shard)].string());
     }
   }
+  if (absent != nullptr) checkpoint->absent_shards_ = std::move(*absent);
   return std::unique_ptr<const Checkpoint>(std::move(checkpoint));
 }
 
@@ -304,6 +339,87 @@ int64_t Checkpoint::weight_bytes() const {
   int64_t total = 0;
   for (const auto& [name, tensor] : tensors_) total += tensor.size_bytes;
   return total;
+}
+
+namespace {
+
+// 2^63: no weight is this large, and the kernels' products stay far from overflow.
+constexpr uint8_t kLargestScale = 190;
+
+// The first element whose bits under `mask` are `limit` or more; `count` if there is none.
+template <typename T>
+int64_t FirstAtLeast(const uint8_t* data, int64_t count, T mask, T limit) {
+  auto value = [&](int64_t i) {
+    T bits;
+    std::memcpy(&bits, data + i * int64_t(sizeof(T)), sizeof(T));
+    return static_cast<T>(bits & mask);
+  };
+  constexpr int64_t kBlock = 1024;  // known to the compiler, which then uses vectors
+  int64_t begin = 0;
+  for (; begin + kBlock <= count; begin += kBlock) {
+    T largest = 0;
+    for (int64_t i = 0; i < kBlock; ++i) largest = std::max(largest, value(begin + i));
+    if (largest >= limit) break;
+  }
+  while (begin < count && value(begin) < limit) ++begin;
+  return begin;
+}
+
+}  // namespace
+
+absl::Status Checkpoint::CheckValues(const Tensor& tensor) const {
+  const int64_t count = tensor.size_bytes / DTypeBytes(tensor.dtype);
+  int64_t bad = count;
+  switch (tensor.dtype) {
+    case DType::kF32:
+      bad = FirstAtLeast<uint32_t>(tensor.data, count, 0x7FFFFFFF, 0x7F800000);
+      break;
+    case DType::kBf16:
+      bad = FirstAtLeast<uint16_t>(tensor.data, count, 0x7FFF, 0x7F80);
+      break;
+    case DType::kF8E4M3:
+      bad = FirstAtLeast<uint8_t>(tensor.data, count, 0x7F, 0x7F);
+      break;
+    case DType::kF8E8M0:
+      bad = FirstAtLeast<uint8_t>(tensor.data, count, 0xFF, kLargestScale + 1);
+      break;
+    default:
+      break;  // every bit pattern is a number
+  }
+  if (bad == count) return absl::OkStatus();
+  const std::string where = fmt::format("{}: tensor {}: element {}",
+                                        files_[size_t(tensor.shard)].string(), tensor.name, bad);
+  if (tensor.dtype == DType::kF8E8M0) {
+    return DataLoss(
+        "{} is 2^{}, which is no scale of a weight (largest 2^{}): fetch the file again", where,
+        int(tensor.data[bad]) - 127, int(kLargestScale) - 127);
+  }
+  uint32_t bits = 0;
+  const int bytes = DTypeBytes(tensor.dtype);
+  std::memcpy(&bits, tensor.data + bad * bytes, size_t(bytes));
+  return DataLoss("{} is no finite number ({} bits 0x{:0{}X}): fetch the file again", where,
+                  DTypeName(tensor.dtype), bits, 2 * bytes);
+}
+
+namespace {
+
+// Both ends rounded outwards: a neighbour's page is clean too, and is fetched again if it is
+// needed.
+void ReleasePages(const uint8_t* data, size_t size) {
+  static const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + size;
+  if (size > 0) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+}  // namespace
+
+void Checkpoint::Release(const Tensor& tensor) const {
+  ReleasePages(tensor.data, size_t(tensor.size_bytes));
+}
+
+void Checkpoint::ReleaseAll() const {
+  for (const auto& mapping : mappings_) ReleasePages(mapping->data, mapping->size);
 }
 
 namespace {
@@ -349,11 +465,12 @@ void WriteCached(const fs::path& path, const Sha256Digest& digest) {
 Sha256Digest Checkpoint::Fingerprint(std::string_view config_text) const {
   fs::path cache;
   if (weight_bytes() > kCachedFingerprintBytes && !CacheDirectory().empty()) {
-    std::string key = fmt::format("1\n{}\n", config_text);
+    std::string key = fmt::format("2\n{}\n", config_text);
     for (const auto& mapping : mappings_) {
       const struct stat& s = mapping->stat;
-      key += fmt::format("{} {} {} {} {}\n", s.st_dev, s.st_ino, s.st_size, s.st_mtim.tv_sec,
-                         s.st_mtim.tv_nsec);
+      // ctime too: unlike mtime, nothing sets it back.
+      key += fmt::format("{} {} {} {}.{} {}.{}\n", s.st_dev, s.st_ino, s.st_size, s.st_mtim.tv_sec,
+                         s.st_mtim.tv_nsec, s.st_ctim.tv_sec, s.st_ctim.tv_nsec);
     }
     cache = CacheDirectory() / Hex(Sha256Of(key));
     Sha256Digest digest;
@@ -365,11 +482,33 @@ Sha256Digest Checkpoint::Fingerprint(std::string_view config_text) const {
     hash.Update(fmt::format("{} {} {} {}\n", name, DTypeName(tensor.dtype), ShapeText(tensor.shape),
                             tensor.size_bytes));
     hash.Update(tensor.data, size_t(tensor.size_bytes));
+    Release(tensor);
   }
   const Sha256Digest digest = hash.Finish();
   if (!cache.empty()) WriteCached(cache, digest);
   return digest;
 }
+
+namespace {
+
+absl::Status WriteAll(const fs::path& path, std::string_view header,
+                      std::span<const NamedTensor> tensors) {
+  const uint64_t header_bytes = header.size();
+  errno = 0;
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  if (!file) return ErrnoError(errno, "create " + path.string());
+  file.write(reinterpret_cast<const char*>(&header_bytes), 8);
+  file.write(header.data(), static_cast<std::streamsize>(header.size()));
+  for (const NamedTensor& tensor : tensors) {
+    file.write(reinterpret_cast<const char*>(tensor.data.data()),
+               static_cast<std::streamsize>(tensor.data.size_bytes()));
+  }
+  file.close();
+  if (!file) return ErrnoError(errno, "write " + path.string());
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::Status WriteSafetensors(const fs::path& path, std::span<const NamedTensor> tensors) {
   Json header = Json::object();
@@ -382,18 +521,18 @@ absl::Status WriteSafetensors(const fs::path& path, std::span<const NamedTensor>
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
-  const uint64_t header_bytes = text.size();
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  if (!file) return ErrnoError(errno, "create " + path.string());
-  file.write(reinterpret_cast<const char*>(&header_bytes), 8);
-  file.write(text.data(), static_cast<std::streamsize>(text.size()));
-  for (const NamedTensor& tensor : tensors) {
-    file.write(reinterpret_cast<const char*>(tensor.data.data()),
-               static_cast<std::streamsize>(tensor.data.size_bytes()));
-  }
-  file.close();
-  if (!file) return ErrnoError(errno, "write " + path.string());
-  return absl::OkStatus();
+  std::error_code error;
+  // A device or a pipe is written to, never replaced.
+  if (fs::exists(path, error) && !fs::is_regular_file(path, error))
+    return WriteAll(path, text, tensors);
+  // Beside the file that it becomes, also where `path` is a link to that.
+  const fs::path target = fs::exists(path, error) ? fs::canonical(path, error) : path;
+  const fs::path temporary = target.string() + "." + std::to_string(::getpid()) + ".partial";
+  absl::Status status = WriteAll(temporary, text, tensors);
+  if (status.ok() && ::rename(temporary.c_str(), target.c_str()) != 0)
+    status = ErrnoError(errno, "rename " + temporary.string() + " to " + target.string());
+  if (!status.ok()) ::unlink(temporary.c_str());
+  return status;
 }
 
 }  // namespace agentd::model

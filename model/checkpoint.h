@@ -1,4 +1,6 @@
-// The tensors of a model directory: safetensors files, mapped into memory, never copied or written.
+// The tensors of a model directory: safetensors files, mapped into memory and never written. The
+// engine reads each weight once through the mapping, copies it rearranged (cpu/packed_matrix.h),
+// and gives the mapping's pages back: memory holds one copy.
 #ifndef AGENTD_MODEL_CHECKPOINT_H_
 #define AGENTD_MODEL_CHECKPOINT_H_
 
@@ -40,9 +42,15 @@ std::string ShapeText(std::span<const int64_t> shape);
 class Checkpoint {
  public:
   // Opens DIR/model.safetensors.index.json and its shards, or DIR/model.safetensors. Errors name
-  // the file and the tensor: a truncated file, a malformed header, an unknown dtype, a tensor
-  // listed but not stored or stored twice.
+  // the file and the tensor: a truncated file, a malformed header, an unknown dtype, bytes that
+  // belong to no tensor, a tensor listed but not stored or stored twice.
   static absl::StatusOr<std::unique_ptr<const Checkpoint>> Open(
+      const std::filesystem::path& model_dir) {
+    return Open(model_dir, nullptr);
+  }
+  // The same, but shards that are not there are no error: absent_shards()' tensors are not in
+  // tensors(). For `v4 inspect`, which tells all that is missing.
+  static absl::StatusOr<std::unique_ptr<const Checkpoint>> OpenPartial(
       const std::filesystem::path& model_dir);
   // One safetensors file.
   static absl::StatusOr<std::unique_ptr<const Checkpoint>> OpenFile(
@@ -57,11 +65,24 @@ class Checkpoint {
   const std::map<std::string, Tensor, std::less<>>& tensors() const { return tensors_; }
   const std::vector<std::filesystem::path>& files() const { return files_; }
   int64_t weight_bytes() const;
+  // OpenPartial: of each shard that is not there, the tensors that the index lists in it.
+  const std::map<std::string, std::vector<std::string>>& absent_shards() const {
+    return absent_shards_;
+  }
+
+  // DataLoss naming file, tensor, element and value if an element is no number (F32, BF16,
+  // F8_E4M3) or no scale of a weight (F8_E8M0). Reads every byte.
+  absl::Status CheckValues(const Tensor& tensor) const;
+
+  // Gives the pages of the mapping back that a tensor, or everything, was read through; reading
+  // again fetches them again. Any thread, at any time: only addresses are dropped, never data.
+  void Release(const Tensor& tensor) const;
+  void ReleaseAll() const;
 
   // SHA-256 over `config_text` and name, dtype, shape and bytes of every tensor in name order. For
   // checkpoints above 256 MiB the answer is kept in $XDG_CACHE_HOME/agentd/fingerprints (default
-  // ~/.cache), keyed by the files' identity (device, inode, size, mtime) and the configuration; a
-  // cache that cannot be read or written is ignored.
+  // ~/.cache), keyed by the files' identity (device, inode, size, mtime, ctime) and the
+  // configuration; a cache that cannot be read or written is ignored.
   Sha256Digest Fingerprint(std::string_view config_text) const;
 
  protected:
@@ -72,15 +93,21 @@ class Checkpoint {
 
   static absl::StatusOr<std::unique_ptr<Mapping>> Map(const std::filesystem::path& path);
   static absl::StatusOr<std::string_view> Header(const std::string& file, const Mapping& mapping);
-  static absl::Status CheckOverlaps(const std::string& file, std::vector<const Tensor*> tensors);
+  static absl::Status CheckTiling(const std::string& file, std::span<const uint8_t> data,
+                                  std::vector<const Tensor*> tensors);
+  static absl::StatusOr<std::unique_ptr<const Checkpoint>> Open(
+      const std::filesystem::path& model_dir,
+      std::map<std::string, std::vector<std::string>>* absent);
   absl::Status AddFile(const std::filesystem::path& path);
 
   std::map<std::string, Tensor, std::less<>> tensors_;
   std::vector<std::filesystem::path> files_;
   std::vector<std::unique_ptr<Mapping>> mappings_;
+  std::map<std::string, std::vector<std::string>> absent_shards_;
 };
 
-// Writes one safetensors file of F32 tensors (`v4 logits`, `v4 layer`, tests). `data` is row-major.
+// Writes one safetensors file of F32 tensors (`v4 logits`, `v4 layer`, tests), as a whole or not at
+// all. `data` is row-major.
 struct NamedTensor {
   std::string name;
   std::vector<int64_t> shape;

@@ -2,11 +2,13 @@
 #include "model/checkpoint.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "model/cpu/test_util.h"
@@ -54,6 +56,20 @@ class Broken : public testing::Test {
     WriteAll(dir_ / "model.safetensors", File(header_, data_));
     return Message();
   }
+  // Takes a tensor out, its bytes too.
+  void Drop(const std::string& name) {
+    const size_t begin = header_[name]["data_offsets"][0], end = header_[name]["data_offsets"][1];
+    data_.erase(begin, end - begin);
+    header_.erase(name);
+    for (auto& [other, entry] : header_.items()) {
+      if (entry["data_offsets"][0] < end) continue;
+      for (Json& offset : entry["data_offsets"]) offset = offset.get<size_t>() - (end - begin);
+    }
+  }
+  // Where element `index` of a tensor with elements of so many bytes lies in data_.
+  size_t At(const std::string& name, size_t index, size_t bytes) {
+    return header_[name]["data_offsets"][0].get<size_t>() + index * bytes;
+  }
   std::string Message() {
     const auto engine = Engine::Load(dir_, {.threads = 1});
     return engine.ok() ? "" : Text(engine.status());
@@ -98,11 +114,38 @@ TEST_F(Broken, ConfigurationFields) {
   Expect(with("quantization_config", {{"quant_method", "awq"}}),
          {"quantization_config", "quant_method", "awq"});
   Expect(with("dspark_layers", 3), {"dspark_layers"});
+  Expect(with("n_group", 8), {"n_group", "8"});
+  Expect(with("topk_group", 4), {"topk_group", "4"});
+  Expect(with("first_k_dense_replace", 3), {"first_k_dense_replace", "3"});
+  Expect(with("moe_layer_freq", 2), {"moe_layer_freq", "2"});
+  Expect(with("original_max_position_embeddings", 512), {"original_max_position_embeddings"});
+  for (const auto& [field, value] :
+       {std::pair("n_group", Json(1)), std::pair("topk_group", Json()),
+        std::pair("first_k_dense_replace", Json(0)), std::pair("moe_layer_freq", Json(1)),
+        std::pair("original_max_position_embeddings", Json(256))}) {
+    EXPECT_EQ(with(field, value), "") << field;
+  }
+  auto scaled = [&](const char* field, const Json& value) {
+    Json scaling = good["rope_scaling"];
+    scaling[field] = value;
+    return with("rope_scaling", scaling);
+  };
+  Expect(scaled("mscale", 0.707), {"rope_scaling", "mscale", "0.707"});
+  Expect(scaled("mscale_all_dim", 0.5), {"rope_scaling", "mscale_all_dim", "0.5"});
+  Expect(scaled("attention_factor", 1.3), {"rope_scaling", "attention_factor", "1.3"});
+  Expect(scaled("beta_fast", 1), {"rope_scaling", "beta_fast", "beta_slow"});
+  EXPECT_EQ(scaled("mscale", 1.0), "");
+  EXPECT_EQ(scaled("mscale_all_dim", 1), "");
   Expect(with("sliding_window", 1 << 20), {"sliding_window", "1048576", "8192"});
   Expect(with("index_topk", 1 << 24), {"index_topk", "65536"});
   Expect(with("vocab_size", -5), {"vocab_size", "-5"});
   Expect(with("num_nextn_predict_layers", 2), {"num_nextn_predict_layers", "2"});
   Expect(with("hc_mult", 17), {"hc_mult", "17"});
+  config_ = good;
+  config_["hidden_size"] = 1 << 21;
+  config_["moe_intermediate_size"] = 1 << 24;
+  config_["n_routed_experts"] = 1 << 14;
+  Expect(Load(), {"config.json", "parameters", "2^50"});
   Expect(with("hidden_size", 128), {"embed.weight", "[256, 64]", "[256, 128]"});
   for (const char* field :
        {"vocab_size", "sliding_window", "index_topk", "swiglu_limit", "rms_norm_eps", "hc_eps"}) {
@@ -125,10 +168,12 @@ TEST_F(Broken, ConfigurationFields) {
 
 TEST_F(Broken, Tensors) {
   const Json good = header_;
+  const std::string good_data = data_;
   const char* name = "layers.1.attn.indexer.wq_b.weight";
-  header_.erase(name);
+  Drop(name);
   Expect(Load(), {name, "missing", "[128, 64]"});
   header_ = good;
+  data_ = good_data;
   header_["layers.7.extra"] = header_[name];
   header_["layers.7.extra"]["data_offsets"] = {0, 0};
   header_["layers.7.extra"]["shape"] = {0};
@@ -162,6 +207,61 @@ TEST_F(Broken, Tensors) {
   // Two tensors on the same bytes.
   header_["norm.weight"]["data_offsets"] = header_["layers.0.ffn_norm.weight"]["data_offsets"];
   Expect(Load(), {"norm.weight", "overlap"});
+}
+
+// Bytes that belong to no tensor: before, between and after.
+TEST_F(Broken, BytesOfNoTensor) {
+  const Json good = header_;
+  const std::string data = data_;
+  header_.erase("layers.1.attn.indexer.wq_b.weight");
+  Expect(Load(), {"model.safetensors", "32768 bytes before tensor", "belong to no tensor"});
+  header_ = good;
+  data_ = data + std::string(3, '\0');
+  Expect(Load(), {"model.safetensors", "3 bytes after the last tensor"});
+  data_ = "x" + data;
+  for (auto& [name, entry] : header_.items()) {
+    for (Json& offset : entry["data_offsets"]) offset = offset.get<size_t>() + 1;
+  }
+  Expect(Load(), {"model.safetensors", "1 bytes before tensor"});
+  for (const char* path :
+       {"tests/golden/hf-a/expected.safetensors", "tests/golden/official-a/expected.safetensors",
+        "tests/golden/shipped/expected.safetensors", "examples/model/model.safetensors"}) {
+    EXPECT_OK(Checkpoint::OpenFile(path).status());
+  }
+}
+
+// What is no number is refused wherever it stands: each kind of tensor, each way to write it.
+TEST_F(Broken, NumbersThatAreNone) {
+  const std::string good = data_;
+  auto with = [&](const char* name, size_t index, uint32_t bits) {
+    data_ = good;
+    std::memcpy(&data_[At(name, index, 4)], &bits, 4);
+    return Load();
+  };
+  for (const uint32_t bits : {0x7F800000u, 0xFF800000u, 0x7FC00000u, 0xFF800001u}) {
+    const std::string hex = fmt::format("0x{:08X}", bits);
+    Expect(with("embed.weight", 5000, bits),
+           {"model.safetensors", "embed.weight", "element 5000", hex.c_str()});
+  }
+  for (const char* name :
+       {"head.weight", "norm.weight", "layers.2.ffn.gate.bias", "layers.2.ffn.gate.weight",
+        "layers.1.attn.compressor.ape", "layers.1.attn.attn_sink", "layers.4.hc_attn_fn",
+        "layers.0.ffn.experts.7.w2.weight", "layers.3.ffn.shared_experts.w1.weight"}) {
+    Expect(with(name, 3, 0x7F800001), {"model.safetensors", name, "element 3 ", "F32"});
+  }
+  Expect(with("head.weight", 256 * 64 - 1, 0x7F800000), {"head.weight", "element 16383"});
+  EXPECT_EQ(with("norm.weight", 0, 0x7F7FFFFF), "") << "the largest number is one";
+  // Of several the first in the order of the layers, whatever the threads.
+  data_ = good;
+  const uint32_t nan = 0x7FC00000;
+  for (const char* name : {"layers.4.ffn.experts.7.w3.weight", "layers.1.attn.wkv.weight",
+                           "layers.3.attn.wq_a.weight"}) {
+    std::memcpy(&data_[At(name, 1, 4)], &nan, 4);
+  }
+  Load();
+  for (int i = 0; i < 5; ++i) {
+    Expect(Text(Engine::Load(dir_, {.threads = 4}).status()), {"layers.1.attn.wkv.weight"});
+  }
 }
 
 TEST_F(Broken, ExpertIdOutOfRange) {
@@ -215,6 +315,12 @@ TEST_F(Broken, Directories) {
   fs::remove(dir_ / "config.json");
   fs::create_directory(dir_ / "config.json");
   Expect(Message(), {"config.json", "directory"});
+  fs::remove(dir_ / "config.json");
+  ASSERT_EQ(::mkfifo((dir_ / "config.json").c_str(), 0600), 0);
+  Expect(Message(), {"config.json", "FIFO", "regular file"});
+  fs::remove(dir_ / "config.json");
+  fs::create_symlink("/dev/zero", dir_ / "config.json");
+  Expect(Message(), {"config.json", "device", "regular file"});
 }
 
 TEST_F(Broken, HeadersOfRandomDamage) {
@@ -279,15 +385,85 @@ TEST_F(Broken, LowPrecisionWeights) {
   Reset("official-a");
   EXPECT_EQ(Load(), "");
   const Json good = header_;
-  header_.erase("layers.2.attn.wq_a.scale");
+  const std::string good_data = data_;
+  Drop("layers.2.attn.wq_a.scale");
   Expect(Load(), {"layers.2.attn.wq_a.scale", "missing"});
   header_ = good;
+  data_ = good_data;
   header_["layers.2.attn.wq_a.scale"]["dtype"] = "F8_E4M3";
   Expect(Load(), {"layers.2.attn.wq_a.scale", "F8_E8M0"});
   header_ = good;
   const size_t at = header_["layers.1.ffn.experts.3.w2.scale"]["data_offsets"][0];
   data_[at + 5] = '\xff';
   Expect(Load(), {"layers.1.ffn.experts.3.w2.scale", "element 5"});
+  data_ = good_data;
+  // E4M3's two codes that are no numbers, and BF16.
+  const std::string data = data_;
+  for (const char code : {'\x7f', '\xff'}) {
+    data_[At("layers.2.attn.wq_a.weight", 1234, 1)] = code;
+    Expect(Load(), {"model.safetensors", "layers.2.attn.wq_a.weight", "element 1234", "F8_E4M3"});
+    data_ = data;
+  }
+  data_[At("layers.2.attn.wq_a.weight", 1234, 1)] = '\x7e';
+  EXPECT_EQ(Load(), "") << "448 is one";
+  for (const char* name :
+       {"embed.weight", "layers.0.attn_norm.weight", "layers.3.ffn.gate.weight"}) {
+    data_ = data;
+    data_[At(name, 9, 2)] = '\x80';
+    data_[At(name, 9, 2) + 1] = '\x7f';
+    Expect(Load(), {"model.safetensors", name, "element 9 ", "BF16", "0x7F80"});
+  }
+}
+
+// Two gibibytes of weights, in a file that is mostly a hole.
+TEST_F(Broken, MoreWeightsThanMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers reserve more address space than any limit leaves";
+#endif
+  config_["vocab_size"] = 1 << 22;
+  std::map<size_t, std::string> by_offset;
+  for (const auto& [name, entry] : header_.items()) by_offset[entry["data_offsets"][0]] = name;
+  size_t at = 0;
+  for (const auto& [offset, name] : by_offset) {
+    Json& entry = header_[name];
+    size_t bytes = entry["data_offsets"][1].get<size_t>() - offset;
+    if (entry["shape"][0] == 256 &&
+        (name == "embed.weight" || name == "head.weight" || name.ends_with("tid2eid"))) {
+      entry["shape"][0] = 1 << 22;
+      bytes = bytes / 256 << 22;
+    }
+    entry["data_offsets"] = {at, at + bytes};
+    at += bytes;
+  }
+  WriteAll(dir_ / "config.json", config_.dump());
+  const std::string start = File(header_, "");
+  WriteAll(dir_ / "model.safetensors", start);
+  fs::resize_file(dir_ / "model.safetensors", start.size() + at);
+  rlimit old = {};
+  ASSERT_EQ(::getrlimit(RLIMIT_AS, &old), 0);
+  // Room for the mapping and for half of the copy.
+  const rlimit tight = {rlim_t(at + (at / 4)), old.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &tight), 0);
+  const absl::Status status = Engine::Load(dir_, {.threads = 1}).status();
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &old), 0);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << Text(status);
+  Expect(Text(status), {"the weights need 1", " MB of memory", "limit leaves", "ulimit -v"});
+}
+
+// After a load nothing of the file is resident through the mapping: memory holds the copy alone.
+TEST(Memory, TheFileIsNotResidentAfterLoading) {
+  const auto engine = LoadEngine("examples/model", {.threads = 2});
+  std::ifstream maps("/proc/self/smaps");
+  int64_t resident_kib = -1;
+  bool ours = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("/model.safetensors") != std::string::npos) ours = true;
+    if (!ours || !line.starts_with("Rss:")) continue;
+    resident_kib = std::stoll(line.substr(4));
+    break;
+  }
+  EXPECT_GE(resident_kib, 0) << "the mapping is gone";
+  EXPECT_LE(resident_kib, 256);
 }
 
 TEST_F(Broken, FingerprintFollowsWeightsAndConfiguration) {

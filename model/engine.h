@@ -5,7 +5,8 @@
 // computed or imported make no difference.
 //
 // Threads: one thread at a time may call into an Engine and its Sequences (the daemon's scheduler
-// owns it); Step() uses a pool of its own inside. Const accessors may be called from anywhere.
+// owns it); Step() uses a pool of its own inside. What never changes, Engine's config(),
+// fingerprint() and numerics_id(), may be read from anywhere; nothing of a Sequence may.
 #ifndef AGENTD_MODEL_ENGINE_H_
 #define AGENTD_MODEL_ENGINE_H_
 
@@ -96,7 +97,7 @@ struct StepRow {
   // after each.
   std::span<float> logits;
   // Set by Step. When not OK, this row's sequence is where it was and the other rows are not
-  // affected.
+  // affected. A row that exceeds max_position_embeddings or has a bad token is not begun.
   absl::Status status;
 };
 
@@ -105,7 +106,7 @@ class Engine {
   virtual ~Engine() = default;
 
   // Loads config.json and the checkpoint beside it. Errors name the file, tensor or field and say
-  // what was expected.
+  // what was expected. ResourceExhausted names what is lacking: threads, or memory for the weights.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const std::filesystem::path& model_dir,
                                                       const EngineOptions& options);
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <string>
 
 #include "base/status.h"
 
@@ -22,7 +23,8 @@ class Buffer {
       data_.reset();
       const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
       data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      AGENTD_CHECK(data_ != nullptr);
+      if (data_ == nullptr) [[unlikely]]
+        internal::CheckFailed(__FILE__, __LINE__, "memory of size", std::to_string(bytes));
       size_ = size;
     }
     return data_.get();

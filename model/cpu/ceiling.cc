@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
-#include <thread>
+#include <memory>
 #include <vector>
 
+#include "base/status.h"
+#include "model/cpu/buffer.h"
+#include "model/cpu/memory.h"
 #include "model/cpu/simd_targets.h"
+#include "model/cpu/thread_pool.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/cpu/ceiling.cc"
@@ -73,35 +77,39 @@ float ReadOnce(const float* data, size_t count) {
 
 namespace {
 
-double Seconds(const std::function<void(int)>& work, int threads) {
+// `work` once as each of the pool's workers.
+double Seconds(ThreadPool& pool, const std::function<void(int)>& work) {
   const auto begin = std::chrono::steady_clock::now();
-  std::vector<std::thread> others;
-  for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
-  work(0);
-  for (std::thread& thread : others) thread.join();
+  pool.Run(pool.threads(), [&](int task, int) { work(task); });
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 }  // namespace
 
-Ceilings MeasureCeilings(int threads) {
+absl::StatusOr<Ceilings> MeasureCeilings(int threads) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create(threads));
+  const size_t count = size_t(pool->threads());
+  constexpr size_t kTotalFloats = 64u << 20;  // in all: beyond most caches, whatever the threads
+  RETURN_IF_ERROR(CheckMemory("the memory measurement", kTotalFloats * sizeof(float)));
+  const size_t share = kTotalFloats / count;
+  Buffer<float> memory(share * count);
+  pool->Run(int(count),
+            [&](int i, int) { std::fill_n(memory.data() + size_t(i) * share, share, 1.0f); });
   Ceilings best;
-  std::vector<float> sinks(size_t(threads) * 16);
-  std::vector<int64_t> counts(size_t(threads), 0);
-  constexpr size_t kFloats = 32u << 20;
-  std::vector<std::vector<float>> memory(size_t(threads), std::vector<float>(kFloats, 1.0f));
+  std::vector<float> sinks(count * 16);
+  std::vector<int64_t> counts(count, 0);
   for (int repeat = 0; repeat < 3; ++repeat) {
-    const double compute = Seconds(
-        [&](int i) { counts[size_t(i)] = RunMultiplyAdds(20'000'000, &sinks[size_t(i) * 16]); },
-        threads);
+    const double compute = Seconds(*pool, [&](int i) {
+      counts[size_t(i)] = RunMultiplyAdds(20'000'000, &sinks[size_t(i) * 16]);
+    });
     int64_t total = 0;
-    for (int64_t count : counts) total += count;
+    for (int64_t n : counts) total += n;
     best.multiply_adds_per_s =
         std::max(best.multiply_adds_per_s, static_cast<double>(total) / compute);
-    const double read = Seconds(
-        [&](int i) { sinks[size_t(i) * 16] += ReadOnce(memory[size_t(i)].data(), kFloats); },
-        threads);
-    best.bytes_per_s = std::max(best.bytes_per_s, double(threads) * kFloats * sizeof(float) / read);
+    const double read = Seconds(*pool, [&](int i) {
+      sinks[size_t(i) * 16] += ReadOnce(memory.data() + size_t(i) * share, share);
+    });
+    best.bytes_per_s = std::max(best.bytes_per_s, double(share * count * sizeof(float)) / read);
   }
   return best;
 }

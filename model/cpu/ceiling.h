@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/status/statusor.h"
+
 namespace agentd::model {
 
 // Runs independent multiply-adds in registers; `rounds` times a fixed number. Returns how many F32
@@ -17,8 +19,8 @@ struct Ceilings {
   double multiply_adds_per_s = 0;  // F32, all threads
   double bytes_per_s = 0;          // reading memory, all threads
 };
-// Takes about half a second and 128 MiB a thread.
-Ceilings MeasureCeilings(int threads);
+// Takes about half a second and 256 MiB, which the threads share. `threads` as ThreadPool's.
+absl::StatusOr<Ceilings> MeasureCeilings(int threads);
 
 }  // namespace agentd::model
 

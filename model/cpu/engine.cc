@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <set>
-#include <thread>
 #include <utility>
 
 #include "base/status.h"
@@ -37,9 +36,11 @@ absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Load(const std::filesystem::p
   }
   ASSIGN_OR_RETURN(Config config, Config::Load(model_dir));
   ASSIGN_OR_RETURN(std::unique_ptr<const Checkpoint> checkpoint, Checkpoint::Open(model_dir));
-  ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, *checkpoint));
-  return std::unique_ptr<Engine>(
-      new CpuEngine(std::move(config), std::move(checkpoint), std::move(weights), options));
+  ASSIGN_OR_RETURN(std::unique_ptr<ThreadPool> pool, ThreadPool::Create(options.threads));
+  ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, *checkpoint, pool.get()));
+  return std::unique_ptr<Engine>(new CpuEngine(std::move(config), std::move(checkpoint),
+                                               std::move(weights), options.max_batch_rows,
+                                               std::move(pool)));
 }
 
 std::string CanonicalConfig(const Config& c) {
@@ -67,22 +68,27 @@ std::string CanonicalConfig(const Config& c) {
 }
 
 CpuEngine::CpuEngine(Config config, std::unique_ptr<const Checkpoint> checkpoint, Weights weights,
-                     const EngineOptions& options)
+                     int max_batch_rows, std::unique_ptr<ThreadPool> pool)
     : config_(std::move(config)),
       checkpoint_(std::move(checkpoint)),
       weights_(std::move(weights)),
       layout_(config_, weights_.low_precision),
-      max_batch_rows_(options.max_batch_rows),
+      max_batch_rows_(max_batch_rows),
       fingerprint_(checkpoint_->Fingerprint(CanonicalConfig(config_))),
       numerics_id_(kNumericsId),
-      pool_(options.threads > 0 ? options.threads
-                                : int(std::max(1u, std::thread::hardware_concurrency()))),
-      forward_(config_, weights_, layout_, &pool_) {}
+      pool_(std::move(pool)),
+      forward_(config_, weights_, layout_, pool_.get()) {
+  // The fingerprint may have read everything once more.
+  checkpoint_->ReleaseAll();
+}
 
 absl::Status CpuEngine::CheckTokens(std::span<const TokenId> tokens, int64_t position) const {
   if (position + int64_t(tokens.size()) > config_.max_position_embeddings) {
-    return InvalidArgument("{} tokens from position {} exceed max_position_embeddings {}",
-                           tokens.size(), position, config_.max_position_embeddings);
+    return InvalidArgument(
+        "{} tokens from position {} end at {}, beyond this model's context of {} "
+        "(max_position_embeddings): give at most {}",
+        tokens.size(), position, position + int64_t(tokens.size()), config_.max_position_embeddings,
+        config_.max_position_embeddings - position);
   }
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size) {

@@ -34,7 +34,7 @@ class CpuEngine final : public Engine {
 
  private:
   CpuEngine(Config config, std::unique_ptr<const Checkpoint> checkpoint, Weights weights,
-            const EngineOptions& options);
+            int max_batch_rows, std::unique_ptr<ThreadPool> pool);
 
   absl::Status CheckTokens(std::span<const TokenId> tokens, int64_t position) const;
   // Evaluates and commits one batch; `done` is how many tokens of each segment's row came before.
@@ -50,7 +50,7 @@ class CpuEngine final : public Engine {
   const int max_batch_rows_;
   const Sha256Digest fingerprint_;
   const std::string numerics_id_;
-  ThreadPool pool_;
+  const std::unique_ptr<ThreadPool> pool_;
   Forward forward_;
   Batch batch_;
   Buffer<float> streams_;

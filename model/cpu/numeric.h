@@ -26,7 +26,8 @@ inline float E8M0ToFloat(uint8_t byte) {
   return std::bit_cast<float>(std::max(uint32_t{byte} << 23, 0x00400000u));
 }
 
-// E4M3 (fn): sign, 4 exponent bits of bias 7, 3 mantissa bits; largest 448.
+// E4M3 (fn): sign, 4 exponent bits of bias 7, 3 mantissa bits; largest 448. 0x7F and 0xFF are not
+// numbers and never loaded.
 inline float E4M3ToFloat(uint8_t code) {
   const int exponent = (code >> 3) & 15;
   const int mantissa = code & 7;

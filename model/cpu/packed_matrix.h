@@ -43,8 +43,8 @@ struct PackedMatrix {
 };
 
 // Rows [row_begin, row_begin + rows) of `weight` (an FP4 tensor has columns/2 bytes a row). `scale`
-// is nullptr for F32 and BF16. InvalidArgument names the tensor when types do not go together or a
-// scale is not a number.
+// is nullptr for F32 and BF16. InvalidArgument names the tensor when its type is none of a
+// weight. Values are Checkpoint::CheckValues' to check.
 absl::StatusOr<PackedMatrix> Pack(const Tensor& weight, const Tensor* scale, int row_begin,
                                   int rows);
 // From memory, for tests and for vectors that are no tensor: F32 [rows, columns].

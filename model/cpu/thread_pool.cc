@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
 
 #include "base/status.h"
 
@@ -22,18 +23,26 @@ inline void Pause() {
 // some 50.
 constexpr auto kSpin = std::chrono::microseconds(40);
 
-constexpr int kMaxTasks = (1 << 18) - 1;
 constexpr uint32_t kNumberMask = (1u << 28) - 1;
 uint32_t JobNumber(uint64_t job) { return static_cast<uint32_t>(job >> 36); }
-int TaskCount(uint64_t job) { return static_cast<int>(job >> 18 & kMaxTasks); }
-int NextTask(uint64_t job) { return static_cast<int>(job & kMaxTasks); }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < std::max(threads, 1); ++i) {
-    workers_.emplace_back([this, i] { WorkerLoop(i); });
+absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(int threads) {
+  if (threads <= 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::unique_ptr<ThreadPool> pool(new ThreadPool);
+  pool->workers_.reserve(static_cast<size_t>(threads));
+  for (int i = 1; i < threads; ++i) {
+    try {  // std::thread has no other way to tell
+      pool->workers_.emplace_back([worker = pool.get(), i] { worker->WorkerLoop(i); });
+    } catch (const std::system_error& error) {
+      return Error(absl::StatusCode::kResourceExhausted,
+                   "--threads {}: the system started {} of them ({}): give fewer, or raise the "
+                   "limits of processes and memory (ulimit -u, ulimit -v)",
+                   threads, i, error.code().message());
+    }
   }
+  return pool;
 }
 
 ThreadPool::~ThreadPool() {

@@ -3,13 +3,17 @@
 #ifndef AGENTD_MODEL_CPU_THREAD_POOL_H_
 #define AGENTD_MODEL_CPU_THREAD_POOL_H_
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "absl/status/statusor.h"
 
 namespace agentd::model {
 
@@ -17,7 +21,9 @@ namespace agentd::model {
 // after a job, as a step is a chain of short ones, and then sleep: an idle engine costs nothing.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // at least 1, the caller included
+  // `threads`: at least 1, the caller included; 0: one per core. ResourceExhausted if the system
+  // starts fewer.
+  static absl::StatusOr<std::unique_ptr<ThreadPool>> Create(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -33,16 +39,28 @@ class ThreadPool {
       for (int task = 0; task < tasks; ++task) function(task, 0);
       return;
     }
-    RunJob(
-        tasks,
-        [](const void* context, int task, int worker) {
-          (*static_cast<const Function*>(context))(task, worker);
-        },
-        &function);
+    // A job counts its tasks in 18 bits.
+    for (int begin = 0; begin < tasks; begin += kMaxTasks) {
+      const auto part = [&function, begin](int task, int worker) {
+        function(begin + task, worker);
+      };
+      RunJob(
+          std::min(tasks - begin, kMaxTasks),
+          [](const void* context, int task, int worker) {
+            (*static_cast<const decltype(part)*>(context))(task, worker);
+          },
+          &part);
+    }
   }
 
  private:
   using Call = void (*)(const void* context, int task, int worker);
+
+  static constexpr int kMaxTasks = (1 << 18) - 1;
+  static int TaskCount(uint64_t job) { return static_cast<int>(job >> 18 & kMaxTasks); }
+  static int NextTask(uint64_t job) { return static_cast<int>(job & kMaxTasks); }
+
+  ThreadPool() = default;
 
   void RunJob(int tasks, Call call, const void* context);
   void WorkerLoop(int worker);

@@ -4,12 +4,15 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/cpu/packed_matrix.h"
+#include "model/cpu/thread_pool.h"
 
 namespace agentd::model {
 
@@ -94,9 +97,23 @@ struct Weights {
   }
 };
 
-// Reads every tensor that `config` asks for. Errors name a tensor that is missing, of another shape
-// or type, or unknown.
-absl::StatusOr<Weights> LoadWeights(const Config& config, const Checkpoint& checkpoint);
+// Why a checkpoint is not the model of a configuration.
+struct WeightProblem {
+  enum class Kind { kMissing, kShape, kUnknown, kOther };
+  Kind kind = Kind::kOther;
+  std::string tensor;
+  absl::Status status;  // names file, tensor, what was expected
+};
+
+// Reads every tensor that `config` asks for, on the pool's threads, and leaves no page of the
+// checkpoint's mapping resident. Errors name a tensor that is missing, of another shape or type, or
+// unknown, the first element that is no number, or the memory that is lacking: always the first in
+// the order of the layers.
+absl::StatusOr<Weights> LoadWeights(const Config& config, const Checkpoint& checkpoint,
+                                    ThreadPool* pool);
+// All that LoadWeights would refuse but for a lack of memory; reads as much and keeps nothing.
+std::vector<WeightProblem> CheckWeights(const Config& config, const Checkpoint& checkpoint,
+                                        ThreadPool* pool);
 
 }  // namespace agentd::model
 

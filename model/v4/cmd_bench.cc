@@ -1,6 +1,7 @@
 // v4 bench: prefill and decode speed, beside what the machine could do.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <random>
 #include <thread>
@@ -22,25 +23,26 @@ struct Options {
   int threads = 0;
 };
 
-// What one token's products read and compute, counted from the tensors: everything but the
-// embedding, the MTP block and the experts that are not chosen. Attention over the cache is not in
-// it.
-struct TokenCost {
-  double weight_bytes = 0;
-  double multiply_adds = 0;
+// What one token's products compute, and what a decode step reads, counted from the tensors:
+// everything but the embedding and the MTP block. Attention over the cache is not in it.
+struct Cost {
+  double step_bytes = 0;     // by `batch` tokens together: each expert that one of them chose, once
+  double multiply_adds = 0;  // of a token
 };
 
-TokenCost CountToken(const Config& config, const Checkpoint& checkpoint) {
-  TokenCost cost;
+Cost CountStep(const Config& config, const Checkpoint& checkpoint, int batch) {
+  Cost cost;
   const double chosen = double(config.num_experts_per_tok) / config.n_routed_experts;
+  // The share of the experts that some token of the batch chose, if each is chosen as often.
+  const double distinct = 1 - std::pow(1 - chosen, batch);
   for (const auto& [name, tensor] : checkpoint.tensors()) {
     if (name == "embed.weight" || name.starts_with("mtp.") || name.ends_with("tid2eid")) continue;
-    const double share = name.find(".experts.") != std::string::npos ? chosen : 1;
-    cost.weight_bytes += share * double(tensor.size_bytes);
+    const bool expert = name.find(".experts.") != std::string::npos;
+    cost.step_bytes += (expert ? distinct : 1) * double(tensor.size_bytes);
     if (tensor.shape.size() != 2 || tensor.dtype == DType::kF8E8M0 || name.ends_with(".ape"))
       continue;
     const double elements = double(tensor.size_bytes) / DTypeBytes(tensor.dtype);
-    cost.multiply_adds += share * elements * (tensor.dtype == DType::kI8 ? 2 : 1);
+    cost.multiply_adds += (expert ? chosen : 1) * elements * (tensor.dtype == DType::kI8 ? 2 : 1);
   }
   return cost;
 }
@@ -56,7 +58,7 @@ absl::Status Run(const Options& options) {
   ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
   const Config& config = engine->config();
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
-  const TokenCost cost = CountToken(config, *checkpoint);
+  const Cost cost = CountStep(config, *checkpoint, options.batch);
   const int threads = options.threads > 0 ? options.threads
                                           : int(std::max(1u, std::thread::hardware_concurrency()));
   const int64_t needed = int64_t(options.context) + options.prefill + options.decode;
@@ -96,12 +98,16 @@ absl::Status Run(const Options& options) {
     ASSIGN_OR_RETURN(const double seconds, step(1));
     decode_s += seconds;
   }
-  const Ceilings ceilings = MeasureCeilings(threads);
+  ASSIGN_OR_RETURN(const Ceilings ceilings, MeasureCeilings(threads));
   const double prefill = double(options.prefill) * options.batch / prefill_s;
   const double decode = double(options.decode) * options.batch / decode_s;
-  Print(fmt::format(
-      "model: {:.1f} MB read and {:.1f} M multiply-adds a token; {} threads; {} sequences\n",
-      cost.weight_bytes / 1e6, cost.multiply_adds / 1e6, threads, options.batch));
+  Print(
+      fmt::format("model: {:.1f} M multiply-adds a token, {:.1f} MB of weights read a decode "
+                  "step{}; {} threads; "
+                  "{} sequences\n",
+                  cost.multiply_adds / 1e6, cost.step_bytes / 1e6,
+                  options.batch > 1 ? " (counting experts as if all were chosen as often)" : "",
+                  threads, options.batch));
   Print(fmt::format("machine: {:.1f} G multiply-adds/s, {:.1f} GB/s read\n",
                     ceilings.multiply_adds_per_s / 1e9, ceilings.bytes_per_s / 1e9));
   Print(fmt::format(
@@ -112,7 +118,7 @@ absl::Status Run(const Options& options) {
       "decode: {:.0f} tokens/s ({} steps); {:.1f}% of its multiply-adds, weights at {:.1f}% of its "
       "memory\n",
       decode, options.decode, 100 * decode * cost.multiply_adds / ceilings.multiply_adds_per_s,
-      100 * decode / options.batch * cost.weight_bytes / ceilings.bytes_per_s));
+      100 * decode / options.batch * cost.step_bytes / ceilings.bytes_per_s));
   return FlushOutput();
 }
 
