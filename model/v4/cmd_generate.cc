@@ -1,4 +1,5 @@
 // v4 generate: continues a prompt.
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -162,6 +163,12 @@ absl::Status Run(const Options& options) {
   return absl::OkStatus();
 }
 
+// Strictly: strtoull, which CLI11 uses, takes -1, nothing at all and more than 64 bits too.
+bool ParseSeed(const std::string& text, uint64_t* seed) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *seed);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
 }  // namespace
 
 void RegisterGenerate(CLI::App& app, int* exit_code) {
@@ -182,11 +189,19 @@ void RegisterGenerate(CLI::App& app, int* exit_code) {
       ->capture_default_str()
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   command
-      ->add_option("--seed", options->seed, "Of the sampler: the same seed gives the same answer")
-      ->capture_default_str()
-      ->check([](const std::string& text) {  // strtoull would take -1 as the largest seed
-        return std::string(text.starts_with('-') ? "must be 0 or more" : "");
-      });
+      ->add_option_function<std::string>(
+          "--seed",
+          [options](const std::string& text) {
+            if (!ParseSeed(text, &options->seed)) {
+              throw CLI::ValidationError(
+                  "--seed", fmt::format("\"{}\" is no seed: it must be an integer, 0 or more and "
+                                        "below 2^64",
+                                        text));
+            }
+          },
+          "Of the sampler: the same seed gives the same answer")
+      ->default_str("0")
+      ->type_name("UINT");
   command
       ->add_option("--temperature", options->sampling.temperature,
                    "0: always the most probable token")

@@ -1,9 +1,11 @@
-// v4 inspect: what a configuration implies, and whether a checkpoint has the tensors for it.
-#include <map>
+// v4 inspect: what a configuration implies, and whether the engine takes the checkpoint beside it.
 #include <memory>
+#include <set>
 
 #include "base/status.h"
 #include "model/checkpoint.h"
+#include "model/cpu/thread_pool.h"
+#include "model/cpu/weights.h"
 #include "model/inspect.h"
 #include "model/json_file.h"
 #include "model/v4/command.h"
@@ -33,75 +35,58 @@ void PrintList(const std::string& title, const std::vector<std::string>& lines, 
   }
 }
 
-bool IsLowPrecision(DType dtype) { return dtype == DType::kF8E4M3 || dtype == DType::kI8; }
-
-// FP4 values are packed two in a byte.
-std::vector<int64_t> LogicalShape(std::vector<int64_t> shape, std::string_view dtype) {
-  if (dtype == "I8" && !shape.empty()) shape.back() *= 2;
-  return shape;
-}
-
-std::string WeightOfScale(const std::string& scale) {
-  return scale.substr(0, scale.size() - 5) + "weight";
-}
-
-// The scales that belong to a weight as it is stored: of FP8 where FP4 was published, and back.
-std::vector<int64_t> ScaleShape(const Checkpoint& checkpoint, const TensorSpec& spec) {
-  const Tensor* weight = checkpoint.Find(WeightOfScale(spec.name));
-  if (weight == nullptr || !IsLowPrecision(weight->dtype) || weight->shape.size() != 2)
-    return spec.shape;
-  const bool fp4 = weight->dtype == DType::kI8;
-  const std::vector<int64_t> logical = LogicalShape(weight->shape, DTypeName(weight->dtype));
-  return {fp4 ? logical[0] : (logical[0] + 127) / 128,
-          fp4 ? (logical[1] + 31) / 32 : (logical[1] + 127) / 128};
-}
-
-// Tensors that the configuration asks for and the checkpoint lacks, that it has in another shape,
-// and that nothing asks for.
-absl::Status CompareTensors(const Config& config, WeightStorage storage,
-                            const Checkpoint& checkpoint, bool all) {
-  std::vector<std::string> missing;
-  std::vector<std::string> wrong;
+// Not wrong, but worth knowing: what is stored in another type than the published checkpoint's.
+std::vector<std::string> Retyped(const Config& config, WeightStorage storage,
+                                 const Checkpoint& checkpoint) {
   std::vector<std::string> retyped;
-  std::map<std::string, bool> known;
   for (const TensorSpec& spec : ExpectedTensors(config, storage)) {
-    known[spec.name] = true;
     const Tensor* tensor = checkpoint.Find(spec.name);
-    if (tensor == nullptr) {
-      // A weight that is stored as plain floats has no scales.
-      const Tensor* scaled = spec.is_scale ? checkpoint.Find(WeightOfScale(spec.name)) : nullptr;
-      if (scaled == nullptr || IsLowPrecision(scaled->dtype)) missing.push_back(spec.name);
-      continue;
-    }
-    const std::string stored =
-        fmt::format("{} {}", DTypeName(tensor->dtype), ShapeText(tensor->shape));
-    const std::string expected = fmt::format("{} {}", spec.dtype, ShapeText(spec.shape));
-    const std::vector<int64_t> wanted =
-        spec.is_scale ? ScaleShape(checkpoint, spec) : LogicalShape(spec.shape, spec.dtype);
-    if (LogicalShape(tensor->shape, DTypeName(tensor->dtype)) != wanted) {
-      wrong.push_back(fmt::format("{}: {}, expected {}", spec.name, stored, expected));
-    } else if (DTypeName(tensor->dtype) != spec.dtype) {
-      retyped.push_back(fmt::format("{}: {}, published as {}", spec.name, stored, expected));
-    }
+    if (tensor == nullptr || DTypeName(tensor->dtype) == spec.dtype) continue;
+    retyped.push_back(fmt::format("{}: {} {}, published as {} {}", spec.name,
+                                  DTypeName(tensor->dtype), ShapeText(tensor->shape), spec.dtype,
+                                  ShapeText(spec.shape)));
   }
+  return retyped;
+}
+
+// All that keeps the engine from loading the checkpoint: the loader's own checks.
+absl::Status CheckTensors(const Config& config, WeightStorage storage, const Checkpoint& checkpoint,
+                          bool all) {
+  ASSIGN_OR_RETURN(const auto pool, ThreadPool::Create(0));
+  std::set<std::string> missing;
+  std::vector<std::string> shards;
+  for (const auto& [shard, tensors] : checkpoint.absent_shards()) {
+    shards.push_back(fmt::format("{}: {} tensors", shard, tensors.size()));
+    missing.insert(tensors.begin(), tensors.end());
+  }
+  std::vector<std::string> shapes;
   std::vector<std::string> unknown;
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
-    if (!known.contains(name)) unknown.push_back(name);
+  std::vector<std::string> others;
+  using Kind = WeightProblem::Kind;
+  for (const WeightProblem& problem : CheckWeights(config, checkpoint, pool.get())) {
+    if (problem.kind == Kind::kMissing) missing.insert(problem.tensor);
+    if (problem.kind == Kind::kShape) shapes.push_back(Text(problem.status));
+    if (problem.kind == Kind::kUnknown) unknown.push_back(problem.tensor);
+    if (problem.kind == Kind::kOther) others.push_back(Text(problem.status));
   }
-  Print(fmt::format(
-      "checkpoint: {} tensors, {} bytes in {} files; {} missing, {} of another shape, {} unknown\n",
-      checkpoint.tensors().size(), checkpoint.weight_bytes(), checkpoint.files().size(),
-      missing.size(), wrong.size(), unknown.size()));
-  PrintList("missing", missing, all);
-  PrintList("of another shape", wrong, all);
+  const std::string counts =
+      fmt::format("{} missing, {} of another shape, {} unknown, {} with other faults",
+                  missing.size(), shapes.size(), unknown.size(), others.size());
+  Print(fmt::format("checkpoint: {} tensors, {} bytes in {} files; {}\n",
+                    checkpoint.tensors().size(), checkpoint.weight_bytes(),
+                    checkpoint.files().size(), counts));
+  PrintList("files not there", shards, all);
+  PrintList("missing", {missing.begin(), missing.end()}, all);
+  PrintList("of another shape", shapes, all);
   PrintList("unknown", unknown, all);
-  PrintList("of another type than published", retyped, all);
+  PrintList("with other faults", others, all);
+  PrintList("of another type than published", Retyped(config, storage, checkpoint), all);
   RETURN_IF_ERROR(FlushOutput());
-  if (missing.empty() && wrong.empty()) return absl::OkStatus();
-  return DataLoss(
-      "the checkpoint does not hold this model: {} tensors missing, {} of another shape{}{}",
-      missing.size(), wrong.size(), missing.empty() ? "" : ", the first missing is ",
-      missing.empty() ? "" : missing[0]);
+  if (missing.empty() && shapes.empty() && unknown.empty() && others.empty())
+    return absl::OkStatus();
+  return DataLoss("the engine refuses this checkpoint: {}{}{}", counts,
+                  missing.empty() ? "" : "; the first missing is ",
+                  missing.empty() ? "" : *missing.begin());
 }
 
 absl::Status Run(const Options& options) {
@@ -126,8 +111,8 @@ absl::Status Run(const Options& options) {
     Print("no weights beside the configuration: tensors not checked\n");
     return FlushOutput();
   }
-  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir));
-  return CompareTensors(config, storage, *checkpoint, options.all);
+  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::OpenPartial(dir));
+  return CheckTensors(config, storage, *checkpoint, options.all);
 }
 
 }  // namespace
@@ -136,7 +121,8 @@ void RegisterInspect(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "inspect",
-      "What a configuration implies; with weights beside it, which tensors are missing or unknown");
+      "What a configuration implies; with weights beside it, all that is wrong with them (reads "
+      "every byte)");
   CLI::Option* model = command->add_option("--model", options->model,
                                            "Directory with config.json, with or without weights");
   CLI::Option* shape =

@@ -33,6 +33,7 @@ absl::StatusOr<std::vector<float>> ReadStreams(const std::string& path,
     return InvalidArgument("{}: tensor {} has dtype {}, F32 or BF16 is required", path,
                            tensor->name, DTypeName(tensor->dtype));
   }
+  RETURN_IF_ERROR(file->CheckValues(*tensor));
   std::vector<float> streams(size_t(tensor->size_bytes) / size_t(DTypeBytes(tensor->dtype)));
   for (size_t i = 0; i < streams.size(); ++i) {
     if (tensor->dtype == DType::kF32) {

@@ -1,9 +1,11 @@
 // v4 logits: logits after every token of a list.
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "base/status.h"
 #include "model/checkpoint.h"
+#include "model/cpu/memory.h"
 #include "model/v4/command.h"
 
 namespace agentd::model::v4 {
@@ -22,6 +24,13 @@ absl::Status Run(const Options& options) {
   const size_t vocab = size_t(engine->config().vocab_size);
   ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                    ReadTokens(options.tokens, engine->config().vocab_size));
+  const int64_t context = engine->config().max_position_embeddings;
+  if (int64_t(tokens.size()) > context) {
+    return InvalidArgument("{}: has {} tokens; this model's context is {}: shorten it",
+                           options.tokens, tokens.size(), context);
+  }
+  RETURN_IF_ERROR(CheckMemory(fmt::format("logits of {} tokens x {}", tokens.size(), vocab),
+                              int64_t(tokens.size() * vocab * sizeof(float))));
   std::vector<float> logits(tokens.size() * vocab);
   const auto sequence = engine->NewSequence();
   for (size_t begin = 0; begin < tokens.size(); begin += size_t(options.chunk)) {
@@ -32,6 +41,11 @@ absl::Status Run(const Options& options) {
                    .status = {}};
     RETURN_IF_ERROR(engine->Step({&row, 1}));
     RETURN_IF_ERROR(row.status);
+    for (size_t i = begin * vocab; i < (begin + count) * vocab; ++i) {
+      if (std::isnan(logits[i]))
+        return DataLoss("the logit of token {} after position {} is not a number", i % vocab,
+                        i / vocab);
+    }
   }
   const NamedTensor tensor = {"logits", {int64_t(tokens.size()), int64_t(vocab)}, logits};
   return WriteSafetensors(options.out, {&tensor, 1});

@@ -1,6 +1,8 @@
 // v4: the model engine from the command line.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
+#include <new>
 
 #include "model/v4/command.h"
 
@@ -21,6 +23,13 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     // 0 after --help; anything else was a mistake in the command line.
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::bad_alloc&) {
+    // Our code does not throw: the last resort for what the standard library did.
+    std::fputs("v4: out of memory: give less at once, or raise the limit (ulimit -v)\n", stderr);
+    return 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "v4: unexpected: %s\n", error.what());
+    return 1;
   }
   if (app.get_subcommands().empty()) {
     std::fputs(app.help().c_str(), stderr);
