@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/cpu/test_util.h"
+#include "model/json_file.h"
 
 namespace agentd::model {
 namespace {
@@ -321,6 +322,10 @@ TEST_F(Broken, Directories) {
   fs::remove(dir_ / "config.json");
   fs::create_symlink("/dev/zero", dir_ / "config.json");
   Expect(Message(), {"config.json", "device", "regular file"});
+  fs::remove(dir_ / "config.json");
+  WriteAll(dir_ / "config.json", "{}");
+  fs::resize_file(dir_ / "config.json", uintmax_t(kMaxTextBytes) + 1);
+  Expect(Message(), {"config.json", "more than 268435456 bytes"});
 }
 
 TEST_F(Broken, HeadersOfRandomDamage) {
@@ -482,6 +487,35 @@ TEST_F(Broken, FingerprintFollowsWeightsAndConfiguration) {
   data_.back() = char(data_.back() ^ 1);
   ASSERT_EQ(Load(), "");
   EXPECT_EQ(fingerprint(), first);
+}
+
+// A large checkpoint's fingerprint is kept, and seen to be another's even where a changed file got
+// its old time back.
+TEST(Fingerprint, KeptUntilTheFileChanges) {
+  std::string pattern = (fs::temp_directory_path() / "agentd-fingerprint-XXXXXX").string();
+  ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+  const fs::path dir = pattern;
+  ASSERT_EQ(::setenv("XDG_CACHE_HOME", dir.c_str(), 1), 0);
+  const fs::path path = dir / "model.safetensors";
+  const uint64_t bytes = (uint64_t{256} << 20) + 4;
+  const std::string text =
+      Json{{"x", {{"dtype", "F32"}, {"shape", {bytes / 4}}, {"data_offsets", {0, bytes}}}}}.dump();
+  const uint64_t size = text.size();
+  WriteAll(path, std::string(reinterpret_cast<const char*>(&size), 8) + text);
+  fs::resize_file(path, 8 + size + bytes);
+  auto fingerprint = [&] { return (*Checkpoint::OpenFile(path))->Fingerprint("configuration"); };
+  const Sha256Digest first = fingerprint();
+  const fs::path kept = dir / "agentd" / "fingerprints";
+  ASSERT_EQ(std::distance(fs::directory_iterator(kept), {}), 1);
+  EXPECT_EQ(fingerprint(), first);
+  EXPECT_EQ(std::distance(fs::directory_iterator(kept), {}), 1);
+  const auto time = fs::last_write_time(path);
+  std::fstream(path, std::ios::binary | std::ios::in | std::ios::out).seekp(1000).put('x');
+  fs::last_write_time(path, time);
+  ASSERT_EQ(fs::last_write_time(path), time);
+  EXPECT_NE(fingerprint(), first);
+  ::unsetenv("XDG_CACHE_HOME");
+  fs::remove_all(dir);
 }
 
 TEST(Options, AreChecked) {

@@ -13,11 +13,13 @@ set_source_files_properties(cpu/kernels_attention.cc cpu/kernels_elementwise.cc 
   PROPERTIES COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)
 
 # The engine's operations in scalar code, for tests.
-agentd_library(agentd_reference SOURCES reference/reference.cc PUBLIC agentd_model)
+agentd_library(agentd_reference SOURCES reference/reference.cc reference/formulas.cc PUBLIC agentd_model)
 
 agentd_test(engine_golden_test SOURCES cpu/golden_test.cc DEPS agentd_model)
 agentd_test(engine_test SOURCES cpu/engine_test.cc DEPS agentd_model TIMEOUT 600)
+agentd_test(property_test SOURCES cpu/property_test.cc DEPS agentd_model TIMEOUT 600)
 agentd_test(kernels_test SOURCES cpu/kernels_test.cc DEPS agentd_model agentd_reference)
+agentd_test(formulas_test SOURCES cpu/formulas_test.cc DEPS agentd_model agentd_reference)
 agentd_test(thread_pool_test SOURCES cpu/thread_pool_test.cc DEPS agentd_model)
 agentd_test(checkpoint_test SOURCES checkpoint_test.cc DEPS agentd_model)
 

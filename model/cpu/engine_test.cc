@@ -45,15 +45,6 @@ class Determinism : public testing::TestWithParam<const char*> {
   std::mt19937_64 random_;
 };
 
-// Position of the first difference, or -1.
-int FirstDifference(std::span<const float> a, std::span<const float> b, size_t vocab) {
-  if (a.size() != b.size()) return 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], 4) != 0) return int(i / vocab);
-  }
-  return -1;
-}
-
 INSTANTIATE_TEST_SUITE_P(Fixtures, Determinism, testing::Values(kHf, kOfficial),
                          [](const auto& info) {
                            return std::string(info.index == 0 ? "Float" : "LowPrecision");
@@ -67,8 +58,8 @@ TEST_P(Determinism, ChunksThreadsAndBatchRows) {
   const auto anchor = sequence->ExportAnchor();
   ASSERT_TRUE(anchor.ok());
   for (const auto& [threads, batch_rows, largest] :
-       {std::tuple(1, 512, 9), std::tuple(2, 31, 150), std::tuple(3, 7, 60),
-        std::tuple(5, 512, 420)}) {
+       {std::tuple(1, 512, 9), std::tuple(Draw(2, 9), Draw(8, 200), 150),
+        std::tuple(Draw(2, 9), Draw(1, 12), 60), std::tuple(Draw(2, 9), 512, 420)}) {
     auto other = LoadEngine(GetParam(), {.threads = threads, .max_batch_rows = batch_rows});
     ASSERT_EQ(other->fingerprint(), engine->fingerprint());
     auto fresh = other->NewSequence();
@@ -384,7 +375,18 @@ TEST(Step, RefusesBadRows) {
   StepRow row = {sequence.get(), long_row, {}, {}};
   ASSERT_OK(engine->Step({&row, 1}));
   EXPECT_EQ(row.status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(Text(row.status).find("end at 4097, beyond this model's context of 4096"),
+            std::string::npos)
+      << Text(row.status);
   EXPECT_EQ(sequence->position(), 0);
+  // Beyond the end by one token: nothing of the row is evaluated.
+  StepAll(*engine, *sequence, std::span(long_row).first(4095));
+  std::vector<float> untouched(256 * 2, -7);
+  row = {sequence.get(), std::span(long_row).first(2), untouched, {}};
+  ASSERT_OK(engine->Step({&row, 1}));
+  EXPECT_NE(Text(row.status).find("give at most 1"), std::string::npos) << Text(row.status);
+  EXPECT_EQ(sequence->position(), 4095);
+  EXPECT_EQ(std::count(untouched.begin(), untouched.end(), -7.0f), 512);
 }
 
 // Random damage anywhere: refused, or taken as other numbers, on which the engine runs without

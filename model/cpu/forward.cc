@@ -144,10 +144,8 @@ const float* Forward::EmbeddingRow(TokenId token, float* out) const {
   return out;
 }
 
-void Forward::Coefficients(const HyperConnection& hc, const float* f, float rsqrt, float* pre,
-                           float* post, float* comb) const {
-  const int h = h_;
-  const auto eps = static_cast<float>(config_.hc_eps);
+void MixCoefficients(const HyperConnection& hc, int h, int iterations, float eps, const float* f,
+                     float rsqrt, float* pre, float* post, float* comb) {
   for (int i = 0; i < h; ++i) {
     pre[i] = Sigmoid(f[i] * rsqrt * hc.scale[0] + hc.base[size_t(i)]) + eps;
     post[i] = 2 * Sigmoid(f[h + i] * rsqrt * hc.scale[1] + hc.base[size_t(h + i)]);
@@ -167,7 +165,7 @@ void Forward::Coefficients(const HyperConnection& hc, const float* f, float rsqr
     }
     for (int j = 0; j < h; ++j) row[j] = row[j] / sum + eps;
   }
-  for (int iteration = 0; iteration < config_.hc_sinkhorn_iters; ++iteration) {
+  for (int iteration = 0; iteration < iterations; ++iteration) {
     if (iteration > 0) {
       for (int i = 0; i < h; ++i) {
         float sum = 0;
@@ -196,8 +194,9 @@ void Forward::MixStreamsIn(const HyperConnection& hc, const Vector& norm, const 
     const float* x = streams + size_t(row) * size_t(wide);
     const float rsqrt = 1 / std::sqrt(SumSquares(x, wide) / static_cast<float>(wide) + eps);
     float pre[16];
-    Coefficients(hc, mix_f_.data() + size_t(row) * mixes, rsqrt, pre, mix_post_.data() + row * h_,
-                 mix_comb_.data() + row * h_ * h_);
+    MixCoefficients(hc, h_, config_.hc_sinkhorn_iters, static_cast<float>(config_.hc_eps),
+                    mix_f_.data() + size_t(row) * mixes, rsqrt, pre, mix_post_.data() + row * h_,
+                    mix_comb_.data() + row * h_ * h_);
     float* y = y_.data() + size_t(row) * size_t(d_);
     MixIn(x, h_, d_, pre, low_, y);
     RmsNorm(y, norm.data(), d_, eps, low_, y);

@@ -102,8 +102,6 @@ class Forward {
   // y_fp8_) and post and comb in mix_; MixOut folds the sublayer's output in.
   void MixStreamsIn(const HyperConnection& hc, const Vector& norm, const float* streams, int rows);
   void MixStreamsOut(float* streams, const float* sub, int rows);
-  void Coefficients(const HyperConnection& hc, const float* f, float rsqrt, float* pre, float* post,
-                    float* comb) const;
 
   void Attention(int layer, const LayerWeights& w);
   void Project(const LayerWeights& w);
@@ -171,6 +169,19 @@ class Forward {
   std::vector<std::vector<uint32_t>> order_;              // per worker, of top-k
   std::vector<Job> jobs_;
 };
+
+// mHC of one token (spec section 3): f [(2 + h) h] times rsqrt gives pre [h], post [h] and comb
+// [h, h], which `iterations` of Sinkhorn's make nearly doubly stochastic.
+void MixCoefficients(const HyperConnection& hc, int h, int iterations, float eps, const float* f,
+                     float rsqrt, float* pre, float* post, float* comb);
+
+// Turns pairs of neighbouring channels by their angles; `inverse`: back.
+void RotatePairs(float* x, int pairs, const float* cosine, const float* sine, bool inverse);
+
+// The k experts of the largest sqrt(softplus(gate)) + bias, the best first; of equals the lower.
+void ChooseExperts(const float* gate, const float* bias, int experts, int k, int* chosen);
+// Their weights: sqrt(softplus(gate)) over the sum of the chosen, times `factor`.
+void ExpertWeights(const float* gate, const int* chosen, int k, float factor, float* weights);
 
 // The k best of n scores, ascending by index; of equals the lower index. `order` is scratch.
 // Returns how many: min(k, n).

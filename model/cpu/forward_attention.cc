@@ -10,8 +10,8 @@
 
 namespace agentd::model {
 
-void Forward::Rope(float* x, const float* cosine, const float* sine, bool inverse) const {
-  for (int i = 0; i < config_.qk_rope_head_dim / 2; ++i) {
+void RotatePairs(float* x, int pairs, const float* cosine, const float* sine, bool inverse) {
+  for (int i = 0; i < pairs; ++i) {
     const float a = x[2 * i];
     const float b = x[2 * i + 1];
     const float c = cosine[i];
@@ -19,6 +19,10 @@ void Forward::Rope(float* x, const float* cosine, const float* sine, bool invers
     x[2 * i] = a * c - b * s;
     x[2 * i + 1] = a * s + b * c;
   }
+}
+
+void Forward::Rope(float* x, const float* cosine, const float* sine, bool inverse) const {
+  RotatePairs(x, config_.qk_rope_head_dim / 2, cosine, sine, inverse);
   if (low_) RoundToBf16(x, config_.qk_rope_head_dim);
 }
 

@@ -8,47 +8,58 @@
 
 namespace agentd::model {
 
+namespace {
+
+float Affinity(float gate) { return std::sqrt(Softplus(gate)); }
+
+}  // namespace
+
+void ChooseExperts(const float* gate, const float* bias, int experts, int k, int* chosen) {
+  // Insertion into the best so far: a later expert must be better, so that of equals the lower
+  // stays.
+  float best[64];
+  std::vector<float> more;
+  float* value = best;
+  if (k > 64) {
+    more.resize(size_t(k));
+    value = more.data();
+  }
+  int count = 0;
+  for (int expert = 0; expert < experts; ++expert) {
+    const float s = Affinity(gate[expert]) + bias[expert];
+    if (count == k && !(s > value[k - 1])) continue;
+    int at = count < k ? count++ : k - 1;
+    for (; at > 0 && s > value[at - 1]; --at) {
+      value[at] = value[at - 1];
+      chosen[at] = chosen[at - 1];
+    }
+    value[at] = s;
+    chosen[at] = expert;
+  }
+}
+
+void ExpertWeights(const float* gate, const int* chosen, int k, float factor, float* weights) {
+  float sum = 0;
+  for (int i = 0; i < k; ++i) {
+    weights[i] = Affinity(gate[chosen[i]]);
+    sum += weights[i];
+  }
+  for (int i = 0; i < k; ++i) weights[i] = weights[i] / sum * factor;
+}
+
 // Chooses a row's experts and their weights, ascending by expert.
 void Forward::Route(const LayerWeights& w, int row, const float* gate) {
-  const int experts = config_.n_routed_experts;
   const int k = config_.num_experts_per_tok;
   int* chosen = chosen_.data() + size_t(row) * size_t(k);
-  float* weight = chosen_weight_.data() + size_t(row) * size_t(k);
-  auto score = [&](int expert) { return std::sqrt(Softplus(gate[expert])); };
   if (w.hash_routed) {
     const int32_t* listed = w.experts_of.data() + size_t(batch_->tokens[size_t(row)]) * size_t(k);
     std::copy(listed, listed + k, chosen);
   } else {
-    // Insertion into the best so far: a later expert must be better, so that of equals the lower
-    // stays.
-    float best[64];
-    std::vector<float> more;
-    float* value = best;
-    if (k > 64) {
-      more.resize(size_t(k));
-      value = more.data();
-    }
-    int count = 0;
-    for (int expert = 0; expert < experts; ++expert) {
-      const float s = score(expert) + w.gate_bias[size_t(expert)];
-      if (count == k && !(s > value[k - 1])) continue;
-      int at = count < k ? count++ : k - 1;
-      for (; at > 0 && s > value[at - 1]; --at) {
-        value[at] = value[at - 1];
-        chosen[at] = chosen[at - 1];
-      }
-      value[at] = s;
-      chosen[at] = expert;
-    }
+    ChooseExperts(gate, w.gate_bias.data(), config_.n_routed_experts, k, chosen);
   }
   std::sort(chosen, chosen + k);
-  float sum = 0;
-  for (int i = 0; i < k; ++i) {
-    weight[i] = score(chosen[i]);
-    sum += weight[i];
-  }
-  const auto factor = static_cast<float>(config_.routed_scaling_factor);
-  for (int i = 0; i < k; ++i) weight[i] = weight[i] / sum * factor;
+  ExpertWeights(gate, chosen, k, static_cast<float>(config_.routed_scaling_factor),
+                chosen_weight_.data() + size_t(row) * size_t(k));
 }
 
 void Forward::Moe(const LayerWeights& w) {

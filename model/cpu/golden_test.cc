@@ -120,6 +120,9 @@ TEST(OfficialA, EachLayerFedTheReference) {
         layer, Quantile(errors, 0.5), Quantile(errors, 0.99), Quantile(errors, 1), moved);
     EXPECT_LE(Quantile(errors, 0.5), 0.003);
     EXPECT_LE(Quantile(errors, 0.99), 0.02);
+    // A near tie that fell the other way would excuse one; the results are the same bits on every
+    // machine, and in them none did.
+    EXPECT_EQ(moved, 0);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,15 @@ inline std::vector<float> StepAll(Engine& engine, Sequence& sequence,
   if (status.ok()) status = row.status;
   if (!status.ok()) ADD_FAILURE() << Text(status);
   return logits;
+}
+
+// Position of the first difference, or -1.
+inline int FirstDifference(std::span<const float> a, std::span<const float> b, size_t vocab) {
+  if (a.size() != b.size()) return 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], 4) != 0) return int(i / vocab);
+  }
+  return -1;
 }
 
 }  // namespace agentd::model
