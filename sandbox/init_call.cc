@@ -1,5 +1,6 @@
 #include "sandbox/init_call.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <sched.h>
@@ -8,16 +9,18 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace agentd::sandbox {
@@ -25,8 +28,33 @@ namespace {
 
 constexpr unsigned long kProcFlags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 constexpr unsigned long kTmpFlags = MS_NOSUID | MS_NODEV;
-// A pid_max below this is refused by the kernel (300 pids are reserved).
-constexpr int64_t kSmallestPidMax = 301;
+// The kernel keeps the pids below this for a namespace's first processes: once it has passed them,
+// it gives out no more of them (RESERVED_PIDS in kernel/pid.c).
+constexpr int64_t kReservedPids = 300;
+
+// Readable by uid 0 (the daemon's, perhaps) or telling of the host, and nobody's business.
+constexpr const char* kHiddenFiles[] = {
+    "buddyinfo",  "ioports",       "iomem",       "kallsyms",     "kcore",
+    "key-users",  "keys",          "kmsg",        "kpagecgroup",  "kpagecount",
+    "kpageflags", "latency_stats", "mtrr",        "pagetypeinfo", "sched_debug",
+    "slabinfo",   "timer_list",    "timer_stats", "vmallocinfo",  "zoneinfo",
+};
+constexpr const char* kHiddenDirectories[] = {"acpi", "asound", "bus", "driver", "irq", "scsi"};
+
+// The mount flags that a remount must repeat, or they are lost (or, where a mount was made by
+// someone with more privileges, the remount is refused).
+unsigned long FlagsOf(const struct statvfs& info) {
+  unsigned long flags = 0;
+  for (const auto& [had, flag] : std::initializer_list<std::pair<unsigned long, unsigned long>>{
+           {ST_NOSUID, MS_NOSUID},
+           {ST_NODEV, MS_NODEV},
+           {ST_NOEXEC, MS_NOEXEC},
+           {ST_NOATIME, MS_NOATIME},
+           {ST_NODIRATIME, MS_NODIRATIME},
+           {ST_RELATIME, MS_RELATIME}})
+    if (info.f_flag & had) flags |= flag;
+  return flags;
+}
 
 // The steps below run in the call's first process, which nothing can return to: they report
 // through the shared state and end it.
@@ -55,7 +83,9 @@ class CallChild {
     return ok;
   }
   void SetUpFds();
+  void ProtectDevices();
   void MountProc();
+  void HideProc();
   void MountTmp();
   void EnterUserNamespace();
   void SetRlimits();
@@ -81,6 +111,28 @@ void CallChild::SetUpFds() {
   Check(syscall(SYS_close_range, 3u, ~0u, 0u) == 0, Stage::kPayload);
 }
 
+// The nodes in /dev are the host's own, each bound here with a writable mount: a daemon of uid 0
+// owns them, so a call could change their modes and times for the whole machine. Writing into a
+// device does not need its mount to be writable. First of all mounts: what is bound from a node
+// below gets its flags.
+void CallChild::ProtectDevices() {
+  DIR* directory = opendir("/dev");
+  Check(directory != nullptr, Stage::kDevices);
+  while (const dirent* entry = readdir(directory)) {
+    struct stat info;
+    Check(fstatat(dirfd(directory), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0,
+          Stage::kDevices);
+    if (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode)) continue;
+    const std::string path = std::string("/dev/") + entry->d_name;
+    struct statvfs mounted;
+    Check(statvfs(path.c_str(), &mounted) == 0, Stage::kDevices);
+    Check(mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | FlagsOf(mounted),
+                nullptr) == 0,
+          Stage::kDevices);
+  }
+  closedir(directory);
+}
+
 // A fresh proc shows this call's processes only. It is made read-only: the daemon's uid may be 0,
 // and /proc/sys and others trust a bare uid 0 without asking for capabilities.
 void CallChild::MountProc() {
@@ -88,8 +140,13 @@ void CallChild::MountProc() {
   proc_ = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
   Check(proc_ >= 0, Stage::kProc);
   if (abilities_.pid_max_per_namespace) {
-    const int64_t pid_max = std::max(payload_.max_processes + 1, kSmallestPidMax);
+    // Pids are used again from kReservedPids on only, so the limit lies above that; and where the
+    // kernel lets us, they begin there too, which makes the limit the same for a call's first
+    // processes.
+    const int64_t pid_max = kReservedPids + payload_.max_processes;
     Check(WriteProc("sys/kernel/pid_max", std::to_string(pid_max)), Stage::kProcessLimit);
+    if (!WriteProc("sys/kernel/ns_last_pid", std::to_string(kReservedPids)))
+      Check(errno == ENOENT, Stage::kProcessLimit);
   }
   // The kernel's first victims when memory runs out: a call, not the daemon.
   Check(WriteProc("self/oom_score_adj", "1000"), Stage::kProc);
@@ -97,9 +154,18 @@ void CallChild::MountProc() {
   Check(
       mount(nullptr, "/proc", nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | kProcFlags, nullptr) == 0,
       Stage::kProc);
-  // Readable by uid 0 and nobody's business.
-  for (const char* path : {"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kallsyms"}) {
-    if (mount("/dev/null", path, nullptr, MS_BIND, nullptr) != 0)
+  HideProc();
+}
+
+void CallChild::HideProc() {
+  for (const char* name : kHiddenFiles) {
+    const std::string path = std::string("/proc/") + name;
+    if (mount("/dev/null", path.c_str(), nullptr, MS_BIND, nullptr) != 0)
+      Check(errno == ENOENT, Stage::kProc);
+  }
+  for (const char* name : kHiddenDirectories) {
+    const std::string path = std::string("/proc/") + name;
+    if (mount("none", path.c_str(), "tmpfs", MS_RDONLY | kProcFlags, "size=4k,mode=0555") != 0)
       Check(errno == ENOENT, Stage::kProc);
   }
 }
@@ -205,6 +271,7 @@ void CallChild::Run() {
   sigprocmask(SIG_SETMASK, &none, nullptr);
   umask(022);
   SetUpFds();
+  ProtectDevices();
   MountProc();
   MountTmp();
   EnterUserNamespace();

@@ -44,6 +44,7 @@ enum class Stage : uint8_t {
   kNone,
   kPayload,
   kClone,
+  kDevices,
   kProc,
   kProcessLimit,
   kTmp,

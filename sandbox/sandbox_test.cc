@@ -101,8 +101,20 @@ TEST_F(SandboxTest, TmpIsPrivateToTheCall) {
 }
 
 TEST_F(SandboxTest, SeesOnlyItsOwnProcesses) {
-  const CallResult result = Bash("for p in /proc/[0-9]*; do echo ${p#/proc/}; done; echo $$");
-  EXPECT_EQ(result.output, "1\n2\n2\n");
+  const CallResult result =
+      Bash("for p in /proc/[0-9]*; do [ ${p#/proc/} = $$ ] && echo me || echo ${p#/proc/}; done");
+  EXPECT_EQ(result.output, "1\nme\n");
+}
+
+// The kernel counts pids, and uses those of dead processes again only above the first 300: a call
+// that starts many in a row must not run into its limit, however many ran before.
+TEST_F(SandboxTest, MayStartManyMoreProcessesThanRunAtOnce) {
+  const CallResult result = Bash(
+      "for i in $(seq 700); do /bin/true || exit 1; done; for i in $(seq 20); do sleep 5 & done\n"
+      "jobs -r | wc -l; seq 3 | cat | cat | tail -1",
+      {.max_processes = 64});
+  EXPECT_EQ(result.output, "20\n3\n");
+  EXPECT_EQ(result.exit_code, 0);
 }
 
 TEST_F(SandboxTest, TimesOut) {

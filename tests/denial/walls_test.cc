@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 
 #include "base/unique_fd.h"
@@ -51,6 +52,46 @@ TEST_F(WallsTest, NothingIsWritableButTheWorkspace) {
          {"fifo", "ok", "ok"},
          {"device", "EPERM", nullptr}});
   EXPECT_EQ(Bash("echo x > /workspace/in && cat in").output, "x\n");
+}
+
+// The nodes in /dev are the host's, and a daemon of uid 0 owns them. (The attempts write the values
+// that are there already: where the wall is missing the host comes to no harm.)
+TEST_F(WallsTest, TheHostsDevicesKeepTheirModesAndTimes) {
+  for (const char* what : {"chmod", "fchmod", "utime", "chown"}) {
+    for (const char* node : {"null", "zero", "full", "random", "urandom", "tty"}) {
+      if (what == std::string("fchmod") && node == std::string("tty"))
+        continue;  // cannot be opened
+      EXPECT_EQ(Inside(fmt::format("{} /dev/{}", what, node)), "EROFS") << what << " " << node;
+    }
+    // Bound from /dev/null, to hide what is there.
+    EXPECT_EQ(Inside(fmt::format("{} /proc/kmsg", what)), "EROFS") << what;
+    // The control is a node of the same device in a place of its own.
+    if (geteuid() != 0) continue;
+    const std::string node = (root_ / "outside/node").string();
+    fs::remove(node);
+    ASSERT_EQ(mknod(node.c_str(), S_IFCHR | 0666, makedev(1, 3)), 0);
+    EXPECT_EQ(Outside(fmt::format("{} {}", what, node)), "ok");
+  }
+  EXPECT_EQ(Bash("echo x > /dev/null && head -c 3 /dev/zero | wc -c").output, "3\n");
+}
+
+// What /proc shows to uid 0 only, a call of a daemon of uid 0 must not read either.
+TEST_F(WallsTest, ProcHidesWhatIsForRootOnly) {
+  int hidden = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
+    const auto mode = entry.status().permissions();
+    if (!entry.is_regular_file() || (mode & fs::perms::others_read) != fs::perms::none) continue;
+    ++hidden;
+    const std::string path = entry.path();
+    const std::string text = Bash("head -c 1 " + path + " 2>/dev/null | wc -c").output;
+    EXPECT_EQ(text, "0\n") << path << " can be read";
+  }
+  EXPECT_GT(hidden, 2);
+  EXPECT_EQ(Bash("ls /proc/bus /proc/acpi 2>/dev/null | grep -v : | tr -d '\\n'").output, "");
+  // The control.
+  if (geteuid() == 0) {
+    EXPECT_EQ(Shell("head -c 1 /proc/vmallocinfo | wc -c"), "1");
+  }
 }
 
 // The host's own files, by every way that leads round a path.
