@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <system_error>
 
@@ -50,27 +51,48 @@ std::string ReadComplaints(int fd) {
   return text;
 }
 
-// Which wall bubblewrap could not put up, from what it says.
+constexpr char kUserNamespaceMend[] =
+    "allow them: sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000; "
+    "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; in a container start it "
+    "with a seccomp profile that permits unshare and clone";
+constexpr char kProcMend[] =
+    "the host's /proc is masked (a container?): run with an unmasked /proc "
+    "(docker run --security-opt systempaths=unconfined)";
+constexpr char kOtherMend[] =
+    "agentctl info, asked of a daemon that runs as the same user, shows what this machine lacks";
+
+// What bubblewrap or the init says when a wall cannot be put up; the first that fits counts.
+struct Complaint {
+  const char* says;
+  const char* wall;
+  const char* mend;
+};
+constexpr Complaint kComplaints[] = {
+    {"new namespace", "user namespace", kUserNamespaceMend},
+    {"user namespace", "user namespace", kUserNamespaceMend},
+    {"uid map", "user namespace", kUserNamespaceMend},
+    {"gid map", "user namespace", kUserNamespaceMend},
+    {"loopback", "network namespace", kOtherMend},
+    {"RTM_NEW", "network namespace", kOtherMend},
+    {"hostname", "UTS namespace", kOtherMend},
+    {"capabilit", "no capabilities", kOtherMend},
+    {"agentd-init: mount", "mount namespace", kOtherMend},
+    {"agentd-init", "agentd-init", "build the target agentd-init for this machine"},
+    {"proc", "proc", kProcMend},
+    {"mount", "mount namespace", kOtherMend},
+    {"pivot_root", "mount namespace", kOtherMend},
+    {"tmpfs", "mount namespace", kOtherMend},
+};
+
 absl::Status StartFailure(const std::string& complaint) {
-  const char* wall = "bubblewrap";
-  const char* mend = "run the command agentctl doctor as the daemon's user for the details";
-  auto says = [&complaint](const char* text) { return complaint.find(text) != std::string::npos; };
-  if (says("new namespace") || says("user namespace") || says("uid map") || says("gid map")) {
-    wall = "user namespace";
-    mend =
-        "allow them: sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000; "
-        "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; in a container start it "
-        "with a seccomp profile that permits unshare and clone";
-  } else if (says("proc")) {
-    wall = "proc";
-    mend =
-        "the host's /proc is masked (a container?): run with an unmasked /proc "
-        "(docker run --security-opt systempaths=unconfined)";
-  } else if (says("loopback") || says("RTM_NEW")) {
-    wall = "network namespace";
-  }
-  return FailedPrecondition("sandbox: the wall '{}' cannot be put up: {}; {}", wall,
-                            complaint.empty() ? "bwrap ended without a word" : complaint, mend);
+  const Complaint* known = std::find_if(
+      std::begin(kComplaints), std::end(kComplaints),
+      [&](const Complaint& one) { return complaint.find(one.says) != std::string::npos; });
+  const bool found = known != std::end(kComplaints);
+  return FailedPrecondition("sandbox: the wall '{}' cannot be put up: {}; {}",
+                            found ? known->wall : "bubblewrap",
+                            complaint.empty() ? "bwrap ended without a word" : complaint,
+                            found ? known->mend : kOtherMend);
 }
 
 const char* WallOf(Stage stage) {
@@ -108,7 +130,7 @@ absl::Status CallFailure(const Report& report, const CallRequest& request) {
     return ErrnoError(error, fmt::format("change to {} in the sandbox", request.cwd));
   if (const char* wall = WallOf(report.failed))
     return FailedPrecondition(
-        "sandbox: the wall '{}' cannot be put up: {}; the call did not run; agentctl doctor shows "
+        "sandbox: the wall '{}' cannot be put up: {}; the call did not run; agentctl info shows "
         "what this machine lacks",
         wall, std::system_category().message(error));
   return ErrnoError(error, "start a call in the sandbox");
@@ -213,7 +235,7 @@ class BubblewrapSandbox : public Sandbox {
   BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd)
       : spawned_(std::move(spawned)), init_pidfd_(std::move(init_pidfd)) {}
   ~BubblewrapSandbox() override {
-    KillTree();
+    if (!KillTree()) return;  // its lock stays taken, so nothing else runs on the workspace
     int status = 0;
     while (waitpid(spawned_.bwrap, &status, 0) < 0 && errno == EINTR) {
     }
@@ -223,19 +245,22 @@ class BubblewrapSandbox : public Sandbox {
 
  private:
   absl::StatusOr<CallIo> Send(const CallRequest& request);
-  // Kills the init and with it everything inside; returns when all are dead.
-  void KillTree();
+  // Kills the init and with it everything inside. True when all are dead; false if the kernel does
+  // not get there.
+  bool KillTree();
 
   const Spawned spawned_;
   const UniqueFd init_pidfd_;
 };
 
-void BubblewrapSandbox::KillTree() {
+bool BubblewrapSandbox::KillTree() {
   syscall(SYS_pidfd_send_signal, init_pidfd_.get(), SIGKILL, nullptr, 0);
   // Readable when the init is a zombie, which its namespace's last process comes before.
+  const Clock::time_point deadline = Clock::now() + kKillPatience;
   pollfd polled{init_pidfd_.get(), POLLIN, 0};
-  while (poll(&polled, 1, -1) < 0 && errno == EINTR) {
-  }
+  while (Clock::now() < deadline)
+    if (poll(&polled, 1, kCancelPollMs) > 0) return true;
+  return false;
 }
 
 absl::StatusOr<CallIo> BubblewrapSandbox::Send(const CallRequest& request) {

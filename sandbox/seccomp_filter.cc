@@ -6,6 +6,7 @@
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,7 +47,7 @@ constexpr const char* kAllowed[] = {
     "fork", "futex", "futex_waitv", "get_robust_list", "get_thread_area", "getcpu", "getegid",
     "geteuid", "getgid", "getgroups", "getpgid", "getpgrp", "getpid", "getppid", "getpriority",
     "getresgid", "getresuid", "getrlimit", "getrusage", "getsid", "gettid", "getuid", "kill",
-    "personality", "pidfd_open", "pidfd_send_signal", "prctl", "prlimit64", "restart_syscall",
+    "pidfd_open", "pidfd_send_signal", "prctl", "prlimit64", "restart_syscall",
     "rseq", "sched_get_priority_max", "sched_get_priority_min", "sched_getaffinity",
     "sched_getattr", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval",
     "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler", "sched_yield",
@@ -96,6 +97,12 @@ constexpr const char* kDenied[] = {
 };
 
 // clang-format on
+
+// What setarch and debuggers ask for; every other value (READ_IMPLIES_EXEC makes data executable,
+// and hides among other bits) gets the allow list's default answer. The last one asks what it is.
+constexpr uint32_t kPersonalities[] = {PER_LINUX,         PER_LINUX32,
+                                       UNAME26,           uint32_t{PER_LINUX32} | UNAME26,
+                                       ADDR_NO_RANDOMIZE, 0xffffffffu};
 
 bool Add(scmp_filter_ctx context, uint32_t action, const char* name,
          std::initializer_list<scmp_arg_cmp> conditions = {}) {
@@ -169,15 +176,14 @@ bool AddDenyRules(scmp_filter_ctx context) {
     if (!Add(context, SCMP_ACT_ERRNO(EPERM), name)) return false;
   for (uint32_t command : {TIOCSTI, TIOCLINUX, TIOCSETD, TIOCCONS})
     if (!Add(context, SCMP_ACT_ERRNO(EPERM), "ioctl", {Word(1, command)})) return false;
-  // READ_IMPLIES_EXEC.
-  if (!Add(context, SCMP_ACT_ERRNO(EPERM), "personality", {Bits(0, 0x80400000u, 0x00400000u)}))
-    return false;
   return AddCloneRules(context) && AddSocketRules(context) && AddModeRules(context);
 }
 
 bool AddAllowRules(scmp_filter_ctx context) {
   for (const char* name : kAllowed)
     if (!Add(context, SCMP_ACT_ALLOW, name)) return false;
+  for (uint32_t persona : kPersonalities)
+    if (!Add(context, SCMP_ACT_ALLOW, "personality", {Word(0, persona)})) return false;
   // So that these reach the deny list's answer.
   for (const char* name : kDenied)
     if (!Add(context, SCMP_ACT_ERRNO(EPERM), name)) return false;

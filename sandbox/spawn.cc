@@ -95,6 +95,8 @@ class InheritedFds {
   std::vector<UniqueFd> fds_;
 };
 
+constexpr const char* kHelpers[] = {"agentd-init", "agentd-tool"};
+
 // The whole of /etc but for the linker's cache and Debian's alternatives.
 struct EtcFile {
   const char* name;
@@ -143,10 +145,8 @@ absl::StatusOr<std::vector<std::string>> Arguments(const Options& options, const
     args.insert(args.end(), {"--ro-bind-data", std::to_string(fd), file.name});
   }
   args.insert(args.end(), {"--bind", fs::absolute(options.workspace).string(), "/workspace"});
-  for (const char* name : {"agentd-init", "agentd-tool"}) {
-    if (access((helpers / name).c_str(), X_OK) == 0)
-      args.insert(args.end(), {"--ro-bind", helpers / name, std::string("/agentd/") + name});
-  }
+  for (const char* name : kHelpers)
+    args.insert(args.end(), {"--ro-bind", helpers / name, std::string("/agentd/") + name});
   args.insert(args.end(), {"--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--",
                            "/agentd/agentd-init"});
   return args;
@@ -209,12 +209,16 @@ absl::StatusOr<fs::path> FindHelpers(const fs::path& wanted) {
     const fs::path self = fs::read_symlink("/proc/self/exe", error).parent_path();
     places = {self, self.parent_path() / "bin"};
   }
-  for (const fs::path& place : places)
-    if (access((place / "agentd-init").c_str(), X_OK) == 0) return fs::absolute(place);
+  const char* missing = nullptr;
+  for (const fs::path& place : places) {
+    missing = nullptr;
+    for (const char* name : kHelpers)
+      if (missing == nullptr && access((place / name).c_str(), X_OK) != 0) missing = name;
+    if (missing == nullptr) return fs::absolute(place);
+  }
   return FailedPrecondition(
-      "sandbox: the helper agentd-init is not in {}; build the target agentd-init or set the "
-      "helper directory",
-      places.back().string());
+      "sandbox: the helper {0} is not in {1}; build the target {0} or set the helper directory",
+      missing, places.back().string());
 }
 
 absl::StatusOr<Spawned> SpawnInit(const Options& options, const std::string& bwrap,

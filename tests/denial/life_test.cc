@@ -251,6 +251,47 @@ TEST_F(DaemonTest, WithoutUserNamespacesItRefuses) {
   EXPECT_EQ(said.find("ran"), std::string::npos) << said;
 }
 
+// What bubblewrap says decides which wall is named.
+TEST_F(DaemonTest, TheWallThatIsMissingIsNamed) {
+  struct {
+    const char* complaint;
+    const char* wall;
+    const char* mend;
+  } const cases[] = {
+      {"bwrap: No permissions to create new namespace", "user namespace", "sysctl"},
+      {"bwrap: setting up uid map: Permission denied", "user namespace", "sysctl"},
+      {"bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted", "network namespace", "info"},
+      {"bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "proc", "systempaths"},
+      {"bwrap: Can't bind mount /oldroot/usr on /newroot/usr", "mount namespace", "info"},
+      {"bwrap: execvp /agentd/agentd-init: Exec format error", "agentd-init", "build"},
+      {"", "bubblewrap", "agentctl info"},
+  };
+  for (const auto& c : cases) {
+    std::ofstream(root_ / "bwrap") << "#!/bin/sh\necho \"" << c.complaint << "\" >&2\nexit 1\n";
+    fs::permissions(root_ / "bwrap", fs::perms(0755));
+    Daemon daemon(Arguments("echo ran"), "env PATH=" + root_.string());
+    const std::string said = daemon.ReadAll();
+    EXPECT_NE(said.find(fmt::format("the wall '{}' cannot be put up", c.wall)), std::string::npos)
+        << said;
+    EXPECT_NE(said.find(c.mend), std::string::npos) << said;
+    EXPECT_EQ(said.find("exit 0"), std::string::npos) << said;
+  }
+}
+
+TEST_F(DaemonTest, WithoutAHelperItRefuses) {
+  for (const char* name : {"agentd-init", "agentd-tool"}) {
+    const fs::path helpers = root_ / ("without-" + std::string(name));
+    fs::create_directory(helpers);
+    for (const char* other : {"agentd-init", "agentd-tool"})
+      if (other != std::string_view(name)) fs::copy(fs::path(AGENTD_HELPER_DIR) / other, helpers);
+    Daemon daemon(
+        fmt::format("{0}/workspace {0}/lock {1} 'echo ran'", root_.string(), helpers.string()));
+    const std::string said = daemon.ReadAll();
+    EXPECT_NE(said.find(fmt::format("the helper {} is not in", name)), std::string::npos) << said;
+    EXPECT_EQ(said.find("exit 0"), std::string::npos) << said;
+  }
+}
+
 TEST_F(DaemonTest, WithoutSeccompItRefuses) {
   Daemon daemon("--no-seccomp " + Arguments("echo ran"));
   const std::string said = daemon.ReadAll();

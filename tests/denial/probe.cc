@@ -257,6 +257,9 @@ std::map<std::string, Attempt> KernelAttempts() {
          return Call(SYS_io_setup, 1, P(&context));
        }},
       {"read-implies-exec", [] { return personality(READ_IMPLIES_EXEC); }},
+      {"read-implies-exec-too",
+       [] { return personality(READ_IMPLIES_EXEC | ADDR_NO_RANDOMIZE | 0x80000000u); }},
+      {"no-randomize", [] { return personality(ADDR_NO_RANDOMIZE); }},
       {"unknown-call", [] { return Call(1000); }},
       {"i386", [] { return Int80(20); }},
       {"x32", [] { return Call(0x40000000 + SYS_getpid); }},
