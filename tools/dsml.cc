@@ -22,6 +22,12 @@ bool IsSpace(char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
 
 bool IsBlank(std::string_view text) { return std::all_of(text.begin(), text.end(), IsSpace); }
 
+std::string_view Trimmed(std::string_view text) {
+  while (!text.empty() && IsSpace(text.front())) text.remove_prefix(1);
+  while (!text.empty() && IsSpace(text.back())) text.remove_suffix(1);
+  return text;
+}
+
 // The tag's name: its leading name bytes after blanks.
 std::string_view TagName(std::string_view tag) {
   while (!tag.empty() && tag.front() == ' ') tag.remove_prefix(1);
@@ -126,6 +132,7 @@ void DsmlParser::TextByte(char c) {
   while (!may_precede_tag(std::string_view(held_).substr(out))) ++out;
   if (out == 0) return;
   stray_tags_ = 0;
+  text_after_call_ = !calls_.empty();
   ResumeText();
   Emit(std::string_view(held_).substr(0, out));
   held_.erase(0, out);
@@ -136,7 +143,24 @@ void DsmlParser::ResumeText() {
   if (!after_block_) return;
   ++repairs_;
   after_block_ = false;
-  if (!content_.empty()) Emit("\n\n");
+  if (!(thinking_ ? reasoning_ : content_).empty()) Emit("\n\n");
+}
+
+// The reasoning is over. Calls in it were drafts: the model went on to think, and what it then does
+// it says after this. They are text.
+void DsmlParser::EndThinking() {
+  if (!draft_.empty()) {
+    ++repairs_;
+    Emit(std::exchange(draft_, std::string()));
+    calls_.clear();
+    call_ = ParsedCall();
+    text_after_call_ = damaged_ = nested_ = false;
+    state_ = State::kText;
+    after_block_ = false;
+  }
+  FlushHeld();
+  EndText();
+  thinking_ = false;
 }
 
 void DsmlParser::Byte(char c) {
@@ -156,14 +180,12 @@ void DsmlParser::Byte(char c) {
 }
 
 void DsmlParser::OtherSpecial(std::string_view text) {
-  if (state_ == State::kText && text == "</think>") {
-    if (!thinking_) {
-      ++repairs_;
-      return;
-    }
-    FlushHeld();
-    EndText();
-    thinking_ = false;
+  const bool ends = text == "</think>";
+  // Half a tag in text is no tag.
+  if (state_ == State::kTag && outer_ == State::kText && (ends || text == "<think>")) TagIsNoTag();
+  if (ends && thinking_ && state_ != State::kTag && state_ != State::kValue) return EndThinking();
+  if (state_ == State::kText && ends) {
+    ++repairs_;
     return;
   }
   if (state_ == State::kText && text == "<think>") {
@@ -292,6 +314,7 @@ void DsmlParser::CheckGap(Keyword keyword, bool closing) {
                           parameters_.empty() && call_.error.empty();
   if (gap_ != (empty_call ? "\n\n" : "\n")) ++repairs_;
   if (outer_ == State::kInvoke && !IsBlank(gap_)) call_text_ += gap_;
+  if (outer_ == State::kBlock && !IsBlank(gap_) && !calls_.empty()) text_after_call_ = true;
   gap_.clear();
 }
 
@@ -309,30 +332,34 @@ void DsmlParser::EndTag() {
               : outer_ == State::kInvoke ? Keyword::kInvoke
                                          : Keyword::kWrapper;
   if (outer_ == State::kBlock || outer_ == State::kInvoke) CheckGap(keyword, closing);
-  if (outer_ == State::kValue && !(closing && keyword == Keyword::kParameter)) LeaveValue();
+  if (outer_ == State::kValue && !(closing && keyword == Keyword::kParameter))
+    LeaveValue(keyword, closing);
+  if (!closing && outer_ == State::kText && thinking_)
+    draft_ += tag_prefix_ + std::string(kMark) + tag_ + ">";
   tag_.erase(0, name_end);  // the attributes
   closing ? Close(keyword) : Open(keyword);
 }
 
 void DsmlParser::Open(Keyword keyword) {
-  stray_tags_ = 0;
   if (state_ == State::kText) {
     if (keyword == Keyword::kWrapper && !after_block_ && tag_prefix_ != "\n\n<") ++repairs_;
     if (after_block_ || keyword != Keyword::kWrapper) ++repairs_;
     if (thinking_) ++repairs_;  // calls where reasoning was to be closed first
+    if (after_block_) ++stray_tags_;
     EndText();
-    thinking_ = false;
     after_block_ = false;
     state_ = State::kBlock;
     if (keyword == Keyword::kWrapper) return;
   }
   if (state_ == State::kInvoke && keyword != Keyword::kParameter) {
     ++repairs_;  // the call before was not closed
+    ++stray_tags_;
     EndCall();
   }
   switch (keyword) {
     case Keyword::kWrapper:
       ++repairs_;
+      ++stray_tags_;
       return;
     case Keyword::kInvoke:
       return BeginInvoke();
@@ -348,7 +375,10 @@ void DsmlParser::Open(Keyword keyword) {
 
 void DsmlParser::Close(Keyword keyword) {
   if (keyword == Keyword::kParameter && state_ == State::kValue) return EndParameter();
-  if (keyword == Keyword::kInvoke && state_ == State::kInvoke) return EndCall();
+  if (keyword == Keyword::kInvoke && state_ == State::kInvoke) {
+    stray_tags_ = 0;
+    return EndCall();
+  }
   if (keyword == Keyword::kWrapper && state_ == State::kBlock) return EndBlock();
   ++repairs_;
   if (keyword == Keyword::kWrapper && state_ == State::kInvoke) {
@@ -356,6 +386,13 @@ void DsmlParser::Close(Keyword keyword) {
     return EndBlock();
   }
   ++stray_tags_;
+  if (keyword != Keyword::kParameter) return;
+  // A value is closed once more. With text in between (which a call's end says for itself) the
+  // first closer was a part of the value, and the value was cut there.
+  if (state_ == State::kInvoke && left_value_)
+    Fail(
+        fmt::format("parameter {}: a tag of a tool call stands inside the value", parameter_name_));
+  damaged_ = damaged_ || text_after_call_;
 }
 
 // ---------------------------------------------------------------- calls
@@ -369,6 +406,7 @@ void DsmlParser::BeginInvoke() {
   call_ = ParsedCall();
   call_text_.clear();
   parameters_.clear();
+  left_value_ = false;
   std::optional<std::string> name;
   bool twice = false;
   for (Attribute& attribute : ParseAttributes(tag_)) {
@@ -410,25 +448,33 @@ void DsmlParser::BeginParameter() {
   }
   if (!has_string) ++repairs_;
   if (parameter_name_.empty()) Fail("a parameter has no name");
+  stray_tags_ = 0;
   state_ = State::kValue;
 }
 
 // A tag other than the value's own closer ends it: that closer is missing, and the line end before
-// the tag is the template's.
-void DsmlParser::LeaveValue() {
+// the tag is the template's. Without that line end, or where a call opens inside a value, the tag
+// may as well be a part of the value (a text about tool calls): then nothing of it may run.
+void DsmlParser::LeaveValue(Keyword keyword, bool closing) {
   ++repairs_;
-  if (value_.ends_with('\n')) value_.pop_back();
+  const bool opens_call = !closing && keyword != Keyword::kParameter;
+  const bool own_line = value_.ends_with('\n');
+  if (own_line) value_.pop_back();
+  left_value_ = true;
   EndParameter();
+  if (opens_call || !own_line)
+    Fail(
+        fmt::format("parameter {}: a tag of a tool call stands inside the value", parameter_name_));
+  nested_ = nested_ || opens_call;
 }
 
 void DsmlParser::EndParameter() {
   state_ = State::kInvoke;
   gap_.clear();
-  stray_tags_ = 0;
   std::string json;
   if (parameter_is_string_) {
     json = JsonString(value_);
-  } else if (IsJson(value_)) {
+  } else if (IsJson(value_, kMaxJsonDepth - 1)) {  // inside the arguments' object
     json = value_;
   } else {
     return Fail(fmt::format("parameter {}: string=\"false\" needs valid JSON, got: {}",
@@ -452,13 +498,13 @@ void DsmlParser::EndCall() {
   if (parameters_.empty() && IsJsonObject(call_text_)) {
     const size_t begin = call_text_.find('{');
     call_.arguments = call_text_.substr(begin, call_text_.rfind('}') - begin + 1);
+  } else if (!IsBlank(call_text_)) {
+    Fail(fmt::format("text outside of parameters: {}", Shown(Trimmed(call_text_))));
   }
-  calls_.push_back(call_);
-  events_->push_back(DsmlEvent{DsmlEvent::Kind::kCall, "", std::move(call_)});
-  call_ = ParsedCall();
+  if (nested_) Fail("the call stands inside the value of another one");
+  calls_.push_back(std::exchange(call_, ParsedCall()));
   state_ = State::kBlock;
   gap_.clear();
-  stray_tags_ = 0;
 }
 
 void DsmlParser::EndBlock() {
@@ -472,14 +518,37 @@ void DsmlParser::EndBlock() {
 void DsmlParser::Feed(std::string_view text, bool special, std::vector<DsmlEvent>& events) {
   events_ = &events;
   if (!special) {
-    for (char c : text) Byte(c);
+    for (char c : text) {
+      KeepDraft(std::string_view(&c, 1));
+      Byte(c);
+    }
   } else if (text == kMark) {
+    KeepDraft(text);
     Mark();
   } else {
+    if (text != "</think>") KeepDraft(text);
     OtherSpecial(text);
   }
   FlushDelta();
   events_ = nullptr;
+}
+
+// Calls in the reasoning may turn out to be a part of it.
+void DsmlParser::KeepDraft(std::string_view text) {
+  const State state = state_ == State::kTag ? outer_ : state_;
+  if (thinking_ && state != State::kText) draft_ += text;
+}
+
+// Which calls are whole is known only now.
+void DsmlParser::EmitCalls() {
+  for (ParsedCall& call : calls_) {
+    if (damaged_ && call.error.empty())
+      call.error = fmt::format(
+          "Error: {}: a closing tag stands inside a value of this message, so that the value was "
+          "cut",
+          call.name);
+    events_->push_back(DsmlEvent{DsmlEvent::Kind::kCall, "", call});
+  }
 }
 
 void DsmlParser::Finish(std::vector<DsmlEvent>& events) {
@@ -497,6 +566,7 @@ void DsmlParser::Finish(std::vector<DsmlEvent>& events) {
   if (state_ == State::kText && !after_block_) FlushHeld();
   state_ = State::kText;
   EndText();
+  EmitCalls();
   events_ = nullptr;
 }
 

@@ -1,6 +1,7 @@
 // Streaming parser of what the model writes: reasoning, content and DSML tool calls. Malformed
 // calls are repaired where the meaning is plain (and counted), or become calls with an error text
-// that is answered to the model; nothing ends the session.
+// that is answered to the model; nothing ends the session. A call is never made of a part of what
+// was written: tags inside a value, or text where none belongs, make an error of it.
 #ifndef AGENTD_TOOLS_DSML_H_
 #define AGENTD_TOOLS_DSML_H_
 
@@ -25,7 +26,7 @@ struct DsmlEvent {
   enum class Kind { kReasoning, kContent, kCallStarted, kCall };
   Kind kind;
   std::string text;  // delta for kReasoning and kContent; the name for kCallStarted
-  ParsedCall call;   // kCall: complete
+  ParsedCall call;   // kCall: complete; at the end of the message, which decides what is a call
 };
 
 // One assistant message. Only the special token `｜DSML｜` opens DSML syntax: text that merely
@@ -42,12 +43,12 @@ class DsmlParser {
   // becomes one with an error.
   void Finish(std::vector<DsmlEvent>& events);
 
-  // Everything so far, concatenated.
+  // Everything so far, concatenated. Calls are final when the message is over.
   const std::string& reasoning() const { return reasoning_; }
   const std::string& content() const { return content_; }
   const std::vector<ParsedCall>& calls() const { return calls_; }
   int repairs() const { return repairs_; }  // malformed forms that were understood all the same
-  // The model repeats closing tags that close nothing and is not getting out of it: the caller may
+  // The model repeats tags that open or close nothing and is not getting out of it: the caller may
   // end the message.
   bool looping() const { return stray_tags_ >= kMaxStrayTags; }
   static constexpr int kMaxStrayTags = 16;
@@ -62,6 +63,7 @@ class DsmlParser {
   void Byte(char c);
   void TextByte(char c);
   void ResumeText();
+  void EndThinking();
   void TagByte(char c);
   void OtherSpecial(std::string_view text);
 
@@ -79,7 +81,7 @@ class DsmlParser {
   void EndCall();
   void BeginParameter();
   void EndParameter();
-  void LeaveValue();
+  void LeaveValue(Keyword keyword, bool closing);
   void EndBlock();
   void Fail(const std::string& why);
 
@@ -87,6 +89,8 @@ class DsmlParser {
   void FlushHeld();
   void FlushDelta();
   void EndText();
+  void KeepDraft(std::string_view text);
+  void EmitCalls();
 
   // Set for the length of a Feed or Finish.
   std::vector<DsmlEvent>* events_ = nullptr;
@@ -112,6 +116,13 @@ class DsmlParser {
   std::string parameter_name_;
   bool parameter_is_string_ = true;
   std::string value_;
+  bool left_value_ = false;  // one of its values was ended by a tag that is not the value's own
+
+  // Of the whole message.
+  bool text_after_call_ = false;  // text stands behind a call
+  bool damaged_ = false;          // a value was cut by its own text; which one cannot be told
+  bool nested_ = false;           // a call opened inside a value: none after it is to be trusted
+  std::string draft_;             // calls in the reasoning, as written
 
   Utf8Cleaner cleaner_;
   std::string delta_;  // of reasoning or content, not yet in an event

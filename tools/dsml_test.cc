@@ -331,6 +331,42 @@ const Case kCases[] = {
     {"a parameter outside a call",
      "\n\n<|tool_calls>\n" COMMAND "a</|parameter>\n</|tool_calls>",
      {"!Error: tool call: the call has no tool name"}},
+    {"the closing tag inside a value",
+     OPEN COMMAND "echo a</|parameter> b</|parameter>" CLOSE,
+     {"bash!Error: bash: text outside of parameters: b"}},
+    {"all closing tags inside a value",
+     OPEN COMMAND "a</|parameter>\n</|invoke>\n</|tool_calls>\nb</|parameter>" CLOSE,
+     {"bash!Error: bash: a closing tag stands inside a value of this message, so that the value "
+      "was "
+      "cut"},
+     true,
+     "b"},
+    {"the call's closing tag inside a value",
+     OPEN COMMAND "Write </|invoke> last.</|parameter>" CLOSE,
+     {"bash!Error: bash: parameter command: a tag of a tool call stands inside the value"}},
+    {"a call inside a value",
+     OPEN COMMAND "So:\n<|invoke name=\"x\">\n<|parameter name=\"c\" string=\"true\">rm -r "
+                  "a</|parameter>\n</|invoke>\nand go.</|parameter>" CLOSE,
+     {"bash!Error: bash: parameter command: a tag of a tool call stands inside the value",
+      "x!Error: x: the call stands inside the value of another one"}},
+    {"blocks inside a value",
+     OPEN COMMAND "So:\n<|tool_calls>\n<|invoke name=\"x\">\n\n</|invoke>\n</|tool_calls>\n\n"
+                  "<|tool_calls>\n<|invoke name=\"y\">\n\n</|invoke>\n</|tool_calls>" CLOSE,
+     {"bash!Error: bash: parameter command: a tag of a tool call stands inside the value",
+      "x!Error: x: the call stands inside the value of another one",
+      "y!Error: y: the call stands inside the value of another one"}},
+    {"a parameter inside a value",
+     OPEN COMMAND "As\n<|parameter name=\"c\" string=\"true\">v</|parameter></|parameter>" CLOSE,
+     {"bash!Error: bash: parameter c: a tag of a tool call stands inside the value"}},
+    {"a call's text instead of parameters",
+     OPEN "ls -l" CLOSE,
+     {"bash!Error: bash: text outside of parameters: ls -l"}},
+    {"arguments as JSON that stops",
+     OPEN "{\"command\": \"ls\"" CLOSE,
+     {"bash!Error: bash: text outside of parameters: {\"command\": \"ls\""}},
+    {"text beside parameters",
+     OPEN "first\n" COMMAND "ls</|parameter>" CLOSE,
+     {"bash!Error: bash: text outside of parameters: first"}},
     {"cut off in a value",
      OPEN COMMAND "rm -r",
      {"bash!Error: bash: the call was cut off before "
@@ -362,18 +398,38 @@ TEST(DsmlTest, Forms) {
   }
 }
 
-TEST(DsmlTest, CallsInsideTheReasoningEndIt) {
-  const Parsed parsed = Parse("Hm." OPEN COMMAND "a</|parameter>" CLOSE "{/think}", true);
-  EXPECT_EQ(parsed.reasoning, "Hm.");
-  EXPECT_EQ(parsed.content, "");
+// A call that the model drafts while it thinks, and then goes on to think, must not run.
+TEST(DsmlTest, CallsInsideTheReasoningAreTextIfItGoesOn) {
+  const std::string draft = OPEN COMMAND "rm -r a</|parameter>" CLOSE;
+  const std::string real = OPEN COMMAND "ls</|parameter>" CLOSE;
+  const std::string text = "｜DSML｜parameter name=\"command\" string=\"true\">rm -r a<";
+  for (const std::string& more : {std::string(""), std::string(" No."), draft}) {
+    const Parsed parsed = Parse("Hm." + draft + more + "{/think}Done." + real, true);
+    EXPECT_EQ(Calls(parsed), Strings{R"(bash{"command": "ls"})"});
+    EXPECT_TRUE(parsed.reasoning.starts_with("Hm.")) << parsed.reasoning;
+    EXPECT_NE(parsed.reasoning.find(text), std::string::npos) << parsed.reasoning;
+    EXPECT_EQ(parsed.content, "Done.");
+    EXPECT_GT(parsed.repairs, 0);
+  }
+  // Not even one that is begun.
+  for (const char* begun :
+       {"\n\n<|tool_calls", "\n\n<|tool_calls>\n", OPEN, OPEN COMMAND "a</|parameter>",
+        OPEN COMMAND "a</|parameter>\n</|invoke>"}) {
+    const Parsed parsed = Parse(std::string("Hm.") + begun + "{/think}Done." + real, true);
+    EXPECT_EQ(Calls(parsed), Strings{R"(bash{"command": "ls"})"}) << begun;
+    EXPECT_EQ(parsed.content, "Done.") << begun;
+  }
+  EXPECT_TRUE(Parse("Hm." + draft + "{/think}Done.", true).calls.empty());
 }
 
 TEST(DsmlTest, DeepNestingIsAnErrorNotACrash) {
-  for (size_t depth : {size_t{100}, size_t{1'000'000}}) {
+  // One level is the arguments' own.
+  for (size_t depth : {size_t{100}, size_t{127}, size_t{128}, size_t{1'000'000}}) {
     const std::string value = std::string(depth, '[') + std::string(depth, ']');
     const Parsed parsed = Parse(OPEN TIMEOUT + value + "</|parameter>" CLOSE);
     ASSERT_EQ(parsed.calls.size(), 1u);
-    EXPECT_EQ(parsed.calls[0].error.empty(), depth == 100);
+    EXPECT_EQ(parsed.calls[0].error.empty(), depth < 128);
+    EXPECT_TRUE(IsJsonObject(parsed.calls[0].arguments));
     EXPECT_LT(parsed.calls[0].error.size(), 1000u);
   }
 }
@@ -386,6 +442,19 @@ TEST(DsmlTest, ClosersInALoopAreNoticed) {
   EXPECT_EQ(Calls(parsed), Strings{R"(bash{"command": "ls"})"});
   EXPECT_EQ(parsed.content, "Look.");
   EXPECT_FALSE(Parse(std::string(kOne) + "\n</|invoke>").looping);
+}
+
+TEST(DsmlTest, OpenersInALoopAreNoticed) {
+  for (const char* opener :
+       {"\n\n<|tool_calls>", "\n<|invoke name=\"x\">", "\n\n<|tool_calls>\n</|tool_calls>",
+        "\n\n<|tool_calls>\n<|invoke name=\"x\">"}) {
+    std::string text = "Look.";
+    for (int i = 0; i < 20; ++i) text += opener;
+    EXPECT_TRUE(Parse(text).looping) << opener;
+  }
+  std::string calls = "\n\n<|tool_calls>\n";
+  for (int i = 0; i < 40; ++i) calls += "<|invoke name=\"x\">\n\n</|invoke>\n";
+  EXPECT_FALSE(Parse(calls + "</|tool_calls>").looping);
 }
 
 TEST(DsmlTest, BrokenUtf8IsReplaced) {

@@ -115,7 +115,7 @@ std::string JsonString(std::string_view text) {
   return out;
 }
 
-bool IsJson(std::string_view text) {
+bool IsJson(std::string_view text, int max_depth) {
   int depth = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -126,7 +126,7 @@ bool IsJson(std::string_view text) {
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
-      if (++depth > kMaxJsonDepth) return false;
+      if (++depth > max_depth) return false;
     } else if (c == ']' || c == '}') {
       --depth;
     }

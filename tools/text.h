@@ -28,10 +28,10 @@ std::string CleanUtf8(std::string_view bytes);
 // json.dumps(ensure_ascii=False) does.
 std::string JsonString(std::string_view text);
 
-// Whether `text` is one JSON value that is nested no deeper than kMaxJsonDepth. No exceptions, no
+// Whether `text` is one JSON value that is nested no deeper than `max_depth`. No exceptions, no
 // recursion.
 inline constexpr int kMaxJsonDepth = 128;
-bool IsJson(std::string_view text);
+bool IsJson(std::string_view text, int max_depth = kMaxJsonDepth);
 // IsJson and an object.
 bool IsJsonObject(std::string_view text);
 
