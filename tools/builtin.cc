@@ -23,6 +23,8 @@ constexpr size_t kMaxAnswerBytes = 16'384;
 constexpr int64_t kKeptOutputBytes = 512 * 1024;
 constexpr int64_t kDefaultBashSeconds = 60;
 constexpr int64_t kFileToolMs = 60'000;
+// Four times the largest file that edit_file takes.
+constexpr int64_t kFileToolMemoryBytes = int64_t{1} << 30;
 // What the kernel takes as one argument of a program, with room for the shell's own.
 constexpr size_t kMaxCommandBytes = 120'000;
 
@@ -87,7 +89,9 @@ ToolResult BuiltinTool::FileResult(const CallResult& result, int64_t wall_time_m
     answer.text = Answer(result);
     answer.is_error = result.exit_code != 0;
   } else {
-    answer.text = fmt::format("Error: {}: {}", spec_.name, end);
+    // What there was before a time-out is worth having; what a cancelled call found is not.
+    if (result.end == CallEnd::kTimedOut) answer.text = Answer(result);
+    answer.text += fmt::format("{}Error: {}: {}", answer.text.empty() ? "" : "\n", spec_.name, end);
     answer.is_error = true;
   }
   return answer;
@@ -172,6 +176,7 @@ absl::Status AddBuiltinTools(Registry& registry) {
     spec.flags = FlagsOf(spec.name);
     spec.limits.wall_time_ms = kFileToolMs;
     spec.limits.max_output_bytes = kKeptOutputBytes;
+    if (spec.name != "bash") spec.limits.memory_bytes = kFileToolMemoryBytes;
     RETURN_IF_ERROR(registry.Add(std::make_unique<BuiltinTool>(std::move(spec))));
   }
   return absl::OkStatus();

@@ -16,6 +16,8 @@ namespace agentd::tools {
 namespace {
 
 constexpr char kWorkspace[] = "/workspace";
+// As many as the kernel follows.
+constexpr int kMaxLinks = 40;
 // edit_file holds a file in memory.
 constexpr off_t kMaxEditBytes = off_t{256} << 20;
 
@@ -35,12 +37,17 @@ class Fd {
 
 bool HasNul(std::string_view text) { return std::memchr(text.data(), 0, text.size()) != nullptr; }
 
-// Opens a regular file for reading. -1 with the words of the error otherwise. A fifo must not hang
+// Opens the regular file that `path` leads to for reading; `target` is its own name. -1 with the
+// words of the error otherwise. A fifo must not hang
 // the tool and a device is no text: hence O_NONBLOCK and fstat.
-int OpenForReading(const std::string& path, std::string& why, off_t* size) {
-  const int fd = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+int OpenForReading(const std::string& path, std::string& target, std::string& why, off_t* size) {
+  int error = 0;
+  target = Resolve(path, error);
+  const int fd =
+      error != 0 ? -1 : open(target.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
   if (fd < 0) {
-    why = errno == ENOTDIR ? "no such file" : Words(errno);
+    if (error == 0) error = errno;
+    why = error == ENOTDIR ? "no such file" : Words(error);
     return -1;
   }
   struct stat info;
@@ -91,73 +98,35 @@ class LineRange {
   bool written_ = false;
 };
 
-// The parts of an absolute path without "." and "..", the way a shell's logical cd sees it.
-std::string Absolute(const std::string& path) {
-  std::string absolute = path.starts_with('/') ? path : std::string(kWorkspace) + "/" + path;
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  while (begin <= absolute.size()) {
-    size_t end = absolute.find('/', begin);
-    if (end == std::string::npos) end = absolute.size();
-    const std::string part = absolute.substr(begin, end - begin);
-    if (part == ".." && !parts.empty()) parts.pop_back();
-    if (!part.empty() && part != "." && part != "..") parts.push_back(part);
-    begin = end + 1;
-  }
-  std::string out;
-  for (const std::string& part : parts) out += "/" + part;
-  return out.empty() ? "/" : out;
-}
-
 bool InWorkspace(const std::string& path) {
   return path == kWorkspace || path.starts_with(std::string(kWorkspace) + "/");
 }
 
-// The file that writing to `path` would change, symbolic links followed; its directories are
-// created. "" with the words of the error if that is not possible. Outside the workspace nothing
-// lasts, so a write there is refused even where (in /tmp) it would succeed.
-std::string Writable(const std::string& path, std::string& why) {
-  if (path.empty()) {
-    why = "no such file";
-    return "";
-  }
-  std::string target = Absolute(path);
-  char resolved[PATH_MAX];
-  if (realpath(target.c_str(), resolved) != nullptr) {
-    target = resolved;
-  } else {
-    // New: the nearest directory that exists decides where it is.
-    std::string rest;
-    std::string parent = target;
-    while (realpath(parent.c_str(), resolved) == nullptr) {
-      const size_t slash = parent.rfind('/');
-      if (errno != ENOENT || slash == std::string::npos) {
-        why = Words(errno);
-        return "";
-      }
-      rest.insert(0, parent.substr(slash));
-      parent.resize(slash);
-      if (parent.empty()) parent = "/";
-    }
-    target = resolved + rest;
-  }
-  if (!InWorkspace(target)) {
-    why = "permission denied";
-    return "";
-  }
-  struct stat info;
-  if (path.ends_with('/') || (stat(target.c_str(), &info) == 0 && S_ISDIR(info.st_mode))) {
-    why = "is a directory";
-    return "";
-  }
+// Makes the directories above `target`, which Resolve has found. 0 or an errno.
+int MakeParents(const std::string& target) {
   for (size_t slash = target.find('/', 1); slash != std::string::npos;
        slash = target.find('/', slash + 1)) {
-    if (mkdir(target.substr(0, slash).c_str(), 0777) != 0 && errno != EEXIST && errno != EROFS) {
-      why = Words(errno);
-      return "";
-    }
+    if (mkdir(target.substr(0, slash).c_str(), 0777) != 0 && errno != EEXIST && errno != EROFS)
+      return errno;
   }
-  return target;
+  return 0;
+}
+
+// Whether writing to `target`, which `path` leads to, is allowed; its directories are then there.
+// Outside the workspace nothing lasts, so a write there is refused even where (in /tmp) it would
+// succeed.
+bool PrepareWrite(const std::string& path, const std::string& target, std::string& why) {
+  struct stat info;
+  if (!InWorkspace(target)) {
+    why = "permission denied";
+  } else if (path.ends_with('/') || (stat(target.c_str(), &info) == 0 && S_ISDIR(info.st_mode))) {
+    why = "is a directory";
+  } else if (const int error = MakeParents(target); error != 0) {
+    why = Words(error);
+  } else {
+    return true;
+  }
+  return false;
 }
 
 bool WriteAll(int fd, std::string_view text) {
@@ -168,6 +137,27 @@ bool WriteAll(int fd, std::string_view text) {
     text.remove_prefix(static_cast<size_t>(n));
   }
   return true;
+}
+
+// How often `part` occurs in `text`, and where first. Overlapping places count too: which of them
+// is meant is as unclear. Knuth, Morris and Pratt's way, which takes one pass whatever repeats
+// itself.
+size_t CountOccurrences(std::string_view text, std::string_view part, size_t& first) {
+  // Of each beginning of `part`: how much of its end is a beginning of `part` again.
+  std::vector<size_t> again(part.size(), 0);
+  auto advance = [&](size_t matched, char c) {
+    while (matched > 0 && (matched == part.size() || part[matched] != c))
+      matched = again[matched - 1];
+    return part[matched] == c ? matched + 1 : matched;
+  };
+  for (size_t i = 1; i < part.size(); ++i) again[i] = advance(again[i - 1], part[i]);
+  size_t count = 0;
+  size_t matched = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    matched = advance(matched, text[i]);
+    if (matched == part.size() && ++count == 1) first = i + 1 - part.size();
+  }
+  return count;
 }
 
 // Replaces the file in one step: a write that fails leaves the old text. Returns 0 or an errno.
@@ -221,6 +211,48 @@ std::string Words(int error_number) {
   }
 }
 
+std::string Resolve(const std::string& path, int& error) {
+  std::string resolved;
+  std::vector<std::string> pending;  // parts still to walk, the next one last
+  auto push = [&pending](std::string_view text) {
+    for (size_t end = text.size(); end != 0;) {
+      const size_t slash = text.rfind('/', end - 1);
+      const size_t begin = slash == std::string_view::npos ? 0 : slash + 1;
+      if (begin < end) pending.emplace_back(text.substr(begin, end - begin));
+      end = slash == std::string_view::npos ? 0 : slash;
+    }
+  };
+  error = path.empty() ? ENOENT : 0;
+  push(path.starts_with('/') ? path : std::string(kWorkspace) + "/" + path);
+  for (int links = 0; error == 0 && !pending.empty();) {
+    const std::string part = std::move(pending.back());
+    pending.pop_back();
+    if (part == ".") continue;
+    if (part == "..") {
+      resolved.resize(resolved.empty() ? 0 : resolved.rfind('/'));
+      continue;
+    }
+    const std::string next = resolved + "/" + part;
+    struct stat info;
+    char target[PATH_MAX];
+    if (lstat(next.c_str(), &info) != 0) {
+      if (errno != ENOENT) error = errno;
+      resolved = next;
+    } else if (!S_ISLNK(info.st_mode)) {
+      if (!S_ISDIR(info.st_mode) && !pending.empty()) error = ENOTDIR;
+      resolved = next;
+    } else if (const ssize_t n = readlink(next.c_str(), target, sizeof(target)); n <= 0) {
+      error = n < 0 ? errno : ENOENT;
+    } else if (++links > kMaxLinks) {
+      error = ELOOP;
+    } else {
+      if (target[0] == '/') resolved.clear();
+      push(std::string_view(target, static_cast<size_t>(n)));
+    }
+  }
+  return resolved.empty() ? "/" : resolved;
+}
+
 int PathError(const std::string& path, std::string_view why) {
   Output output;
   output.Write("Error: " + path + ": ");
@@ -229,8 +261,9 @@ int PathError(const std::string& path, std::string_view why) {
 }
 
 int ReadFile(const std::string& path, std::optional<int64_t> offset, std::optional<int64_t> limit) {
+  std::string target;
   std::string why;
-  const Fd fd(OpenForReading(path, why, nullptr));
+  const Fd fd(OpenForReading(path, target, why, nullptr));
   if (fd.get() < 0) return PathError(path, why);
   LineRange range(offset.value_or(1), limit.value_or(INT64_MAX));
   std::string buffer(kSniffedBytes, '\0');
@@ -254,22 +287,25 @@ int ReadFile(const std::string& path, std::optional<int64_t> offset, std::option
 }
 
 int WriteFile(const std::string& path, const std::string& content) {
+  int error = 0;
+  const std::string target = Resolve(path, error);
+  if (error != 0) return PathError(path, Words(error));
   std::string why;
-  const std::string target = Writable(path, why);
-  if (target.empty()) return PathError(path, why);
-  if (const int error = ReplaceFile(target, content); error != 0)
-    return PathError(path, Words(error));
+  if (!PrepareWrite(path, target, why)) return PathError(path, why);
+  if (error = ReplaceFile(target, content); error != 0) return PathError(path, Words(error));
   Output().Write("Wrote " + std::to_string(content.size()) + " bytes to " + path);
   return 0;
 }
 
 int EditFile(const std::string& path, const std::string& old_text, const std::string& new_text) {
+  std::string target;
   std::string why;
   off_t size = 0;
-  const Fd fd(OpenForReading(path, why, &size));
+  const Fd fd(OpenForReading(path, target, why, &size));
   if (fd.get() < 0) return PathError(path, why);
   if (size > kMaxEditBytes) return PathError(path, Words(EFBIG));
   std::string text;
+  text.reserve(static_cast<size_t>(size) + new_text.size());
   std::string buffer(1 << 20, '\0');
   while (true) {
     const ssize_t n = read(fd.get(), buffer.data(), buffer.size());
@@ -280,24 +316,25 @@ int EditFile(const std::string& path, const std::string& old_text, const std::st
   }
   if (HasNul(std::string_view(text).substr(0, kSniffedBytes)))
     return PathError(path, "not a text file");
-  // Overlapping places count too: which of them is meant is as unclear.
-  size_t count = 0;
-  const size_t at = text.find(old_text);
-  for (size_t i = at; i != std::string::npos; i = text.find(old_text, i + 1)) ++count;
+  size_t at = 0;
+  const size_t count = CountOccurrences(text, old_text, at);
   if (count == 0) return PathError(path, "text not found");
   if (count > 1) return PathError(path, "text occurs " + std::to_string(count) + " times");
   text.replace(at, old_text.size(), new_text);
-  const std::string target = Writable(path, why);
-  if (target.empty()) return PathError(path, why);
+  if (!PrepareWrite(path, target, why)) return PathError(path, why);
   if (const int error = ReplaceFile(target, text); error != 0) return PathError(path, Words(error));
   Output().Write("Edited " + path);
   return 0;
 }
 
 int ListDir(const std::string& path) {
-  DIR* directory = opendir(path.c_str());
-  if (directory == nullptr)
-    return PathError(path, errno == ENOENT ? "no such directory" : Words(errno));
+  int error = 0;
+  const std::string target = Resolve(path, error);
+  DIR* directory = error != 0 ? nullptr : opendir(target.c_str());
+  if (directory == nullptr) {
+    if (error == 0) error = errno;
+    return PathError(path, error == ENOENT ? "no such directory" : Words(error));
+  }
   std::vector<std::string> names;
   while (const dirent* entry = readdir(directory)) {
     std::string name = entry->d_name;

@@ -28,6 +28,11 @@ class Output {
   std::string buffer_;
 };
 
+// The name without links, "." and ".." of what `path` (relative: from the workspace) leads to,
+// walked as the kernel walks it; parts that do not exist stay as they are. All tools go by it, so
+// that they speak of the same file. `error`: 0 or an errno.
+std::string Resolve(const std::string& path, int& error);
+
 // Prints "Error: PATH: WHY" and returns kToolError.
 int PathError(const std::string& path, std::string_view why);
 // What an errno means, in RESULTS.md's words.

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/file_tools.h"
@@ -20,6 +21,70 @@ namespace {
 
 // Of one matching line. A longer one (minified code, data) would drown the other matches.
 constexpr size_t kMaxLineBytes = 1000;
+
+// The C library's compiler recurses on parentheses and writes repeats out, so that a short pattern
+// can take all memory. Patterns that people write are far below these.
+constexpr size_t kMaxPatternBytes = 4096;
+constexpr size_t kMaxExpandedPattern = 20'000;
+
+// The end of the bracket expression that begins at `i`: the place of its `]`.
+size_t BracketEnd(const std::string& pattern, size_t i) {
+  ++i;
+  if (i < pattern.size() && pattern[i] == '^') ++i;
+  if (i < pattern.size() && pattern[i] == ']') ++i;
+  for (; i < pattern.size() && pattern[i] != ']'; ++i) {
+    if (pattern[i] != '[' || i + 1 >= pattern.size()) continue;
+    const char kind = pattern[i + 1];  // [:alpha:], [.x.], [=x=]
+    if (kind != ':' && kind != '.' && kind != '=') continue;
+    const size_t end = pattern.find(std::string{kind, ']'}, i + 2);
+    if (end != std::string::npos) i = end + 1;
+  }
+  return i;
+}
+
+// How many characters and operators the pattern has when {N,M} is written out; the count stops soon
+// after `limit`.
+size_t ExpandedSize(const std::string& pattern, size_t limit) {
+  std::vector<size_t> outer;  // sizes before the groups that are open
+  size_t size = 0;
+  size_t last = 0;  // of what a repeat would repeat
+  for (size_t i = 0; i < pattern.size() && size <= limit; ++i) {
+    const char c = pattern[i];
+    if (c == '(') {
+      outer.push_back(std::exchange(size, 0));
+      last = 0;
+    } else if (c == ')' && !outer.empty()) {
+      last = size + 1;
+      size = outer.back() + last;
+      outer.pop_back();
+    } else if (c == '{') {
+      size_t most = 0;
+      for (size_t number = 0; ++i < pattern.size() && pattern[i] != '}';) {
+        const bool digit = pattern[i] >= '0' && pattern[i] <= '9';
+        number = digit ? std::min(number * 10 + static_cast<size_t>(pattern[i] - '0'), limit) : 0;
+        most = std::max(most, number);
+      }
+      if (most > 1) size += last * (most - 1);
+      last *= std::max<size_t>(most, 1);
+    } else {
+      if (c == '\\') ++i;
+      if (c == '[') i = BracketEnd(pattern, i);
+      last = 1;
+      ++size;
+    }
+  }
+  return size;
+}
+
+// Why the pattern is not to be compiled, or "".
+std::string PatternProblem(const std::string& pattern) {
+  if (pattern.size() > kMaxPatternBytes)
+    return std::to_string(pattern.size()) + " bytes are more than the maximum " +
+           std::to_string(kMaxPatternBytes);
+  if (ExpandedSize(pattern, kMaxExpandedPattern) > kMaxExpandedPattern)
+    return "its repeats make it too large";
+  return "";
+}
 
 class Searcher {
  public:
@@ -103,6 +168,7 @@ void Searcher::File(const std::string& path, const std::string& shown) {
   }
   std::free(line);
   std::fclose(file);
+  output_.Flush();  // what is found stays, should the rest take too long
 }
 
 void Searcher::Directory(const std::string& path, const std::string& shown) {
@@ -128,7 +194,12 @@ void Searcher::Directory(const std::string& path, const std::string& shown) {
   }
 }
 
-// `path` without ".", "..", doubled slashes and the workspace's own prefix; "" for the workspace.
+bool HasDotDot(const std::string& path) {
+  return ("/" + path + "/").find("/../") != std::string::npos;
+}
+
+// `path` (which has no "..") without ".", doubled slashes and the workspace's own prefix; "" for
+// the workspace.
 std::string Shown(const std::string& path) {
   const std::string absolute = path.starts_with('/') ? path : "/workspace/" + path;
   std::vector<std::string> parts;
@@ -136,11 +207,7 @@ std::string Shown(const std::string& path) {
     size_t end = absolute.find('/', begin);
     if (end == std::string::npos) end = absolute.size();
     const std::string part = absolute.substr(begin, end - begin);
-    if (part == "..") {
-      if (!parts.empty()) parts.pop_back();
-    } else if (!part.empty() && part != ".") {
-      parts.push_back(part);
-    }
+    if (!part.empty() && part != ".") parts.push_back(part);
     begin = end + 1;
   }
   const bool inside = !parts.empty() && parts[0] == "workspace";
@@ -150,26 +217,31 @@ std::string Shown(const std::string& path) {
   return shown;
 }
 
+int BadPattern(const std::string& why) {
+  Output().Write("Error: bad pattern: " + why);
+  return kToolError;
+}
+
 }  // namespace
 
 int Grep(const std::string& pattern, const std::string& path) {
   // Characters, not bytes, are what `.` and classes match.
   setlocale(LC_CTYPE, "C.UTF-8");
-  std::string why;
+  std::string why = PatternProblem(pattern);
+  if (!why.empty()) return BadPattern(why);
   Searcher searcher(pattern, why);
-  if (!why.empty()) {
-    searcher.Print("Error: bad pattern: " + why);
-    return kToolError;
-  }
+  if (!why.empty()) return BadPattern(why);
+  int error = 0;
+  const std::string target = Resolve(path, error);
   struct stat info;
-  if (stat(path.c_str(), &info) != 0)
-    return PathError(path, errno == ENOTDIR ? "no such file" : Words(errno));
-  std::string shown = Shown(path);
+  if (error == 0 && stat(target.c_str(), &info) != 0) error = errno;
+  if (error != 0) return PathError(path, error == ENOTDIR ? "no such file" : Words(error));
+  std::string shown = Shown(HasDotDot(path) ? target : path);
   if (S_ISDIR(info.st_mode)) {
     if (!shown.empty() && !shown.ends_with('/')) shown += "/";
-    searcher.Directory(path, shown);
+    searcher.Directory(target, shown);
   } else {
-    searcher.File(path, shown);
+    searcher.File(target, shown);
   }
   if (!searcher.found()) searcher.Print("(no matches)");
   return 0;
