@@ -49,6 +49,25 @@ TEST_F(LimitsTest, FileSize) {
   EXPECT_EQ(Outside("sparse 2000000"), "ok");
 }
 
+// With the limits that calls get when nobody says otherwise.
+TEST_F(LimitsTest, ASparseBombIsRefused) {
+  EXPECT_EQ(Inside("sparse 1000000000000"), "signal 25");
+  EXPECT_EQ(Outside("sparse 1000000000000"), "ok");
+}
+
+constexpr char kInodeBomb[] = "i=0; while [ $i -lt 5000 ] && : > f$i; do i=$((i+1)); done; echo $i";
+
+TEST_F(LimitsTest, AnInodeBombIsBounded) {
+  const std::string text = Bash(std::string("cd /dev/shm; ") + kInodeBomb).output;
+  EXPECT_NE(text.find("No space left on device"), std::string::npos) << text;
+  EXPECT_EQ(Shell(fmt::format("cd {}/outside && {}", root_.string(), kInodeBomb)), "5000");
+  // In the workspace it has the call's time.
+  const CallResult result =
+      Bash("i=0; while :; do : > f$i; i=$((i+1)); done", {.wall_time_ms = 300});
+  EXPECT_EQ(result.end, CallEnd::kTimedOut);
+  EXPECT_EQ(Bash("echo alive").output, "alive\n");
+}
+
 TEST_F(LimitsTest, CpuTime) {
   const CallResult result = Bash("while :; do :; done", {.cpu_time_s = 1});
   EXPECT_EQ(result.end, CallEnd::kSignaled);

@@ -47,6 +47,14 @@ long P(T* pointer) {
   return reinterpret_cast<long>(pointer);
 }
 
+// Whether attempts get a mount namespace of their own: for controls that would change the host's.
+bool in_private_mounts = false;
+
+bool LeaveTheHostsMounts() {
+  return unshare(CLONE_NEWNS) == 0 &&
+         mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
+}
+
 // Runs the attempt in a child, so that what it does to the process does not matter.
 long InChild(const Attempt& attempt) {
   int* result = static_cast<int*>(
@@ -55,7 +63,8 @@ long InChild(const Attempt& attempt) {
   if (pid < 0) return -1;
   if (pid == 0) {
     errno = 0;
-    *result = attempt() < 0 ? errno : 0;
+    const bool ready = !in_private_mounts || LeaveTheHostsMounts();
+    *result = !ready || attempt() < 0 ? errno : 0;
     _exit(0);
   }
   int status = 0;
@@ -102,16 +111,41 @@ long SendUdp(const char* address, int port) {
   return fd < 0 ? -1 : sendto(fd, "x", 1, 0, reinterpret_cast<sockaddr*>(&to), sizeof(to));
 }
 
-// `path` with a leading @ is an abstract name.
-long ConnectUnix(const std::string& path) {
+// `path` with a leading @ is an abstract name. The socket, or -1.
+int ConnectUnix(const std::string& path) {
   const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
   sockaddr_un to{};
   to.sun_family = AF_UNIX;
   path.copy(to.sun_path, sizeof(to.sun_path) - 1);
   if (path[0] == '@') to.sun_path[0] = '\0';
-  return fd < 0 ? -1
-                : connect(fd, reinterpret_cast<sockaddr*>(&to),
-                          static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size()));
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  return fd < 0 || connect(fd, reinterpret_cast<sockaddr*>(&to), size) != 0 ? -1 : fd;
+}
+
+// Passes an open directory to whoever listens.
+long SendDescriptor(const std::string& path) {
+  const int to = ConnectUnix(path);
+  if (to < 0) return -1;
+  const int root = open("/", O_RDONLY | O_DIRECTORY);
+  char byte = 'x';
+  iovec io{&byte, 1};
+  alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &io;
+  message.msg_iovlen = 1;
+  message.msg_control = buffer;
+  message.msg_controllen = sizeof(buffer);
+  cmsghdr* part = CMSG_FIRSTHDR(&message);
+  part->cmsg_level = SOL_SOCKET;
+  part->cmsg_type = SCM_RIGHTS;
+  part->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(part), &root, sizeof(root));
+  return sendmsg(to, &message, MSG_NOSIGNAL);
+}
+
+long LinkByDescriptor(const char* path) {
+  const std::string name = "/proc/self/fd/" + std::to_string(open(path, O_RDONLY));
+  return linkat(AT_FDCWD, name.c_str(), AT_FDCWD, "linked-by-descriptor", AT_SYMLINK_FOLLOW);
 }
 
 long MemfdExec() {
@@ -228,10 +262,10 @@ std::map<std::string, Attempt> KernelAttempts() {
       {"clone-net", [] { return Clone(CLONE_NEWUSER | CLONE_NEWNET); }},
       {"clone3", [] { return Call(SYS_clone3, 0, 0); }},
       {"setns", [] { return setns(open("/proc/self/ns/user", O_RDONLY), 0); }},
-      {"mount", [] { return mount("t", "/workspace", "tmpfs", 0, nullptr); }},
+      {"mount", [] { return mount("t", "/tmp", "tmpfs", 0, nullptr); }},
       {"umount", [] { return umount2("/proc", MNT_DETACH); }},
       {"pivot-root", [] { return Call(SYS_pivot_root, P("/"), P("/")); }},
-      {"chroot", [] { return chroot("/workspace"); }},
+      {"chroot", [] { return chroot("/usr"); }},
       {"fsopen", [] { return Call(SYS_fsopen, P("tmpfs"), 0); }},
       {"open-tree", [] { return Call(SYS_open_tree, AT_FDCWD, P("/"), 1); }},
       {"move-mount", [] { return Call(SYS_move_mount, -1, P(""), -1, P("")); }},
@@ -301,6 +335,9 @@ long WithArguments(const std::string& name, const std::vector<std::string>& argu
   if (name == "tcp") return ConnectTcp(arguments[0].c_str(), std::stoi(arguments[1]));
   if (name == "udp") return SendUdp(arguments[0].c_str(), std::stoi(arguments[1]));
   if (name == "unix") return ConnectUnix(arguments[0]);
+  if (name == "send-fd") return SendDescriptor(arguments[0]);
+  if (name == "link") return link(arguments[0].c_str(), "linked");
+  if (name == "link-fd") return LinkByDescriptor(arguments[0].c_str());
   if (name == "chmod" || name == "fchmod" || name == "utime" || name == "chown")
     return Touch(name, arguments[0].c_str());
   if (name == "read") return Open(arguments[0].c_str(), O_RDONLY);
@@ -313,6 +350,11 @@ long WithArguments(const std::string& name, const std::vector<std::string>& argu
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 2 && std::string(argv[1]) == "private") {
+    in_private_mounts = true;
+    ++argv;
+    --argc;
+  }
   if (argc < 2) return 2;
   std::map<std::string, Attempt> attempts = FileAttempts();
   attempts.merge(KernelAttempts());
