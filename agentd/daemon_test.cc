@@ -113,6 +113,77 @@ TEST_F(DaemonTest, AnswersCallsThatCannotRun) {
   EXPECT_THAT(results[1].text(), HasSubstr("Error: read_file: "));
 }
 
+// A plain slip in the arguments is mended; the journal and the tool see what the schema accepts.
+TEST_F(DaemonTest, RunsCallsWhoseArgumentsCanBeMended) {
+  Start({CallsText({CallText("bash", {{"command", "echo mended"}, {"timeout", "30"}})}), "Ok."});
+  const std::string id = NewSession(1, 2000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  std::string arguments, result;
+  for (const v1::Event& event : events) {
+    if (event.has_tool_started()) arguments = event.tool_started().arguments_json();
+    if (event.has_tool_finished()) result = event.tool_finished().text();
+  }
+  EXPECT_EQ(arguments, R"({"command": "echo mended", "timeout": 30})");
+  EXPECT_EQ(result, "mended");
+  EXPECT_EQ(LastTurn(events).repaired_calls(), 1);
+}
+
+// A model that repeats closing tags does not get out of it: its message ends at the token that made
+// it plain, whatever else was sampled with it, and the calls in it run.
+TEST_F(DaemonTest, AMessageThatLoopsIsEnded) {
+  std::string loop;
+  for (int i = 0; i < 200; ++i) loop += "\n</｜DSML｜invoke>";
+  Start({CallsText({CallText("bash", {{"command", "echo looped"}})}) + loop, "Ok."});
+  std::vector<std::pair<TokenId, bool>> tokens;
+  for (int round = 0; round < 2; ++round) {
+    const std::string id = NewSession(1, 4000);
+    ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+    const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+    EXPECT_TRUE(Gapless(events));
+    EXPECT_EQ(LastTurn(events).end(), v1::TURN_END_ANSWER) << LastTurn(events).error();
+    EXPECT_EQ(LastTurn(events).answer(), "Ok.");
+    std::string result, said;
+    for (const v1::Event& event : events) {
+      if (event.has_tool_finished()) result = event.tool_finished().text();
+      if (event.tokens().sampled()) said += event.tokens().text();
+    }
+    EXPECT_EQ(result, "looped");
+    // The call's own closer, and as many as it takes to be sure.
+    size_t closers = 0;
+    const std::string closer = "</｜DSML｜invoke>";
+    for (size_t at = said.find(closer); at != std::string::npos; at = said.find(closer, at + 1))
+      ++closers;
+    EXPECT_EQ(closers, 1u + tools::DsmlParser::kMaxStrayTags);
+    if (round == 0) tokens = AllTokens(events);
+    EXPECT_EQ(AllTokens(events), tokens);
+  }
+}
+
+// The same tokens for whoever goes on from the log, from wherever in the loop.
+TEST_F(DaemonTest, AMessageThatLoopsIsEndedTheSameFromItsLog) {
+  std::string loop;
+  for (int i = 0; i < 200; ++i) loop += "\n</｜DSML｜invoke>";
+  Start({CallsText({CallText("bash", {{"command", "echo looped"}})}) + loop, "Ok."});
+  const std::string whole = NewSession(7, 4000);
+  ASSERT_TRUE(RunTurn(*daemon_, whole, "Go.").ok());
+  const std::vector<std::pair<TokenId, bool>> tokens = AllTokens(AllEvents(*daemon_, whole));
+  size_t end = 1;  // of the first message's sampled tokens
+  while (end < tokens.size() && (!tokens[end - 1].second || tokens[end].second)) ++end;
+  ASSERT_LT(end, tokens.size());
+  // Cut inside the loop and right behind it, before the message was ended.
+  for (const size_t position : {end - 20, end - 1, end}) {
+    v1::ForkSessionRequest fork;
+    fork.set_session_id(whole);
+    fork.mutable_at()->set_position(static_cast<int64_t>(position));
+    fork.set_keep_seed(true);
+    const auto forked = daemon_->Fork(fork);
+    ASSERT_TRUE(forked.ok()) << forked.status();
+    ASSERT_TRUE(RunTurn(*daemon_, forked->id(), "").ok());
+    EXPECT_EQ(AllTokens(AllEvents(*daemon_, forked->id())), tokens) << position;
+  }
+}
+
 TEST_F(DaemonTest, UndoesACallWhoseWorkspaceCannotBeStored) {
   Start({CallsText({CallText("bash", {{"command", "echo 1 > kept"}})}),
          CallsText({CallText(
@@ -237,6 +308,52 @@ TEST_F(DaemonTest, StoppedInGoodOrderGoesOnByItself) {
   WaitIdle(*daemon_, id);
   const std::map<std::string, std::string> files = Files(daemon_->runtime().WorkspaceOf(id));
   EXPECT_TRUE(!files.contains("log") || files.at("log") == "x\n") << files.at("log");
+}
+
+// It may be what ends the daemon each time.
+TEST_F(DaemonTest, ACallThatWasStartedManyTimesIsGivenUp) {
+  const Script script = {CallsText({CallText("bash", {{"command", "sleep 600"}})}), "Done."};
+  Start(script);
+  const std::string id = NewSession(5, 2000);
+  ASSERT_TRUE(daemon_->Run(id, "Sleep.").ok());
+  for (int attempt = 0; attempt < 5; Start(script)) {
+    for (const int before = attempt; attempt == before;) {
+      for (const v1::Event& event : AllEvents(*daemon_, id)) {
+        if (event.has_tool_started()) attempt = event.tool_started().attempt();
+      }
+    }
+  }
+  WaitIdle(*daemon_, id);
+  const std::vector<v1::Event> events = AllEvents(*daemon_, id);
+  EXPECT_EQ(LastTurn(events).answer(), "Done.");
+  for (const v1::Event& event : events) {
+    if (!event.has_tool_finished()) continue;
+    EXPECT_EQ(event.tool_finished().outcome(), v1::TOOL_OUTCOME_UNKNOWN);
+    EXPECT_THAT(event.tool_finished().text(), HasSubstr("outcome unknown"));
+  }
+}
+
+struct OutputListener : EventListener {
+  void OnNews() override {}
+  void OnEphemeral(const std::shared_ptr<const v1::Event>& event) override {
+    std::lock_guard lock(mutex);
+    text += event->tool_output().chunk();
+  }
+  std::mutex mutex;
+  std::string text;
+};
+
+// A program may write half a character at a time.
+TEST_F(DaemonTest, OutputIsShownInWholeCharacters) {
+  Start({CallsText(
+             {CallText("bash", {{"command", "printf 'a\\303'; sleep 0.3; printf '\\251b\\303'"}})}),
+         "Ok."});
+  const std::string id = NewSession(1, 2000);
+  auto listener = std::make_shared<OutputListener>();
+  (*daemon_->Find(id))->hub->Add(listener);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+  std::lock_guard lock(listener->mutex);
+  EXPECT_EQ(listener->text, "a\u00e9b\ufffd");
 }
 
 TEST_F(DaemonTest, ForkAndRewindGoOnFromAnyPosition) {

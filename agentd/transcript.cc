@@ -163,7 +163,10 @@ absl::Status Transcript::ApplyToolStarted(const sessions::Event& event) {
     return DataLoss("event {}: starts call {}, which the model did not make", event.seq,
                     started.call_id());
   }
-  if (call->attempts == 0) ++usage_.tool_calls;
+  if (call->attempts == 0) {
+    ++usage_.tool_calls;
+    if (started.arguments_json() != call->call.arguments) ++usage_.repaired_calls;
+  }
   call->attempts = started.attempt();
   return absl::OkStatus();
 }
@@ -183,6 +186,17 @@ absl::Status Transcript::ApplyToolFinished(const sessions::Event& event) {
   messages_.push_back(std::move(result));
   call->result = std::move(finished);
   return absl::OkStatus();
+}
+
+size_t Transcript::TokensUntilLoop(const std::vector<TokenId>& tokens) const {
+  if (!output_open()) return tokens.size();
+  OutputReader reader = *output_;
+  OutputReader::Delta delta;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    reader.Feed(tokens[i], delta);
+    if (reader.parser().looping()) return i + 1;
+  }
+  return tokens.size();
 }
 
 Phase Transcript::phase() const {

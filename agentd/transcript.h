@@ -65,6 +65,11 @@ class Transcript {
   uint64_t last_seq() const { return last_seq_; }
   // The model is writing: a message is open, whether or not it has tokens.
   bool output_open() const { return output_.has_value() && !output_->finished(); }
+  // The model repeats tags in the open message and does not get out of it: the message is to be
+  // ended here.
+  bool output_looping() const { return output_open() && output_->parser().looping(); }
+  // How many of these sampled tokens belong to the open message if it ends where it begins to loop.
+  size_t TokensUntilLoop(const std::vector<TokenId>& tokens) const;
   // The context ends inside a prompt (a fork or rewind cut it).
   bool prompt_cut() const { return !partial_prompt_.empty(); }
   const std::string& answer() const { return answer_; }  // of the last written message

@@ -229,6 +229,8 @@ absl::Status Turn::Decode() {
   }
   const int64_t context = static_cast<int64_t>(transcript.tokens().size());
   if (context >= runtime_.model->context_limit_tokens) return Close(v1::TURN_END_CONTEXT_FULL);
+  // The log ends where the loop began, so whoever goes on from it ends the message here too.
+  if (transcript.output_looping()) return EndMessage();
 
   Stretch stretch;
   for (int64_t restore_limit = context - 1;;) {
@@ -254,6 +256,7 @@ absl::Status Turn::Decode() {
                  restored, stretch.error);
     restore_limit = restored - 1;
   }
+  if (transcript.output_looping()) return absl::OkStatus();  // however the job ended after it
   switch (stretch.end) {
     case JobEnd::kStopToken:
       if (!hot_->transcript.calls().empty()) CrashPoint("agentd.dsml_closed");
@@ -327,7 +330,8 @@ absl::StatusOr<Turn::Stretch> Turn::Consume(Job& job, std::optional<v1::Resumed>
     if (failed.ok() && !group_.empty() && Clock::now() >= group_started_ + kGroupTime) {
       failed = WriteGroup();
     }
-    if (!failed.ok()) job.Cancel();  // nothing more can be logged; the end still comes
+    // Nothing more can be logged, or is wanted; the end still comes.
+    if (!failed.ok() || hot_->transcript.output_looping()) job.Cancel();
   }
   if (!failed.ok()) return failed;
   return stretch;
@@ -358,11 +362,13 @@ absl::Status Turn::Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
       return Write({MakeEvent(event)});
     }
     case JobUpdate::Kind::kToken:
+      if (hot_->transcript.output_looping()) return absl::OkStatus();
       if (group_.empty()) group_started_ = Clock::now();
       group_.push_back(update.token);
       return group_.size() >= kGroupTokens ? WriteGroup() : absl::OkStatus();
     case JobUpdate::Kind::kKv:
       RETURN_IF_ERROR(WriteGroup());
+      if (hot_->transcript.output_looping()) return absl::OkStatus();  // of tokens past the log's
       CrashPoint("agentd.anchor");
       return log_->AppendKv(std::move(update.kv));
     case JobUpdate::Kind::kEnd:
@@ -377,7 +383,14 @@ absl::Status Turn::WriteGroup() {
   if (group_.empty()) return absl::OkStatus();
   CrashPoint("agentd.tokens");
   std::vector<TokenId> group = std::exchange(group_, {});
+  // Which tokens came together depends on the clock; where a looping message ends must not.
+  group.resize(hot_->transcript.TokensUntilLoop(group));
   return Write({NewEvent::Tokens(std::move(group), /*sampled=*/true)});
+}
+
+// The model's message is over although it did not end it.
+absl::Status Turn::EndMessage() {
+  return Write({NewEvent::Tokens({runtime_.model->special.eos}, /*sampled=*/false)});
 }
 
 // Makes the conversation well-formed: a cut prompt is completed, a message ended, every call
@@ -393,9 +406,7 @@ absl::Status Turn::FinishOpenParts() {
       RETURN_IF_ERROR(Write({NewEvent::Tokens(std::move(rest).value(), /*sampled=*/false)}));
     }
   }
-  if (transcript.output_open() && room() > 0) {
-    RETURN_IF_ERROR(Write({NewEvent::Tokens({runtime_.model->special.eos}, /*sampled=*/false)}));
-  }
+  if (transcript.output_open() && room() > 0) RETURN_IF_ERROR(EndMessage());
   for (size_t i = 0; i < transcript.calls().size(); ++i) {
     const CallState& call = transcript.calls()[i];
     if (call.result) continue;

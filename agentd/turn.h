@@ -50,6 +50,7 @@ class Turn {
   struct PreparedCall {
     const CallState* call = nullptr;
     const tools::Tool* tool = nullptr;  // null: does not run
+    std::string arguments;              // as the tool accepts them
     std::optional<v1::ToolFinished> refusal;
   };
 
@@ -72,6 +73,7 @@ class Turn {
   absl::Status Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
                     std::chrono::steady_clock::time_point started, Stretch& stretch);
   absl::Status WriteGroup();
+  absl::Status EndMessage();
   absl::Status Close(v1::TurnEnd end, const std::string& error = "");
   absl::Status FinishOpenParts();
 

@@ -10,6 +10,7 @@
 #include "agentd/utf8.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
+#include "tools/text.h"
 
 namespace agentd::daemon {
 namespace {
@@ -18,6 +19,8 @@ using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
 constexpr size_t kParallelCalls = 8;
+// A call that was started so often without a result may be what ends the daemon.
+constexpr int kMaxAttempts = 5;
 constexpr size_t kMaxReasonBytes = 500;  // of an error that the model reads
 constexpr char kOutcomeUnknown[] =
     "Error: outcome unknown: the daemon stopped while this call was running; it may or may not "
@@ -27,11 +30,11 @@ v1::ToolFinished Refuse(const CallState& call, const std::string& text) {
   return CutOffResult(call, v1::TOOL_OUTCOME_REFUSED, text);
 }
 
-NewEvent StartedEvent(const CallState& call) {
+NewEvent StartedEvent(const CallState& call, const std::string& arguments) {
   v1::ToolStarted started;
   started.set_call_id(call.id);
   started.set_name(call.call.name);
-  started.set_arguments_json(call.call.arguments);
+  started.set_arguments_json(arguments);
   started.set_attempt(call.attempts + 1);
   return MakeEvent(started);
 }
@@ -70,12 +73,14 @@ Turn::PreparedCall Turn::Prepare(const CallState& call) {
     prepared.refusal = Refuse(call, fmt::format("Error: unknown tool {}", name));
     return prepared;
   }
-  absl::Status fits = runtime_.registry->CheckArguments(name, call.call.arguments);
-  if (!fits.ok()) {
-    prepared.refusal = Refuse(call, fmt::format("Error: {}: {}", name, Text(fits)));
+  // A function of the call alone: a second run after a crash gets the same arguments.
+  absl::StatusOr<std::string> fitted = runtime_.registry->FitArguments(name, call.call.arguments);
+  if (!fitted.ok()) {
+    prepared.refusal = Refuse(call, Text(fitted.status()));
     return prepared;
   }
-  if (call.attempts > 0 && !MayRunAgain(tool->spec().flags)) {
+  prepared.arguments = *std::move(fitted);
+  if (call.attempts >= kMaxAttempts || (call.attempts > 0 && !MayRunAgain(tool->spec().flags))) {
     prepared.refusal = CutOffResult(call, v1::TOOL_OUTCOME_UNKNOWN, kOutcomeUnknown);
     return prepared;
   }
@@ -144,18 +149,28 @@ absl::Status Turn::StartSandbox() {
 v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
   const CallState& call = *prepared.call;
   std::atomic<bool> spawned{false};
+  tools::Utf8Cleaner cleaner;  // a character that two chunks share is held until it is whole
+  auto publish = [&](const std::string& text) {
+    if (text.empty()) return;
+    v1::Event event;
+    event.set_session_id(session_.id);
+    event.mutable_tool_output()->set_call_id(call.id);
+    event.mutable_tool_output()->set_chunk(text);
+    session_.hub->PublishEphemeral(std::move(event));
+  };
   tools::ToolContext context;
   context.sandbox = sandbox_.get();
   context.cancel = &tool_cancel_;
   context.on_output = [&](std::string_view chunk) {
     if (!spawned.exchange(true)) CrashPoint("agentd.tool_running");
-    v1::Event event;
-    event.set_session_id(session_.id);
-    event.mutable_tool_output()->set_call_id(call.id);
-    event.mutable_tool_output()->set_chunk(ValidUtf8(chunk));
-    session_.hub->PublishEphemeral(std::move(event));
+    std::string text;
+    cleaner.Append(chunk, text);
+    publish(text);
   };
-  absl::StatusOr<tools::ToolResult> result = prepared.tool->Run(call.call.arguments, context);
+  absl::StatusOr<tools::ToolResult> result = prepared.tool->Run(prepared.arguments, context);
+  std::string rest;
+  cleaner.Finish(rest);
+  publish(rest);
   CrashPoint("agentd.tool_exited");
   if (!result.ok()) {
     spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(result.status()));
@@ -208,7 +223,7 @@ absl::Status Turn::RunOne(const PreparedCall& prepared) {
         {MakeEvent(Refuse(*prepared.call, "Error: the tool was not run: " + Text(ready)))});
   }
   CrashPoint("agentd.call_ready");
-  RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call)}));
+  RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call, prepared.arguments)}));
   CrashPoint("agentd.call_journaled");
   v1::ToolFinished finished = Execute(prepared);
   // Parked in mid-call: the call has no result; it runs again when the turn goes on.
@@ -234,7 +249,7 @@ absl::Status Turn::RunParallel(const std::vector<PreparedCall>& calls) {
   std::vector<const PreparedCall*> queue;
   for (const PreparedCall& call : calls) {
     if (call.tool) {
-      begun.push_back(StartedEvent(*call.call));
+      begun.push_back(StartedEvent(*call.call, call.arguments));
       queue.push_back(&call);
     } else {
       begun.push_back(MakeEvent(*call.refusal));

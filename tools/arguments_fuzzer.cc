@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view arguments(reinterpret_cast<const char*>(data) + 1, size - 1);
   const auto fitted = registry->FitArguments(name, arguments);
   if (fitted.ok()) {
-    AGENTD_CHECK(registry->CheckArguments(name, *fitted).ok());
+    AGENTD_CHECK(*registry->FitArguments(name, *fitted) == *fitted);
   } else {
     AGENTD_CHECK(!fitted.status().message().empty());
     const std::string text = agentd::Text(fitted.status());

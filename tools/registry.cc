@@ -45,12 +45,6 @@ std::vector<const Tool*> Registry::tools() const {
   return tools;
 }
 
-absl::Status Registry::CheckArguments(std::string_view name, std::string_view arguments) const {
-  const auto found = state_->by_name.find(name);
-  if (found == state_->by_name.end()) return NotFound("unknown tool {}", name);
-  return found->second.schema.Check(arguments);
-}
-
 absl::StatusOr<std::string> Registry::FitArguments(std::string_view name,
                                                    std::string_view arguments) const {
   const auto found = state_->by_name.find(name);
@@ -58,14 +52,6 @@ absl::StatusOr<std::string> Registry::FitArguments(std::string_view name,
   absl::StatusOr<std::string> fit = found->second.schema.Fit(arguments);
   if (fit.ok()) return fit;
   return InvalidArgument("Error: {}: {}", name, Text(fit.status()));
-}
-
-absl::StatusOr<ToolResult> Registry::Call(const ParsedCall& call,
-                                          const ToolContext& context) const {
-  if (!call.error.empty()) return ToolResult{.text = call.error, .is_error = true};
-  const absl::StatusOr<std::string> arguments = FitArguments(call.name, call.arguments);
-  if (!arguments.ok()) return ToolResult{.text = Text(arguments.status()), .is_error = true};
-  return Find(call.name)->Run(*arguments, context);
 }
 
 }  // namespace agentd::tools

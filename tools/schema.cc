@@ -3,6 +3,8 @@
 // Without it valijson ends the process where it would throw.
 #define VALIJSON_USE_EXCEPTIONS 1
 
+#include <cmath>
+#include <cstdint>
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <valijson/adapters/nlohmann_json_adapter.hpp>
@@ -10,6 +12,7 @@
 #include <valijson/schema_parser.hpp>
 #include <valijson/validation_results.hpp>
 #include <valijson/validator.hpp>
+#include <vector>
 
 #include "base/status.h"
 #include "tools/text.h"
@@ -18,7 +21,6 @@ namespace agentd::tools {
 namespace {
 
 using nlohmann::json;
-using nlohmann::ordered_json;
 using Adapter = valijson::adapters::NlohmannJsonAdapter;
 
 std::string TypeOf(const json& value) {
@@ -93,35 +95,85 @@ std::string Explain(const json& schema, const json& value, const std::string& pa
   return "";
 }
 
-// The text of a number or boolean as a value, or null.
-json FromText(const std::string& text) {
-  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  return value.is_number() || value.is_boolean() ? value : json();
+// An integer that the tools cannot hold: they have 64 bits with a sign.
+bool IsTooLarge(const json& value) {
+  if (value.is_number_unsigned()) return value.get<uint64_t>() > INT64_MAX;
+  if (!value.is_number_float()) return false;
+  const double number = value.get<double>();
+  return std::trunc(number) == number && (number >= 0x1p63 || number < -0x1p63);
 }
 
-// Mends one argument in place. False if it needs nothing that is known.
-bool MendArgument(const json& schema, ordered_json& value) {
+bool HasIntegerType(const json& parameters, const std::string& name) {
+  const auto properties = parameters.find("properties");
+  if (properties == parameters.end() || !properties->contains(name)) return false;
+  const json& property = (*properties)[name];
+  return property.is_object() && property.value("type", json()) == "integer";
+}
+
+struct Member {
+  std::string name;
+  std::string text;  // the value as it was written
+};
+
+std::string_view Trimmed(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return "";
+  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
+}
+
+// The members of an object, which IsJsonObject has accepted. Values are carried as text: reading
+// and printing a number again may change it (1.10, 12345678901234567890).
+std::vector<Member> MembersOf(std::string_view object) {
+  std::vector<Member> members;
+  int depth = 0;
+  bool in_string = false;
+  size_t begin = 0;  // of a name or value
+  std::string name;
+  for (size_t i = 0; i < object.size(); ++i) {
+    const char c = object[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+      continue;
+    }
+    if (c == '"') in_string = true;
+    if ((c == '{' || c == '[') && ++depth == 1) begin = i + 1;
+    const bool ends = (c == '}' || c == ']') && --depth == 0;
+    if (depth == 1 && c == ':') {
+      name =
+          json::parse(Trimmed(object.substr(begin, i - begin)), nullptr, false).get<std::string>();
+      begin = i + 1;
+    } else if ((depth == 1 && c == ',') || ends) {
+      const std::string_view value = Trimmed(object.substr(begin, i - begin));
+      if (!value.empty()) members.push_back({std::move(name), std::string(value)});
+      begin = i + 1;
+    }
+  }
+  return members;
+}
+
+// Mends one argument's text in place. False if it needs nothing that is known.
+bool MendArgument(const json& schema, std::string& text) {
   const auto type = schema.is_object() ? schema.find("type") : schema.end();
   if (!schema.is_object() || type == schema.end() || !type->is_string()) return false;
+  const json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (*type == "string" && (value.is_number() || value.is_boolean())) {
-    value = value.dump();
+    text = JsonString(text);
     return true;
   }
-  if (*type != "string" && value.is_string()) {
-    const json read = FromText(value.get<std::string>());
-    if (read.is_null() || !HasType(read, *type)) return false;
-    value = read;
-    return true;
-  }
-  return false;
+  if (*type == "string" || !value.is_string()) return false;
+  const std::string inner(Trimmed(value.get_ref<const std::string&>()));
+  const json read = json::parse(inner, nullptr, /*allow_exceptions=*/false);
+  if (!(read.is_number() || read.is_boolean()) || !HasType(read, *type)) return false;
+  text = inner;
+  return true;
 }
 
 // Python's separators, the order kept.
-std::string DumpArguments(const ordered_json& arguments) {
+std::string Join(const std::vector<Member>& members) {
   std::string text;
-  for (const auto& [name, value] : arguments.items())
-    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", JsonString(name),
-                        value.is_string() ? JsonString(value.get<std::string>()) : value.dump());
+  for (const Member& member : members)
+    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", JsonString(member.name), member.text);
   return "{" + text + "}";
 }
 
@@ -166,6 +218,10 @@ absl::Status ArgumentSchema::Check(std::string_view arguments) const {
   } catch (const std::exception& e) {  // a pattern that std::regex gives up on
     return InvalidArgument("the arguments cannot be checked: {}", e.what());
   }
+  for (const auto& [name, part] : value.items())
+    if (IsTooLarge(part) && HasIntegerType(state_->parameters, name))
+      return InvalidArgument("{}: {} is not between {} and {}", name, Dump(part), INT64_MIN,
+                             INT64_MAX);
   if (valid) return absl::OkStatus();
   std::string why = Explain(state_->parameters, value, "");
   if (why.empty()) {
@@ -184,24 +240,24 @@ absl::StatusOr<std::string> ArgumentSchema::Fit(std::string_view arguments) cons
   const absl::Status status = Check(arguments);
   if (status.ok()) return std::string(arguments);
   if (!IsJsonObject(arguments)) return status;
-  ordered_json value = ordered_json::parse(arguments.begin(), arguments.end(), nullptr, false);
   const auto properties = state_->parameters.find("properties");
   if (properties == state_->parameters.end()) return status;
+  std::vector<Member> members = MembersOf(arguments);
   bool mended = false;
-  if (value.size() == 1 && value.contains("arguments") && !properties->contains("arguments")) {
-    const ordered_json& wrapped = value["arguments"];
-    ordered_json inside = wrapped;
-    if (wrapped.is_string() && IsJsonObject(wrapped.get_ref<const std::string&>()))
-      inside = ordered_json::parse(wrapped.get_ref<const std::string&>(), nullptr, false);
-    if (inside.is_object()) {
-      value = std::move(inside);
+  if (members.size() == 1 && members[0].name == "arguments" && !properties->contains("arguments")) {
+    std::string inside = members[0].text;
+    const json wrapped = json::parse(inside, nullptr, false);
+    if (wrapped.is_string()) inside = wrapped.get<std::string>();
+    if (IsJsonObject(inside)) {
+      members = MembersOf(inside);
       mended = true;
     }
   }
-  for (auto& [name, part] : value.items())
-    if (properties->contains(name)) mended = MendArgument((*properties)[name], part) || mended;
+  for (Member& member : members)
+    if (properties->contains(member.name))
+      mended = MendArgument((*properties)[member.name], member.text) || mended;
   if (!mended) return status;
-  std::string text = DumpArguments(value);
+  std::string text = Join(members);
   return Check(text).ok() ? absl::StatusOr<std::string>(std::move(text))
                           : absl::StatusOr<std::string>(status);
 }

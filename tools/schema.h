@@ -25,7 +25,8 @@ class ArgumentSchema {
 
   // `arguments` itself if it fits, or with these slips mended if it then fits; else Check's error.
   // An object wrapped as one text parameter named `arguments`; a number or boolean written as text
-  // where the schema has no text; a number or boolean where it wants text.
+  // where the schema has no text; a number or boolean where it wants text. Whatever else there is
+  // stays as it was written.
   absl::StatusOr<std::string> Fit(std::string_view arguments) const;
 
  private:

@@ -13,7 +13,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "sandbox/sandbox.h"
-#include "tools/dsml.h"
 
 namespace agentd::tools {
 
@@ -78,20 +77,12 @@ class Registry {
   const Tool* Find(std::string_view name) const;  // null if unknown
   std::vector<const Tool*> tools() const;         // in the order added
 
-  // OK if `arguments` is a JSON object that NAME's schema accepts; otherwise a message that the
-  // model can act on
-  // ("path: missing", "timeout: 0 is below the minimum 1").
-  absl::Status CheckArguments(std::string_view name, std::string_view arguments) const;
-
   // The arguments to run a call with: `arguments` itself if they fit, or with a plain slip mended
   // (an object wrapped in one parameter named `arguments`, a number written as text). Otherwise
   // NotFound or InvalidArgument, whose message is the call's result as RESULTS.md words it
-  // ("Error: unknown tool NAME", "Error: NAME: WHY").
+  // ("Error: unknown tool NAME", "Error: NAME: WHY", where WHY is something that the model can act
+  // on: "path: missing", "timeout: 0 is below the minimum 1"). A function of its parameters alone.
   absl::StatusOr<std::string> FitArguments(std::string_view name, std::string_view arguments) const;
-
-  // One call from parsed to answered: a parse error, an unknown tool or unfit arguments become an
-  // error result; otherwise the tool runs. A Status is the sandbox's failure.
-  absl::StatusOr<ToolResult> Call(const ParsedCall& call, const ToolContext& context) const;
 
  private:
   struct State;

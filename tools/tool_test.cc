@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -50,9 +51,14 @@ class ToolTest : public testing::Test {
     return text.str();
   }
   ToolResult Call(const std::string& name, const json& arguments) {
-    auto result = registry_.Call({name, arguments.dump(), ""}, context_);
+    auto result = TryCall(name, arguments.dump());
     EXPECT_TRUE(result.ok()) << result.status();
     return result.ok() ? *result : ToolResult{.text = "(status)"};
+  }
+  absl::StatusOr<ToolResult> TryCall(const std::string& name, const std::string& arguments) {
+    const auto fitted = registry_.FitArguments(name, arguments);
+    if (!fitted.ok()) return ToolResult{.text = agentd::Text(fitted.status()), .is_error = true};
+    return registry_.Find(name)->Run(*fitted, context_);
   }
   std::string Text(const std::string& name, const json& arguments) {
     return Call(name, arguments).text;
@@ -98,20 +104,27 @@ TEST(RegistryTest, SaysWhatIsWrongWithArguments) {
       {"read_file", "{}", "path: missing"},
       {"bash", R"({"command": "ls", "timeout": 0})", "timeout: 0 is below the minimum 1"},
       {"bash", R"({"command": "ls", "timeout": 601})", "timeout: 601 is above the maximum 600"},
-      {"bash", R"({"command": 5})", "command: must be a string, not an integer"},
+      {"bash", R"({"command": ["ls"]})", "command: must be a string, not an array"},
       {"bash", R"({"command": "ls", "timeout": 1.5})", "timeout: must be an integer, not a number"},
       {"bash", R"({"command": "ls", "cwd": "/"})", "cwd: unknown argument"},
       {"bash", R"(["ls"])", "the arguments are not a JSON object"},
       {"bash", R"({"command": )", "the arguments are not a JSON object"},
       {"bash", "", "the arguments are not a JSON object"},
-      {"rm", "{}", "unknown tool rm"},
+      {"read_file", R"({"path": "a", "limit": 9223372036854775808})",
+       "limit: 9223372036854775808 is not between -9223372036854775808 and 9223372036854775807"},
+      {"read_file", R"({"path": "a", "limit": 100000000000000000000})",
+       "limit: 1e+20 is not between -9223372036854775808 and 9223372036854775807"},
   };
   for (const auto& c : cases)
-    EXPECT_EQ(agentd::Text(registry.CheckArguments(c.name, c.arguments)), c.why) << c.arguments;
-  EXPECT_TRUE(registry.CheckArguments("bash", R"({"command": "ls", "timeout": 600})").ok());
-  EXPECT_TRUE(registry.CheckArguments("list_dir", "{}").ok());
+    EXPECT_EQ(agentd::Text(registry.FitArguments(c.name, c.arguments).status()),
+              fmt::format("Error: {}: {}", c.name, c.why))
+        << c.arguments;
+  EXPECT_TRUE(registry.FitArguments("bash", R"({"command": "ls", "timeout": 600})").ok());
+  EXPECT_TRUE(
+      registry.FitArguments("read_file", R"({"path": "a", "limit": 9223372036854775807})").ok());
+  EXPECT_TRUE(registry.FitArguments("list_dir", "{}").ok());
   const std::string deep = R"({"command": )" + std::string(100'000, '[') + "}";
-  EXPECT_FALSE(registry.CheckArguments("bash", deep).ok());
+  EXPECT_FALSE(registry.FitArguments("bash", deep).ok());
 }
 
 TEST(RegistryTest, MendsPlainSlips) {
@@ -127,6 +140,13 @@ TEST(RegistryTest, MendsPlainSlips) {
       {"bash", R"({"arguments": {"command": "ls"}})", R"({"command": "ls"})"},
       {"bash", R"({"command": "é", "timeout": "30"})", R"({"command": "é", "timeout": 30})"},
       {"write_file", R"({"path": "n", "content": 42})", R"({"path": "n", "content": "42"})"},
+      // To the letter: these are what a file is to hold.
+      {"write_file", R"({"path": "n", "content": 1.10})", R"({"path": "n", "content": "1.10"})"},
+      {"write_file", R"({"content": 123456789012345678901234567890 , "path": "a\u0062"})",
+       R"({"content": "123456789012345678901234567890", "path": "a\u0062"})"},
+      {"write_file", R"({"path": 1e5, "content": true})", R"({"path": "1e5", "content": "true"})"},
+      {"write_file", R"({"arguments": {"path": "n", "content": -0}})",
+       R"({"path": "n", "content": "-0"})"},
   };
   for (const auto& c : cases) {
     const auto fitted = registry.FitArguments(c.name, c.arguments);
@@ -351,6 +371,56 @@ TEST_F(ToolTest, EditFile) {
   EXPECT_EQ(edit("/etc/hosts", "127.0.0.1", "x"), "Error: /etc/hosts: permission denied");
 }
 
+// Paths mean the same to all tools, links and ".." included: as the kernel walks them.
+TEST_F(ToolTest, ToolsAgreeOnPaths) {
+  Put("deep/er/x", "far\n");
+  Put("x", "near\n");
+  fs::create_directory_symlink("deep/er", workspace_ / "link");
+  fs::create_symlink("made/later", workspace_ / "dangling");
+  fs::create_symlink("/tmp/later", workspace_ / "dangling-out");
+  fs::create_symlink("loop", workspace_ / "loop");
+  Put("deep/y", "deep y\n");
+  Put("y", "top y\n");
+  EXPECT_EQ(Text("bash", {{"command", "cat link/../y"}}), "deep y");
+  EXPECT_EQ(Text("read_file", {{"path", "link/../y"}}), "deep y");
+  EXPECT_EQ(Text("edit_file", {{"path", "link/../y"}, {"old", "deep"}, {"new", "edited"}}),
+            "Edited link/../y");
+  EXPECT_EQ(Get("deep/y"), "edited y\n");
+  EXPECT_EQ(Get("y"), "top y\n");
+  EXPECT_EQ(Text("write_file", {{"path", "link/../y"}, {"content", "new y\n"}}),
+            "Wrote 6 bytes to link/../y");
+  EXPECT_EQ(Get("deep/y"), "new y\n");
+  EXPECT_EQ(Get("y"), "top y\n");
+  EXPECT_EQ(Text("list_dir", {{"path", "link/.."}}), "er/\ny");
+  EXPECT_EQ(Text("grep", {{"pattern", "y"}, {"path", "link/.."}}), "deep/y:1:new y");
+  // What does not exist is no matter; a file on the way is.
+  EXPECT_EQ(Text("read_file", {{"path", "none/../x"}}), "near");
+  EXPECT_EQ(Text("read_file", {{"path", "x/../y"}}), "Error: x/../y: no such file");
+  EXPECT_EQ(Text("write_file", {{"path", "x/../y"}, {"content", ""}}),
+            "Error: x/../y: not a directory");
+  // Writing through a link that leads to nothing yet makes what it names.
+  EXPECT_EQ(Text("write_file", {{"path", "dangling"}, {"content", "now"}}),
+            "Wrote 3 bytes to dangling");
+  EXPECT_EQ(Get("made/later"), "now");
+  EXPECT_TRUE(fs::is_symlink(workspace_ / "dangling"));
+  EXPECT_EQ(Text("write_file", {{"path", "dangling-out"}, {"content", "x"}}),
+            "Error: dangling-out: permission denied");
+  for (const char* tool : {"read_file", "list_dir"})
+    EXPECT_EQ(Text(tool, {{"path", "loop"}}), "Error: loop: too many levels of symbolic links");
+}
+
+// Counting takes one pass, however much repeats itself.
+TEST_F(ToolTest, EditFileOfARepetitiveFile) {
+  Put("a", std::string(20'000'000, 'a'));
+  const std::string half(300'000, 'a');
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(Text("edit_file", {{"path", "a"}, {"old", half}, {"new", "b"}}),
+            "Error: a: text occurs 19700001 times");
+  EXPECT_EQ(Text("edit_file", {{"path", "a"}, {"old", half + "b"}, {"new", "b"}}),
+            "Error: a: text not found");
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(50));
+}
+
 TEST_F(ToolTest, ListDir) {
   EXPECT_EQ(Text("list_dir", json::object()), "(empty directory)");
   Put("b", "");
@@ -401,13 +471,46 @@ TEST_F(ToolTest, Grep) {
   EXPECT_EQ(grep("e{2}dle [12]"), Text("bash", {{"command", "grep -rnE 'e{2}dle [12]' a | sort"}}));
 }
 
+// What would take all memory or time is refused, and says so.
+TEST_F(ToolTest, GrepRefusesPatternsThatGrowTooLarge) {
+  Put("f", std::string(200, 'a') + "\n(x)\n");
+  auto grep = [this](const std::string& pattern) { return Text("grep", {{"pattern", pattern}}); };
+  EXPECT_EQ(grep(std::string(200'000, '(')),
+            "Error: bad pattern: 200000 bytes are more than the maximum 4096");
+  EXPECT_THAT(grep(std::string(4096, '(')), testing::StartsWith("Error: bad pattern: "));
+  const std::string nested = std::string(2000, '(') + "x" + std::string(2000, ')');
+  EXPECT_EQ(grep(nested), "f:2:(x)");
+  for (const char* pattern : {"(a{255}){255}", "((a{1,99}){1,99}){1,99}", "a{200}{200}",
+                              "([x]{9}[]}]){9999}", "(a|(bc{100}){100}){100}"})
+    EXPECT_EQ(grep(pattern), "Error: bad pattern: its repeats make it too large") << pattern;
+  for (const char* pattern :
+       {"^a{200}$", "^(a{10}){20}$", "^[a{999}]{200}$", "a\\{999999|^a{3}", "^(a{1,9}){1,99}$"})
+    EXPECT_THAT(grep(pattern), testing::StartsWith("f:1:a")) << pattern;
+}
+
+// A search that takes too long gives what it has found, and cannot take the machine's memory.
+TEST_F(ToolTest, FileToolsKeepWhatTheyFoundAndAreBounded) {
+  for (const Tool* tool : registry_.tools()) {
+    if (tool->spec().name == "bash") continue;
+    EXPECT_EQ(tool->spec().limits.memory_bytes, int64_t{1} << 30) << tool->spec().name;
+  }
+  Put("a", "needle aaa\n");
+  ASSERT_EQ(mkfifo((workspace_ / "b").c_str(), 0600), 0);
+  // Back references make the matcher try every split: no end in sight.
+  Put("c", std::string(5000, 'a') + "b\n");
+  sandbox::CallRequest request;
+  request.argv = {"/agentd/agentd-tool", "grep"};
+  request.stdin_data = R"({"pattern": "needle|^(a*)*(a*)*(a*)*\\1\\2\\3c$"})";
+  request.limits.wall_time_ms = 1500;
+  const auto result = sandbox_->Run(request, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->end, sandbox::CallEnd::kTimedOut);
+  EXPECT_EQ(result->output, "a:1:needle aaa\n");
+}
+
 TEST_F(ToolTest, CallsThatCannotRunAreAnswered) {
   EXPECT_EQ(Text("fly", json::object()), "Error: unknown tool fly");
   EXPECT_EQ(Text("read_file", {{"pth", "x"}}), "Error: read_file: path: missing");
-  const auto malformed = registry_.Call({"bash", "{}", "Error: bash: cut off"}, context_);
-  ASSERT_TRUE(malformed.ok());
-  EXPECT_EQ(malformed->text, "Error: bash: cut off");
-  EXPECT_TRUE(malformed->is_error);
 }
 
 TEST_F(ToolTest, CancelSaysSoAndKeepsTheOutput) {
@@ -428,10 +531,10 @@ TEST_F(ToolTest, ADeadSandboxIsAStatus) {
     ASSERT_GT(init, 1);
     kill(init, SIGKILL);
   });
-  const auto result = registry_.Call({"bash", R"({"command": "sleep 100"})", ""}, context_);
+  const auto result = TryCall("bash", R"({"command": "sleep 100"})");
   killer.join();
   EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable) << result.status();
-  const auto next = registry_.Call({"bash", R"({"command": "true"})", ""}, context_);
+  const auto next = TryCall("bash", R"({"command": "true"})");
   EXPECT_EQ(next.status().code(), absl::StatusCode::kUnavailable) << next.status();
 }
 
