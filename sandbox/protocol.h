@@ -20,6 +20,8 @@ namespace agentd::sandbox {
 inline constexpr int kControlFd = 3;
 inline constexpr int kLockFd = 4;
 inline constexpr int kRunFds = 4;
+// Inside the sandbox: hides other directories.
+inline constexpr char kEmptyDirectory[] = "/agentd/empty";
 // Of the nobody that calls run as.
 inline constexpr unsigned kCallUid = 65534;
 

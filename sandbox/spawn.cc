@@ -147,8 +147,8 @@ absl::StatusOr<std::vector<std::string>> Arguments(const Options& options, const
   args.insert(args.end(), {"--bind", fs::absolute(options.workspace).string(), "/workspace"});
   for (const char* name : kHelpers)
     args.insert(args.end(), {"--ro-bind", helpers / name, std::string("/agentd/") + name});
-  args.insert(args.end(), {"--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--",
-                           "/agentd/agentd-init"});
+  args.insert(args.end(), {"--dir", kEmptyDirectory, "--remount-ro", "/dev", "--remount-ro", "/",
+                           "--chdir", "/", "--", "/agentd/agentd-init"});
   return args;
 }
 
