@@ -284,12 +284,14 @@ absl::Status Database::Write(const std::vector<WriteEntry>& entries, bool sync) 
 }
 
 absl::Status Database::Write(rocksdb::WriteBatch& batch, bool sync) {
+  RETURN_IF_ERROR(CheckEpoch());
   rocksdb::WriteOptions options;
   options.sync = sync;
   return Translate(db_->Write(options, &batch), "writing a batch");
 }
 
 absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
+  RETURN_IF_ERROR(CheckEpoch());
   rocksdb::WriteBatch batch;
   Fill(batch, entries);
   rocksdb::WriteOptions options;
@@ -298,12 +300,14 @@ absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
 }
 
 absl::Status Database::Flush(const std::vector<Column>& columns) {
+  RETURN_IF_ERROR(CheckEpoch());
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   for (Column column : columns) handles.push_back(Handle(column));
   return Translate(db_->Flush(rocksdb::FlushOptions(), handles), "flushing values");
 }
 
 absl::Status Database::Compact(Column column, std::string_view begin, std::string_view end) {
+  RETURN_IF_ERROR(CheckEpoch());
   rocksdb::CompactRangeOptions options;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   const rocksdb::Slice first = ToSlice(begin), last = ToSlice(end);
@@ -333,6 +337,7 @@ absl::Status Database::ProbeSpace() {
 }
 
 absl::StatusOr<bool> Database::Resume() {
+  RETURN_IF_ERROR(CheckEpoch());
   RETURN_IF_ERROR(ProbeSpace());
   const rocksdb::Status status = db_->Resume();
   if (status.IsBusy()) return false;  // a background job is on its way out
@@ -346,8 +351,12 @@ absl::StatusOr<bool> Database::Resume() {
 absl::Status Database::CheckEpoch() {
   ASSIGN_OR_RETURN(const std::optional<std::string> now, ReadSmallFile(directory_ / "EPOCH"));
   if (now.has_value() && *now == epoch_) return absl::OkStatus();
-  // Its obsolete files may be live for the new owner.
-  (void)db_->DisableFileDeletions();
+  if (!lost_.exchange(true)) {
+    // What is obsolete for us may be live for the new owner, and a file that a background job makes
+    // here would take the place of one of its own.
+    (void)db_->DisableFileDeletions();
+    rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/false);
+  }
   return FailedPrecondition(
       "the store {} has a newer owner: this process lost it and must not write",
       directory_.string());

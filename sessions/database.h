@@ -9,6 +9,7 @@
 #include <rocksdb/db.h>
 
 #include <array>
+#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -68,6 +69,9 @@ class Database {
     return Translate(iterator->status(), "reading records");
   }
 
+  // Whatever writes looks at the epoch first and fails with FailedPrecondition when it is lost:
+  // even the files that a stale owner's flush makes would take the names of the new owner's.
+
   // One atomic batch through the log; with `sync`, on disk when it returns.
   absl::Status Write(const std::vector<WriteEntry>& entries, bool sync);
   absl::Status Write(rocksdb::WriteBatch& batch, bool sync);
@@ -82,8 +86,8 @@ class Database {
   // ResourceExhausted: still full. Unavailable: only reopening helps.
   absl::StatusOr<bool> Resume();
 
-  // FailedPrecondition when a newer owner took the directory. Remembers that, and from then on
-  // leaves the files alone.
+  // FailedPrecondition when a newer owner took the directory. From then on RocksDB leaves the files
+  // alone: background jobs end, nothing is deleted.
   absl::Status CheckEpoch();
 
   class SnapshotHolder {
@@ -120,6 +124,8 @@ class Database {
   std::string epoch_;  // the bytes of EPOCH while we are the owner
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
+
+  std::atomic<bool> lost_ = false;  // a newer owner was seen
 };
 
 }  // namespace agentd::sessions::internal

@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <future>
+#include <map>
 
 #include "sessions/fault_env.h"
 #include "sessions/inspect_util.h"
@@ -234,6 +235,43 @@ TEST_F(FaultTest, AStaleOwnerIsFencedByTheEpoch) {
   ASSERT_OK(owner->CommitSync(TokensCommit(session.timeline, {4})));
   owner.reset();
   EXPECT_THAT(Must(OpenWith(env)->Load(session.id)).tokens, ::testing::ElementsAre(1, 3, 4));
+}
+
+// Values too: their flush would make files under names that the new owner's have.
+TEST_F(FaultTest, AStaleOwnersValuesLeaveTheNewOwnersFilesAlone) {
+  FaultEnv env;
+  env.fs().ignore_locks = true;
+  const std::filesystem::path files = directory_.path() / "files";
+  std::filesystem::create_directory(files);
+  std::ofstream(files / "file") << "contents";
+  std::unique_ptr<Store> stale = OpenWith(env);
+  const SessionInfo session = Must(stale->Create({"alice", 1, ""})),
+                    other = Must(stale->Create({"alice", 1, ""}));
+  ASSERT_OK(stale->CommitSync(TokensCommit(session.timeline, {0})));
+  std::unique_ptr<Store> owner = OpenWith(env);
+  std::map<std::string, uintmax_t> before, after;
+  const auto list = [&](std::map<std::string, uintmax_t>& names) {
+    for (const auto& entry : std::filesystem::directory_iterator(path() / "db"))
+      if (!entry.path().filename().string().starts_with("LOG"))
+        names[entry.path().filename().string()] = entry.file_size();
+  };
+  list(before);
+  Commit values = TokensCommit(other.timeline, RandomTokens(random_, 256));
+  values.blocks.push_back({0, {std::string(9000, 's')}});
+  values.anchor = KvAnchor{256, std::string(9000, 'a'), false};
+  const absl::Status fenced = stale->CommitSync(values).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(fenced)) << fenced;
+  EXPECT_TRUE(absl::IsFailedPrecondition(stale->SnapshotWorkspace(files).status()));
+  list(after);
+  EXPECT_EQ(before, after);
+  for (TokenId token = 1; token <= 100; ++token)
+    ASSERT_OK(owner->CommitSync(TokensCommit(session.timeline, {token})));
+  ASSERT_OK(owner->CommitSync(values));
+  stale.reset();
+  owner.reset();
+  owner = OpenWith(env);
+  EXPECT_EQ(Must(owner->Load(session.id)).tokens.size(), 101u);
+  EXPECT_EQ(Must(owner->FindRestorePoint("alice", values.events[0].tokens, 256)).position, 256);
 }
 
 TEST_F(FaultTest, ADamagedEpochIsRefused) {

@@ -305,7 +305,6 @@ void Pipeline::WriteGroup(Queue& group) {
 }
 
 absl::Status Pipeline::WriteBatchOf(Queue& group) {
-  RETURN_IF_ERROR(database_.CheckEpoch());
   rocksdb::WriteBatch batch;
   int64_t commits = 0;
   for (const std::unique_ptr<Operation>& operation : group) {

@@ -80,7 +80,6 @@ absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
 // nothing.
 
 void StoreImpl::DropBlock(const BlockHash& block, uint32_t parts) {
-  if (!database_->CheckEpoch().ok()) return;
   std::vector<WriteEntry> writes = {{Column::kTimelines, BlockNameKey(block), std::nullopt}};
   for (uint32_t part = 0; part < parts; ++part) {
     writes.push_back({Column::kKv, KvPartKey(block, part), std::nullopt});
@@ -89,7 +88,6 @@ void StoreImpl::DropBlock(const BlockHash& block, uint32_t parts) {
 }
 
 void StoreImpl::DropAnchor(const Sha256Digest& anchor, const AnchorName* name) {
-  if (!database_->CheckEpoch().ok()) return;
   std::vector<WriteEntry> writes = {{Column::kTimelines, AnchorNameKey(anchor), std::nullopt},
                                     {Column::kAnchors, AnchorKey(anchor), std::nullopt}};
   if (name != nullptr) {
