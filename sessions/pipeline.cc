@@ -181,15 +181,18 @@ absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntr
     const std::string name_key = BlockNameKey(block.hash);
     ASSIGN_OR_RETURN(const std::optional<std::string> name,
                      database_.Get(Column::kTimelines, name_key));
-    const bool stored = name.has_value() || !written.insert(name_key).second;
+    // A value that another operation of this group writes is not written twice; but whether that
+    // operation gets to its names is its own affair.
+    const bool stored = name.has_value();
+    const bool fresh = !stored && written.insert(name_key).second;
     {
       std::lock_guard lock(mutex_);
-      ++(stored ? counters_.blocks_deduplicated : counters_.blocks_written);
+      ++(fresh ? counters_.blocks_written : counters_.blocks_deduplicated);
     }
     if (stored) continue;
     const uint32_t parts = static_cast<uint32_t>(block.parts.size());
     intend('k', block.hash, parts);
-    for (uint32_t part = 0; part < parts; ++part) {
+    for (uint32_t part = 0; fresh && part < parts; ++part) {
       std::string key = KvPartKey(block.hash, part);
       std::string value =
           EncodeKvPart(key, {identity_, block.parent, block.block, part, parts, block.parts[part]});
@@ -204,12 +207,14 @@ absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntr
     const std::string name_key = AnchorNameKey(anchor.hash);
     ASSIGN_OR_RETURN(const std::optional<std::string> name,
                      database_.Get(Column::kTimelines, name_key));
-    if (!name.has_value() && written.insert(name_key).second) {
+    if (!name.has_value()) {
       intend('a', anchor.hash, 0);
-      const std::string key = AnchorKey(anchor.hash);
-      values.push_back(
-          {Column::kAnchors, key,
-           EncodeAnchor(key, {identity_, anchor.parent, anchor.position, anchor.payload})});
+      if (written.insert(name_key).second) {
+        const std::string key = AnchorKey(anchor.hash);
+        values.push_back(
+            {Column::kAnchors, key,
+             EncodeAnchor(key, {identity_, anchor.parent, anchor.position, anchor.payload})});
+      }
       const std::string index_key = AnchorIndexKey(anchor.parent, anchor.position, anchor.hash);
       operation.writes.push_back(
           {Column::kTimelines, name_key,
