@@ -310,6 +310,42 @@ TEST_F(DamageTest, AFlippedBitInABlobFileCostsOneBlock) {
   EXPECT_EQ(Must(store->Load(session_.id)).tokens, tokens_);
 }
 
+// RocksDB's compactions meet a damaged block of a table sooner or later.
+TEST_F(DamageTest, ADamagedTableStopsNoOtherSession) {
+  {
+    const std::unique_ptr<Store> store = Open();
+    for (int i = 0; i < 200; ++i)
+      ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, RandomTokens(random_, 50))));
+  }
+  ASSERT_OK(Must(internal::Database::Open(path(), false, {}))
+                ->Flush({Column::kTimelines, Column::kEvents, Column::kMeta}));
+  const std::vector<std::filesystem::path> tables = FilesOf(".sst");
+  ASSERT_THAT(tables, Not(IsEmpty()));
+  FlipByte(tables[0], 5000);
+  std::unique_ptr<Store> store = Open();
+  EXPECT_TRUE(absl::IsDataLoss(store->Load(session_.id).status()));
+  const SessionInfo other = Must(store->Create({"alice", 1, ""}));
+  int64_t blocks = 0;
+  for (int life = 0; life < 2; ++life) {
+    // Values are flushed each time, events every 32nd: enough for several compactions.
+    for (int i = 0; i < 200; ++i) {
+      Commit commit = TokensCommit(other.timeline, RandomTokens(random_, 256));
+      commit.blocks = {{blocks++, {"part"}}};
+      ASSERT_OK(store->CommitSync(std::move(commit))) << "life " << life << ", commit " << i;
+    }
+    store.reset();
+    store = Open();
+    ASSERT_EQ(Must(store->Load(other.id)).tokens.size(), static_cast<size_t>(blocks * 256));
+  }
+  // A deletion compacts what it erased; where that meets the damage it says so.
+  const absl::Status deleted = store->Delete(other.id);
+  EXPECT_TRUE(deleted.ok() || Text(deleted).find("is deleted, but") != std::string::npos)
+      << deleted;
+  EXPECT_TRUE(absl::IsNotFound(store->Get(other.id).status()));
+  const SessionInfo last = Must(store->Create({"alice", 1, ""}));
+  EXPECT_OK(store->CommitSync(TokensCommit(last.timeline, {1, 2, 3})));
+}
+
 TEST_F(DamageTest, ANewerRecordIsRefusedByName) {
   const std::string key = internal::EventKey(session_.timeline, 2);
   testing::Overwrite(path(), Column::kEvents, key,

@@ -87,17 +87,36 @@ rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
   return options;
 }
 
-// RocksDB's own recovery after a full disk looks for space every five seconds and keeps Resume()
-// out meanwhile. The pipeline asks before its next write instead.
-class NoAutomaticRecovery final : public rocksdb::EventListener {
+}  // namespace
+
+// What RocksDB tells us about its background jobs.
+class Database::Listener final : public rocksdb::EventListener {
  public:
+  // RocksDB's own recovery after a full disk looks for space every five seconds and keeps Resume()
+  // out meanwhile. The pipeline asks before its next write instead.
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
                             bool* automatic) override {
     *automatic = false;
   }
+  // A compaction that meets a damaged block changes nothing: its inputs stay, and reading still
+  // finds all that is whole. Taken as an error of the database it would stop every session's
+  // writes, in this life and in each that opens the same files.
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsCorruption()) return;
+    damage_met_ = true;
+    *error = rocksdb::Status::OK();
+  }
+  // True once after each such compaction.
+  bool TakeDamage() { return damage_met_.exchange(false); }
+
+ private:
+  std::atomic<bool> damage_met_ = false;
 };
 
-rocksdb::Options DbOptions(const InternalOptions& internal_options) {
+namespace {
+
+rocksdb::Options DbOptions(const InternalOptions& internal_options,
+                           std::shared_ptr<rocksdb::EventListener> listener) {
   rocksdb::Options options;
   if (internal_options.env != nullptr) options.env = internal_options.env;
   options.create_if_missing = true;
@@ -111,7 +130,7 @@ rocksdb::Options DbOptions(const InternalOptions& internal_options) {
   // A failed write or fsync is not tried again behind our back; Resume() is called where it is
   // right.
   options.max_bgerror_resume_count = 0;
-  options.listeners.push_back(std::make_shared<NoAutomaticRecovery>());
+  options.listeners.push_back(std::move(listener));
   // What has no name yet may be forgotten, and a stale owner must not write when it closes.
   options.avoid_flush_during_shutdown = true;
   options.max_total_wal_size = 64 << 20;
@@ -235,7 +254,8 @@ absl::Status Database::RaiseEpoch() {
 }
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
-  const rocksdb::Options options = DbOptions(internal_options);
+  listener_ = std::make_shared<Listener>();
+  const rocksdb::Options options = DbOptions(internal_options, listener_);
   std::vector<rocksdb::ColumnFamilyDescriptor> columns;
   columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
   for (int i = 0; i < kColumns; ++i)
@@ -283,15 +303,26 @@ absl::Status Database::Write(const std::vector<WriteEntry>& entries, bool sync) 
   return Write(batch, sync);
 }
 
-absl::Status Database::Write(rocksdb::WriteBatch& batch, bool sync) {
+absl::Status Database::MayWrite() {
   RETURN_IF_ERROR(CheckEpoch());
+  if (!listener_->TakeDamage()) return absl::OkStatus();
+  // RocksDB would try the same compaction again, once a second. Without compactions level 0 grows,
+  // which costs reading time, and writers are not held up by its size. If this fails, so does the
+  // next compaction, and we are here again.
+  for (rocksdb::ColumnFamilyHandle* handle : handles_)
+    (void)db_->SetOptions(handle, {{"disable_auto_compactions", "true"}});
+  return absl::OkStatus();
+}
+
+absl::Status Database::Write(rocksdb::WriteBatch& batch, bool sync) {
+  RETURN_IF_ERROR(MayWrite());
   rocksdb::WriteOptions options;
   options.sync = sync;
   return Translate(db_->Write(options, &batch), "writing a batch");
 }
 
 absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
-  RETURN_IF_ERROR(CheckEpoch());
+  RETURN_IF_ERROR(MayWrite());
   rocksdb::WriteBatch batch;
   Fill(batch, entries);
   rocksdb::WriteOptions options;
@@ -300,10 +331,12 @@ absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
 }
 
 absl::Status Database::Flush(const std::vector<Column>& columns) {
-  RETURN_IF_ERROR(CheckEpoch());
+  RETURN_IF_ERROR(MayWrite());
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   for (Column column : columns) handles.push_back(Handle(column));
-  return Translate(db_->Flush(rocksdb::FlushOptions(), handles), "flushing values");
+  rocksdb::FlushOptions options;
+  options.allow_write_stall = true;  // never waits for a compaction that damage may have ended
+  return Translate(db_->Flush(options, handles), "flushing values");
 }
 
 absl::Status Database::Compact(Column column, std::string_view begin, std::string_view end) {

@@ -109,11 +109,14 @@ class Database {
 
  private:
   Database() = default;
+  class Listener;
+
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
   absl::Status Lock();
   absl::Status RaiseEpoch();
   absl::Status ProbeSpace();
   absl::Status OpenRocksDb(const InternalOptions& options);
+  absl::Status MayWrite();
   rocksdb::ColumnFamilyHandle* Handle(Column column) const {
     return handles_[1 + static_cast<size_t>(column)];
   }
@@ -121,7 +124,8 @@ class Database {
   // Constant after Open.
   std::filesystem::path directory_;
   UniqueFd lock_;
-  std::string epoch_;  // the bytes of EPOCH while we are the owner
+  std::string epoch_;                   // the bytes of EPOCH while we are the owner
+  std::shared_ptr<Listener> listener_;  // shared with RocksDB
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 

@@ -319,14 +319,16 @@ absl::Status StoreImpl::EraseFromDisk(const std::string& session_id,
                                       const std::vector<TimelineId>& timelines) {
   RETURN_IF_ERROR(database_->Flush({Column::kTimelines, Column::kEvents, Column::kKv,
                                     Column::kAnchors, Column::kFiles, Column::kMeta}));
+  // A damaged table that lies in one range stops no other.
+  absl::Status status;
   for (const TimelineId timeline : timelines) {
-    RETURN_IF_ERROR(
+    status.Update(
         database_->Compact(Column::kEvents, EventPrefix(timeline), EventPrefix(timeline + 1)));
   }
-  RETURN_IF_ERROR(database_->Compact(Column::kTimelines, SessionMetaKey(session_id),
-                                     SessionMetaKey(session_id) + '\xff'));
+  status.Update(database_->Compact(Column::kTimelines, SessionMetaKey(session_id),
+                                   SessionMetaKey(session_id) + '\xff'));
   CrashPoint("delete_compacted");
-  return absl::OkStatus();
+  return status;
 }
 
 }  // namespace agentd::sessions::internal
