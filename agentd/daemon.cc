@@ -192,9 +192,9 @@ absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_d
   // No tree means an empty workspace.
   if (import_directory.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
-  ASSIGN_OR_RETURN(sessions::TreeId tree, store_->SnapshotWorkspace(workspace));
+  ASSIGN_OR_RETURN(sessions::WorkspaceSnapshot snapshot, store_->SnapshotWorkspace(workspace));
   ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
-  RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(tree)}, v1::SessionMeta::IDLE));
+  RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(snapshot)}, v1::SessionMeta::IDLE));
   hold.hot->workspace_ready = true;
   return absl::OkStatus();
 }

@@ -194,23 +194,23 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
 absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(const CallState& call,
                                                           v1::ToolFinished finished) {
   std::vector<NewEvent> events;
-  absl::StatusOr<sessions::TreeId> tree =
+  absl::StatusOr<sessions::WorkspaceSnapshot> snapshot =
       runtime_.store->SnapshotWorkspace(runtime_.WorkspaceOf(session_.id));
-  if (absl::IsUnavailable(tree.status())) return tree.status();
-  if (!tree.ok()) {
+  if (absl::IsUnavailable(snapshot.status())) return snapshot.status();
+  if (!snapshot.ok()) {
     // A full disk is none of the call's doing; the commit that follows finds it too and waits.
-    spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(tree.status()));
+    spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(snapshot.status()));
     finished.set_outcome(v1::TOOL_OUTCOME_ERROR);
     finished.set_text(ValidUtf8(
         "Error: the workspace could not be saved after this call, so its changes were undone: " +
-        Text(tree.status()).substr(0, kMaxReasonBytes)));
+        Text(snapshot.status()).substr(0, kMaxReasonBytes)));
     hot_->workspace_ready = false;
     absl::Status undone = StartSandbox();
     if (!undone.ok()) spdlog::warn("session {}: undo: {}", session_.id, Text(undone));
   }
   events.push_back(MakeEvent(finished));
-  if (tree.ok() && *tree != hot_->transcript.workspace()) {
-    events.push_back(NewEvent::Workspace(*tree));
+  if (snapshot.ok() && snapshot->tree != hot_->transcript.workspace()) {
+    events.push_back(NewEvent::Workspace(*snapshot));
   }
   return events;
 }

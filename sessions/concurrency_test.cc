@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <future>
 #include <thread>
 
@@ -15,6 +16,7 @@ namespace {
 
 using testing::AtSeq;
 using testing::Below;
+using ::testing::IsEmpty;
 using testing::Must;
 using testing::Options;
 using testing::RandomTokens;
@@ -59,6 +61,90 @@ TEST_F(ConcurrencyTest, ABlockSharedWithAFailedCommitIsStored) {
     ASSERT_TRUE(absl::IsNotFound(b.get()));
     ASSERT_OK(c.get());
     ASSERT_EQ(Furthest(tokens), 256);
+  }
+}
+
+// ---- workspaces
+
+class SharedTreeTest : public ConcurrencyTest {
+ protected:
+  SharedTreeTest() {
+    for (const char* name : {"a", "b"}) std::filesystem::create_directory(Files(name));
+  }
+  std::filesystem::path Files(const std::string& name) const { return directory_.path() / name; }
+  WorkspaceSnapshot Snapshot(const std::string& name, const std::string& text) {
+    std::ofstream(Files(name) / "file") << text;
+    return Must(store_->SnapshotWorkspace(Files(name)));
+  }
+  template <typename Tree>
+  Commit TreeCommit(const SessionInfo& session, const Tree& tree) {
+    Commit commit;
+    commit.timeline = session.timeline;
+    commit.events = {NewEvent::Workspace(tree)};
+    return commit;
+  }
+  std::vector<std::string> ObjectsOnDisk() {
+    store_.reset();
+    return testing::KeysOf(*Must(internal::Database::Open(path(), false, {})),
+                           internal::Column::kFiles);
+  }
+};
+
+TEST_F(SharedTreeTest, ASnapshotThatChangedNothingKeepsNoFiles) {
+  const SessionInfo session = NewOne();
+  ASSERT_OK(store_->CommitSync(TreeCommit(session, Snapshot("a", "secret"))));
+  (void)Snapshot("a", "secret");  // no event names it
+  ASSERT_OK(store_->Delete(session.id));
+  EXPECT_THAT(ObjectsOnDisk(), IsEmpty());
+}
+
+TEST_F(SharedTreeTest, WhatOnlyAnUnnamedSnapshotKeptGoesAtTheNextOpen) {
+  const SessionInfo session = NewOne();
+  ASSERT_OK(store_->CommitSync(TreeCommit(session, Snapshot("a", "secret"))));
+  {
+    const WorkspaceSnapshot unnamed = Snapshot("b", "secret");
+    ASSERT_OK(store_->Delete(session.id));
+    EXPECT_OK(store_->RestoreWorkspace(unnamed.tree, directory_.path() / "restored"));
+  }
+  store_.reset();
+  Must(Store::Open(path(), Options())).reset();
+  EXPECT_THAT(ObjectsOnDisk(), IsEmpty());
+}
+
+TEST_F(SharedTreeTest, ACommitKeepsNoOtherSnapshotFromItsOwn) {
+  const SessionInfo a = NewOne(), b = NewOne();
+  const WorkspaceSnapshot of_b = Snapshot("b", "same");
+  ASSERT_OK(store_->CommitSync(TreeCommit(a, Snapshot("a", "same"))));
+  ASSERT_OK(store_->Delete(a.id));
+  ASSERT_OK(store_->CommitSync(TreeCommit(b, of_b)));
+  EXPECT_OK(store_->RestoreWorkspace(of_b.tree, directory_.path() / "restored"));
+}
+
+TEST_F(SharedTreeTest, ATreeNamedWhileItIsDeletedIsThereOrRefused) {
+  for (int round = 0; round < 100; ++round) {
+    const SessionInfo a = NewOne(), b = NewOne();
+    TreeId tree;
+    {
+      const WorkspaceSnapshot snapshot = Snapshot("a", std::to_string(random_()));
+      tree = snapshot.tree;
+      ASSERT_OK(store_->CommitSync(TreeCommit(a, snapshot)));
+    }
+    WorkspaceSnapshot held;
+    if (round % 2 == 0) held = Must(store_->SnapshotWorkspace(Files("a")));
+    absl::Status named;
+    std::thread naming([&, pause = Below(random_, 1500)] {
+      std::this_thread::sleep_for(std::chrono::microseconds(pause));
+      named =
+          store_->CommitSync(round % 2 == 0 ? TreeCommit(b, held) : TreeCommit(b, tree)).status();
+    });
+    EXPECT_OK(store_->Delete(a.id));
+    naming.join();
+    if (round % 2 == 0) ASSERT_OK(named);
+    if (named.ok()) {
+      ASSERT_OK(store_->RestoreWorkspace(tree, directory_.path() / "restored"));
+    } else {
+      ASSERT_TRUE(absl::IsNotFound(named)) << named;
+    }
   }
 }
 

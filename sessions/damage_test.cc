@@ -259,7 +259,7 @@ TEST_F(DamageTest, FileObjectsAreNamed) {
     EXPECT_FALSE(status.ok());
     EXPECT_TRUE(absl::IsDataLoss(status)) << status;
     EXPECT_THAT(Text(status), HasSubstr(name));
-    EXPECT_EQ(Must(store->SnapshotWorkspace(files())), tree);  // writes a good one again
+    EXPECT_EQ(Must(store->SnapshotWorkspace(files())).tree, tree);  // writes a good one again
     Commit commit;
     commit.timeline = session_.timeline;
     commit.events = {NewEvent::Workspace(tree)};

@@ -82,8 +82,9 @@ TEST_F(FaultTest, WhatWasAcknowledgedSurvivesADiskThatForgets) {
       std::optional<TreeId> tree;
       if (testing::Below(random_, 3) == 0) {
         std::ofstream(files / "file") << random_();
-        tree = Must(store->SnapshotWorkspace(files));
-        commit.events.push_back(NewEvent::Workspace(*tree));
+        const WorkspaceSnapshot snapshot = Must(store->SnapshotWorkspace(files));
+        commit.events.push_back(NewEvent::Workspace(snapshot));
+        tree = snapshot.tree;
       }
       const bool anchors = commit.anchor.has_value();
       if (i == commits) {

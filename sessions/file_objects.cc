@@ -48,12 +48,13 @@ absl::Status FileObjects::Writer::WritePending() {
   return absl::OkStatus();
 }
 
-absl::Status FileObjects::Writer::Finish(const TreeId& tree) {
+absl::StatusOr<FileObjects::Hold> FileObjects::Writer::Finish(const TreeId& tree) {
   RETURN_IF_ERROR(WritePending());
-  std::lock_guard lock(objects_.mutex_);
-  std::vector<std::string>& keys = objects_.pinned_[tree];
-  keys.insert(keys.end(), intent_keys_.begin(), intent_keys_.end());
-  return absl::OkStatus();
+  Hold hold = objects_.HoldTree(tree);
+  std::lock_guard lock(objects_.held_->mutex);
+  std::vector<std::string>& intents = objects_.held_->trees[tree].intents;
+  intents.insert(intents.end(), intent_keys_.begin(), intent_keys_.end());
+  return hold;
 }
 
 absl::StatusOr<std::string> FileObjects::ReadChunk(const Sha256Digest& id) const {
@@ -81,27 +82,30 @@ absl::Status FileObjects::CheckTree(const TreeId& tree) const {
   return DecodeDirectory(DirectoryKey(tree), *value).status();
 }
 
-bool FileObjects::IsPinned(const TreeId& tree) const {
-  std::lock_guard lock(mutex_);
-  return pinned_.contains(tree);
+FileObjects::Hold FileObjects::HoldTree(const TreeId& tree) {
+  {
+    std::lock_guard lock(held_->mutex);
+    ++held_->trees[tree].holds;
+  }
+  // Owns nothing but the duty to give it back.
+  return Hold(this, [held = held_, tree](const void*) {
+    std::lock_guard lock(held->mutex);
+    const auto found = held->trees.find(tree);
+    if (--found->second.holds == 0) held->trees.erase(found);
+  });
+}
+
+std::vector<TreeId> FileObjects::Held() const {
+  std::lock_guard lock(held_->mutex);
+  std::vector<TreeId> trees;
+  for (const auto& [tree, held] : held_->trees) trees.push_back(tree);
+  return trees;
 }
 
 std::vector<std::string> FileObjects::IntentsOf(const TreeId& tree) const {
-  std::lock_guard lock(mutex_);
-  const auto found = pinned_.find(tree);
-  return found == pinned_.end() ? std::vector<std::string>() : found->second;
-}
-
-void FileObjects::Unpin(const TreeId& tree) {
-  std::lock_guard lock(mutex_);
-  pinned_.erase(tree);
-}
-
-std::vector<TreeId> FileObjects::Pinned() const {
-  std::lock_guard lock(mutex_);
-  std::vector<TreeId> trees;
-  for (const auto& [tree, intents] : pinned_) trees.push_back(tree);
-  return trees;
+  std::lock_guard lock(held_->mutex);
+  const auto found = held_->trees.find(tree);
+  return found == held_->trees.end() ? std::vector<std::string>() : found->second.intents;
 }
 
 absl::Status FileObjects::Mark(const TreeId& tree, std::set<std::string>& keys) const {

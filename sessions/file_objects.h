@@ -1,12 +1,13 @@
 // Content-addressed pieces of workspace trees: chunks of files and directories, keyed by SHA-256.
 //
 // A new object is written without the log, behind an intent record; it is durable once the commit
-// that names its tree has flushed it. Until then the tree is pinned, so that a sweep leaves it
-// alone.
+// that names its tree has flushed it. Whoever is on the way to such a commit holds the tree, so
+// that a sweep leaves it alone.
 #ifndef AGENTD_SESSIONS_FILE_OBJECTS_H_
 #define AGENTD_SESSIONS_FILE_OBJECTS_H_
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <shared_mutex>
@@ -22,6 +23,9 @@ namespace agentd::sessions::internal {
 
 class FileObjects {
  public:
+  // On a tree: counted, given back when the last copy goes, at any time and by any thread.
+  using Hold = std::shared_ptr<const void>;
+
   explicit FileObjects(Database& database) : database_(database) {}
 
   // Collects the new objects of one snapshot; not thread-safe.
@@ -30,8 +34,8 @@ class FileObjects {
     explicit Writer(FileObjects& objects) : objects_(objects) {}
     absl::StatusOr<Sha256Digest> PutChunk(std::string_view data);
     absl::StatusOr<Sha256Digest> PutDirectory(const std::vector<DirectoryEntry>& entries);
-    // Writes what is left and pins `tree` until a commit names it.
-    absl::Status Finish(const TreeId& tree);
+    // Writes what is left.
+    absl::StatusOr<Hold> Finish(const TreeId& tree);
 
    private:
     absl::Status Put(RecordKind kind, std::string key, std::string_view payload);
@@ -49,12 +53,10 @@ class FileObjects {
   // NotFound: no such tree. DataLoss: its root is damaged.
   absl::Status CheckTree(const TreeId& tree) const;
 
-  // Whether a commit that names `tree` has to flush first.
-  bool IsPinned(const TreeId& tree) const;
-  // The intents that a durable commit naming `tree` deletes.
+  Hold HoldTree(const TreeId& tree);
+  std::vector<TreeId> Held() const;
+  // The intents that a durable commit naming `tree` deletes: of those who hold it now.
   std::vector<std::string> IntentsOf(const TreeId& tree) const;
-  void Unpin(const TreeId& tree);
-  std::vector<TreeId> Pinned() const;
 
   // Adds the keys of everything reachable from `tree` to `keys`. An object that is missing or
   // damaged has no children.
@@ -64,11 +66,19 @@ class FileObjects {
   std::shared_mutex& sweep_mutex() { return sweep_mutex_; }
 
  private:
+  struct HeldTree {
+    int holds = 0;
+    std::vector<std::string> intents;  // keys
+  };
+  struct HeldTrees {
+    std::mutex mutex;
+    std::map<TreeId, HeldTree> trees;  // guarded by mutex
+  };
+
   Database& database_;
   std::shared_mutex sweep_mutex_;
-  mutable std::mutex mutex_;
-  std::map<TreeId, std::vector<std::string>>
-      pinned_;  // guarded by mutex_; intent keys of each tree
+  // Shared with the holds, which may outlive the store.
+  const std::shared_ptr<HeldTrees> held_ = std::make_shared<HeldTrees>();
 };
 
 }  // namespace agentd::sessions::internal

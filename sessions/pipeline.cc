@@ -3,6 +3,7 @@
 #include <rocksdb/write_batch.h>
 
 #include <future>
+#include <shared_mutex>
 
 #include "base/status.h"
 #include "sessions/crash_point.h"
@@ -150,9 +151,8 @@ void Pipeline::StoreValues(Queue& group) {
     if (operation->error.ok() && operation->HasValues()) {
       operation->error =
           may_write.ok() ? CollectValues(*operation, intents, values, written) : may_write;
-      for (const TreeId& tree : operation->trees) {
-        if (files_.IsPinned(tree)) columns.insert(Column::kFiles);
-      }
+      // Whoever wrote them: what the tree consists of may still be in memory.
+      if (!operation->trees.empty()) columns.insert(Column::kFiles);
     }
     if (!operation->error.ok()) state.values_error = operation->error;
   }
@@ -223,9 +223,14 @@ absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntr
           {Column::kTimelines, index_key, Frame(RecordKind::kAnchorIndex, index_key, "")});
     }
   }
-  for (const TreeId& tree : operation.trees) {
-    RETURN_IF_ERROR(files_.CheckTree(tree));
-    for (const std::string& intent : files_.IntentsOf(tree)) {
+  for (NamedTree& tree : operation.trees) {
+    // A snapshot's is held since it was taken. Another may be on a sweep's list already: then wait,
+    // and find it gone.
+    std::shared_lock sweep(files_.sweep_mutex(), std::defer_lock);
+    if (tree.hold == nullptr) sweep.lock();
+    RETURN_IF_ERROR(files_.CheckTree(tree.id));
+    if (tree.hold == nullptr) tree.hold = files_.HoldTree(tree.id);
+    for (const std::string& intent : files_.IntentsOf(tree.id)) {
       operation.writes.push_back({Column::kMeta, intent, std::nullopt});
     }
   }
@@ -364,9 +369,7 @@ void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch&
 }
 
 void Pipeline::Finish(Operation& operation, const absl::Status& status) {
-  if (status.ok()) {
-    for (const TreeId& tree : operation.trees) files_.Unpin(tree);
-  }
+  operation.trees.clear();  // named, or not to be: a Delete that waits for us may sweep them
   if (operation.state != nullptr) {
     TimelineState& state = *operation.state;
     if (!status.ok()) state.writer_error = status;

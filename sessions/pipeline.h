@@ -66,12 +66,17 @@ struct AnchorToStore {
   std::string payload;
 };
 
+struct NamedTree {
+  TreeId id{};
+  FileObjects::Hold hold;  // null until the values thread has seen a tree of an earlier event
+};
+
 struct Operation {
   std::shared_ptr<TimelineState> state;  // null: not a timeline's; shared with the store's map
   std::vector<WriteEntry> writes;        // of the synced batch
   std::vector<BlockToStore> blocks;
   std::optional<AnchorToStore> anchor;
-  std::vector<TreeId> trees;
+  std::vector<NamedTree> trees;
   std::optional<TailRecord> replaced_tail;
   bool urgent = false;  // does not wait for company
   absl::Status error;   // found earlier: nothing is written

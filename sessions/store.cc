@@ -16,6 +16,11 @@ namespace agentd::sessions {
 NewEvent NewEvent::Tokens(std::vector<TokenId> tokens, bool sampled) {
   return {static_cast<uint8_t>(EventKind::kTokens), sampled, std::move(tokens), {}};
 }
+NewEvent NewEvent::Workspace(const WorkspaceSnapshot& snapshot) {
+  NewEvent event = Workspace(snapshot.tree);
+  event.hold = snapshot.hold;
+  return event;
+}
 NewEvent NewEvent::Workspace(const TreeId& tree) {
   return {
       static_cast<uint8_t>(EventKind::kWorkspace), false, {}, std::string(internal::View(tree))};
@@ -366,7 +371,8 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
   return stats;
 }
 
-absl::StatusOr<TreeId> StoreImpl::SnapshotWorkspace(const std::filesystem::path& directory) {
+absl::StatusOr<WorkspaceSnapshot> StoreImpl::SnapshotWorkspace(
+    const std::filesystem::path& directory) {
   std::shared_lock lock(files_.sweep_mutex());
   return workspaces_.Snapshot(directory);
 }

@@ -60,15 +60,24 @@ struct Event {
   std::string payload;          // other kinds
 };
 
+// A workspace's tree as SnapshotWorkspace stored it. Until this and all its copies are gone (an
+// event made of it holds one), no Delete takes the tree's files away.
+struct WorkspaceSnapshot {
+  TreeId tree{};
+  std::shared_ptr<const void> hold;  // shared, so that events can be copied
+};
+
 // An event to append; seq, position and time are set by the store.
 struct NewEvent {
   uint8_t kind = 0;
   bool sampled = false;
   std::vector<TokenId> tokens;
   std::string payload;
+  std::shared_ptr<const void> hold = nullptr;  // of the tree it names; shared as above
 
   static NewEvent Tokens(std::vector<TokenId> tokens, bool sampled);
-  static NewEvent Workspace(const TreeId& tree);
+  static NewEvent Workspace(const WorkspaceSnapshot& snapshot);
+  static NewEvent Workspace(const TreeId& tree);  // of an earlier event
   static NewEvent Caller(uint8_t kind, std::string payload);
 };
 
@@ -225,10 +234,12 @@ class Store {
   virtual absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) = 0;
   virtual absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) = 0;
 
-  // Stores the tree of `directory` (files, modes, symlinks, empty directories) and returns its id.
-  // Incremental: a file whose size, mtime, ctime and inode are those of the last snapshot of this
-  // directory is not read again. Durable only with a commit that names it.
-  virtual absl::StatusOr<TreeId> SnapshotWorkspace(const std::filesystem::path& directory) = 0;
+  // Stores the tree of `directory` (files, modes, symlinks, empty directories). Incremental: a file
+  // whose size, mtime, ctime and inode are those of the last snapshot of this directory is not read
+  // again. Durable only with a commit that names it; without one, what is new in it goes at the
+  // next Open.
+  virtual absl::StatusOr<WorkspaceSnapshot> SnapshotWorkspace(
+      const std::filesystem::path& directory) = 0;
   // Makes `directory` equal to the tree: writes what differs, deletes what is not in it. Never
   // follows a symlink out of it.
   virtual absl::Status RestoreWorkspace(const TreeId& tree,

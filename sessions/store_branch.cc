@@ -272,14 +272,21 @@ absl::Status StoreImpl::RemoveUnreferenced(Removal& removal) const {
 
 absl::Status StoreImpl::RemoveFiles(Removal& removal) const {
   if (removal.trees.empty()) return absl::OkStatus();
-  std::set<std::string> kept, dropped;
-  // Pins first: a commit that is done with its pin in between has written its listing by then.
-  for (const TreeId& tree : files_.Pinned()) RETURN_IF_ERROR(files_.Mark(tree, kept));
-  ASSIGN_OR_RETURN(const bool complete, MarkNamedFiles(removal.listings, kept));
+  std::set<std::string> held, named, dropped;
+  // What is held first: a commit that is through in between has written its listing by then.
+  for (const TreeId& tree : files_.Held()) RETURN_IF_ERROR(files_.Mark(tree, held));
+  ASSIGN_OR_RETURN(const bool complete, MarkNamedFiles(removal.listings, named));
   if (!complete) return absl::OkStatus();  // better too much kept than a file lost
   for (const TreeId& tree : removal.trees) RETURN_IF_ERROR(files_.Mark(tree, dropped));
   for (const std::string& key : dropped) {
-    if (!kept.contains(key)) removal.Drop(Column::kFiles, key);
+    if (named.contains(key)) continue;
+    // A snapshot that found it here may never be named: then the next open sweeps it.
+    const std::string intent = IntentKey('f', key);
+    if (held.contains(key)) {
+      removal.writes.push_back({Column::kMeta, intent, Frame(RecordKind::kIntent, intent, "")});
+    } else {
+      removal.Drop(Column::kFiles, key);
+    }
   }
   return absl::OkStatus();
 }
@@ -300,10 +307,10 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
     removal.Drop(Column::kTimelines, key);
     removal.Drop(Column::kTimelines, SessionMetaKey(id));
     removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + id);
+    workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
     CrashPoint("delete_before");
     RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
     CrashPoint("delete_after");
-    workspaces_.ForgetCaches();
   }
   {
     std::lock_guard lock(mutex_);

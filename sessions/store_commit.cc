@@ -178,7 +178,7 @@ void StoreImpl::AppendEvents(TimelineState& state, Commit& commit, int64_t now_u
     if (event.kind == static_cast<uint8_t>(EventKind::kWorkspace)) {
       const TreeId tree = DigestAt(event.payload, 0);
       const std::string entry_key = WorkspaceEntryKey(state.id, event.seq);
-      operation.trees.push_back(tree);
+      operation.trees.push_back({tree, std::move(added.hold)});
       operation.writes.push_back({Column::kTimelines, entry_key,
                                   EncodeDigest(RecordKind::kWorkspaceEntry, entry_key, tree)});
     }

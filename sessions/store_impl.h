@@ -48,7 +48,8 @@ class StoreImpl final : public Store {
                                                 int64_t max_position) override;
   absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) override;
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) override;
-  absl::StatusOr<TreeId> SnapshotWorkspace(const std::filesystem::path& directory) override;
+  absl::StatusOr<WorkspaceSnapshot> SnapshotWorkspace(
+      const std::filesystem::path& directory) override;
   absl::Status RestoreWorkspace(const TreeId& tree,
                                 const std::filesystem::path& directory) override;
   absl::StatusOr<StoreStats> Stats() override;

@@ -122,10 +122,11 @@ class Snapshotter {
               std::atomic<int64_t>& files_read)
       : writer_(objects), hasher_(known, fresh_, files_read), skipped_(skipped) {}
 
-  absl::StatusOr<TreeId> Run(int root) {
-    ASSIGN_OR_RETURN(const TreeId tree, Directory(root, "", 0));
-    RETURN_IF_ERROR(writer_.Finish(tree));
-    return tree;
+  absl::StatusOr<WorkspaceSnapshot> Run(int root) {
+    WorkspaceSnapshot snapshot;
+    ASSIGN_OR_RETURN(snapshot.tree, Directory(root, "", 0));
+    ASSIGN_OR_RETURN(snapshot.hold, writer_.Finish(snapshot.tree));
+    return snapshot;
   }
   StatCache TakeCache() { return std::move(fresh_); }
 
@@ -362,15 +363,15 @@ void Workspaces::ForgetCaches() {
   slots_.clear();
 }
 
-absl::StatusOr<TreeId> Workspaces::Snapshot(const std::filesystem::path& directory) {
+absl::StatusOr<WorkspaceSnapshot> Workspaces::Snapshot(const std::filesystem::path& directory) {
   const std::shared_ptr<Slot> slot = SlotOf(directory);
   std::lock_guard lock(slot->mutex);
   ASSIGN_OR_RETURN(const UniqueFd root, OpenRoot(directory));
   Snapshotter snapshotter(objects_, slot->cache, special_files_skipped_, files_read_);
-  absl::StatusOr<TreeId> tree = snapshotter.Run(root.get());
-  if (!tree.ok()) return Annotate(tree.status(), "snapshot of " + directory.string());
+  absl::StatusOr<WorkspaceSnapshot> snapshot = snapshotter.Run(root.get());
+  if (!snapshot.ok()) return Annotate(snapshot.status(), "snapshot of " + directory.string());
   slot->cache = snapshotter.TakeCache();
-  return tree;
+  return snapshot;
 }
 
 absl::Status Workspaces::Restore(const TreeId& tree, const std::filesystem::path& directory) {

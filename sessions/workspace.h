@@ -48,7 +48,7 @@ class Workspaces {
  public:
   explicit Workspaces(FileObjects& objects) : objects_(objects) {}
 
-  absl::StatusOr<TreeId> Snapshot(const std::filesystem::path& directory);
+  absl::StatusOr<WorkspaceSnapshot> Snapshot(const std::filesystem::path& directory);
   absl::Status Restore(const TreeId& tree, const std::filesystem::path& directory);
   // After a sweep: cached chunks may be gone.
   void ForgetCaches();

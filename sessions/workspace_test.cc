@@ -54,7 +54,7 @@ class WorkspaceTest : public ::testing::Test {
   WorkspaceTest() { fs::create_directory(work()); }
   fs::path work() const { return directory_.path() / "work"; }
   fs::path other() const { return directory_.path() / "other"; }
-  TreeId Snapshot() { return Must(workspaces_.Snapshot(work())); }
+  TreeId Snapshot() { return Must(workspaces_.Snapshot(work())).tree; }
 
   // Makes what lies in `work` look as if it had been there for a while.
   void Settle() { std::this_thread::sleep_for(std::chrono::milliseconds(2200)); }
@@ -84,7 +84,7 @@ TEST_F(WorkspaceTest, KeepsFilesModesLinksAndEmptyDirectories) {
   const TreeId tree = Snapshot();
   ASSERT_OK(workspaces_.Restore(tree, other()));
   EXPECT_EQ(Describe(other()), Describe(work()));
-  EXPECT_EQ(Must(workspaces_.Snapshot(other())), tree);
+  EXPECT_EQ(Must(workspaces_.Snapshot(other())).tree, tree);
 }
 
 TEST_F(WorkspaceTest, RestoreRemovesExtrasAndMendsChanges) {
@@ -242,7 +242,7 @@ TEST_F(WorkspaceTest, UnreadableEntriesAsAnOrdinaryUser) {
   ASSERT_EQ(::seteuid(65534), 0);
   const auto own = workspaces_.Snapshot(work());
   absl::Status restored = own.status();
-  if (own.ok()) restored = workspaces_.Restore(*own, other());
+  if (own.ok()) restored = workspaces_.Restore(own->tree, other());
   ASSERT_EQ(::seteuid(0), 0);
   EXPECT_OK(restored);
   EXPECT_EQ(Describe(other()), Describe(work()));
@@ -252,7 +252,7 @@ TEST_F(WorkspaceTest, UnreadableEntriesAsAnOrdinaryUser) {
   const auto open_own = workspaces_.Snapshot(work());
   ::chmod((work() / "own").c_str(), 0);
   ::chmod(work().c_str(), 0);
-  restored = open_own.ok() ? workspaces_.Restore(*open_own, work()) : open_own.status();
+  restored = open_own.ok() ? workspaces_.Restore(open_own->tree, work()) : open_own.status();
   ASSERT_EQ(::seteuid(0), 0);
   EXPECT_OK(restored);
   struct stat own_status;
