@@ -535,6 +535,17 @@ TEST_F(DaemonTest, DeletedSessionIsGone) {
   EXPECT_FALSE(std::filesystem::exists(workspace));
 }
 
+TEST(NotTheStores, AFailedForkEndsNoDaemon) {
+  const absl::Status failed = NotTheStores(absl::UnavailableError("run bwrap: try again"));
+  EXPECT_EQ(failed.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("run bwrap: try again"));
+  EXPECT_EQ(NotTheStores(absl::ResourceExhaustedError("pipe2")).code(),
+            absl::StatusCode::kInternal);
+  EXPECT_EQ(NotTheStores(absl::FailedPreconditionError("a wall")).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(NotTheStores(absl::OkStatus()).ok());
+}
+
 TEST_F(DaemonTest, SecondDaemonIsRefused) {
   Start();
   absl::StatusOr<std::unique_ptr<Daemon>> second =

@@ -98,10 +98,16 @@ absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Sessio
   return hot;
 }
 
+absl::Status NotTheStores(const absl::Status& status) {
+  if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) return status;
+  return absl::InternalError(Text(status));
+}
+
 absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot) {
   if (hot.workspace_ready) return absl::OkStatus();
   const std::filesystem::path directory = runtime.WorkspaceOf(session_id);
-  RETURN_IF_ERROR(sandbox::WaitUntilDead(runtime.LockOf(session_id), kOldTreeTimeoutMs));
+  RETURN_IF_ERROR(
+      NotTheStores(sandbox::WaitUntilDead(runtime.LockOf(session_id), kOldTreeTimeoutMs)));
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error) return ErrnoError(error.value(), "create directory " + directory.string());

@@ -88,6 +88,11 @@ absl::Status TurnRunning(const std::string& session_id);
 absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,
                                                   const v1::SessionConfig& config);
 
+// An error of the sandbox under a code that nobody takes for the store's: Unavailable from the
+// store ends the daemon and ResourceExhausted waits for space, where a failed fork only fails a
+// call.
+absl::Status NotTheStores(const absl::Status& status);
+
 // Makes the session's directory equal to its newest tree, once no process of an earlier life uses
 // it.
 absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot);

@@ -108,6 +108,7 @@ absl::Status Turn::RunCalls() {
   if (any_run) {
     absl::Status ready = StartSandbox();
     if (!ready.ok()) {
+      // The store's alone, when it puts the workspace back: a sandbox's has another code.
       if (absl::IsResourceExhausted(ready) || absl::IsUnavailable(ready)) return ready;
       for (PreparedCall& call : calls) {
         if (!call.tool) continue;
@@ -141,7 +142,9 @@ absl::Status Turn::StartSandbox() {
   options.workspace = runtime_.WorkspaceOf(session_.id);
   options.lock_file = runtime_.LockOf(session_.id);
   options.helper_dir = runtime_.helper_dir;
-  ASSIGN_OR_RETURN(sandbox_, sandbox::Sandbox::Start(options));
+  absl::StatusOr<std::unique_ptr<sandbox::Sandbox>> started = sandbox::Sandbox::Start(options);
+  if (!started.ok()) return NotTheStores(started.status());
+  sandbox_ = *std::move(started);
   return absl::OkStatus();
 }
 
