@@ -64,6 +64,79 @@ TEST_F(ConcurrencyTest, ABlockSharedWithAFailedCommitIsStored) {
   }
 }
 
+// A deletion plans on what timelines list, while a commit of the same tokens is on its way.
+TEST_F(ConcurrencyTest, DeletingASessionTakesNothingFromACommitOfTheSameTokens) {
+  for (int i = 0; i < 10; ++i)  // so that planning takes a moment
+    ASSERT_OK(store_->CommitSync(TokensCommit(NewOne().timeline, RandomTokens(random_, 256 * 60))));
+  for (int round = 0; round < 120; ++round) {
+    const std::vector<TokenId> tokens = RandomTokens(random_, 512);
+    const SessionInfo a = NewOne(), b = NewOne();
+    Commit commit = TokensCommit(a.timeline, tokens);
+    commit.blocks = {{0, {"part"}}, {1, {"part"}}};
+    commit.anchor = KvAnchor{512, "anchor", false};
+    ASSERT_OK(store_->CommitSync(commit));
+    commit.timeline = b.timeline;
+    absl::Status committed;
+    std::thread committing([&, pause = Below(random_, 2000)] {
+      std::this_thread::sleep_for(std::chrono::microseconds(pause));
+      committed = store_->CommitSync(commit).status();
+    });
+    EXPECT_OK(store_->Delete(a.id));
+    committing.join();
+    ASSERT_OK(committed);
+    const RestorePoint point = Must(store_->FindRestorePoint("alice", tokens, 512));
+    ASSERT_EQ(point.position, 512) << "round " << round;
+    for (const BlockHash& block : point.blocks) ASSERT_OK(store_->ReadBlockPart(block, 0));
+    ASSERT_OK(store_->ReadAnchor(point.anchor, 512));
+  }
+}
+
+// One timeline replaces the tail anchor that another is about to list.
+TEST_F(ConcurrencyTest, ATailThatAnotherIsAboutToListStays) {
+  const auto tail = [&](const SessionInfo& session, const std::vector<TokenId>& tokens,
+                        int64_t position) {
+    Commit commit = TokensCommit(session.timeline, tokens);
+    commit.anchor = KvAnchor{position, "tail", true};
+    return commit;
+  };
+  for (int round = 0; round < 100; ++round) {
+    const std::vector<TokenId> tokens = RandomTokens(random_, 100);
+    const SessionInfo a = NewOne(), b = NewOne();
+    ASSERT_OK(store_->CommitSync(tail(a, tokens, 100)));
+    std::future<absl::Status> lists = CommitLater(tail(b, tokens, 100)),
+                              replaces = CommitLater(tail(a, RandomTokens(random_, 100), 200));
+    ASSERT_OK(lists.get());
+    ASSERT_OK(replaces.get());
+    ASSERT_EQ(Furthest(tokens), 100) << "round " << round;
+  }
+}
+
+TEST_F(ConcurrencyTest, AForkKeepsTheTailThatItsParentReplacesMeanwhile) {
+  for (int round = 0; round < 100; ++round) {
+    const std::vector<TokenId> tokens = RandomTokens(random_, 100);
+    const SessionInfo parent = NewOne();
+    Commit commit = TokensCommit(parent.timeline, tokens);
+    commit.anchor = KvAnchor{100, "tail", true};
+    ASSERT_OK(store_->CommitSync(commit));
+    commit = TokensCommit(parent.timeline, RandomTokens(random_, 100));
+    commit.anchor = KvAnchor{200, "tail", true};
+    std::future<absl::Status> replaces;
+    std::thread running_on([&] { replaces = CommitLater(commit); });
+    ASSERT_OK(store_->Fork(parent.id, AtSeq(1), {"alice", 2, ""}));
+    running_on.join();
+    ASSERT_OK(replaces.get());
+  }
+  // Whoever lists an anchor can have it, and none is left that nobody lists.
+  store_.reset();
+  const auto database = Must(internal::Database::Open(path(), false, {}));
+  std::set<std::string> listed, named;
+  for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "r"))
+    listed.insert(key.substr(1, sizeof(Sha256Digest)));
+  for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "n"))
+    named.insert(key.substr(1));
+  EXPECT_EQ(listed, named);
+}
+
 // ---- workspaces
 
 class SharedTreeTest : public ConcurrencyTest {

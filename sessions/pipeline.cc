@@ -46,6 +46,7 @@ Pipeline::~Pipeline() {
 
 void Pipeline::Submit(std::unique_ptr<Operation> operation) {
   operation->queued = std::chrono::steady_clock::now();
+  operation->use = values_in_use_.Register(operation->hashes);
   bool to_values = operation->HasValues();
   if (operation->state != nullptr) {
     ++operation->state->pending;
@@ -172,6 +173,7 @@ void Pipeline::StoreValues(Queue& group) {
 absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntry>& intents,
                                      std::vector<WriteEntry>& values,
                                      std::set<std::string>& written) {
+  values_in_use_.AwaitRemovals(operation.hashes);
   const auto intend = [&](char column, const Sha256Digest& digest, uint64_t parts) {
     const std::string key = IntentKey(column, View(digest));
     intents.push_back({Column::kMeta, key, EncodeNumber(RecordKind::kIntent, key, parts)});
@@ -316,10 +318,11 @@ void Pipeline::WriteGroup(Queue& group) {
 
 absl::Status Pipeline::WriteBatchOf(Queue& group) {
   rocksdb::WriteBatch batch;
+  std::vector<ValuesInUse::Claim> claims;  // on what the batch removes, until it is written
   int64_t commits = 0;
   for (const std::unique_ptr<Operation>& operation : group) {
     if (!operation->error.ok()) continue;
-    if (operation->replaced_tail.has_value()) DropReplacedTail(*operation, batch);
+    if (operation->replaced_tail.has_value()) DropReplacedTail(*operation, batch, claims);
     database_.Fill(batch, operation->writes);
     if (operation->state != nullptr) ++commits;
   }
@@ -336,10 +339,15 @@ absl::Status Pipeline::WriteBatchOf(Queue& group) {
   return absl::OkStatus();
 }
 
-// Deletes the anchor that the timeline's new one replaces, unless another timeline refers to it. A
-// record that cannot be read leaves it where it is: a commit does not fail for a cache.
-void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch) {
+// Deletes the anchor that the timeline's new one replaces, unless another timeline refers to it.
+// One that somebody is about to list becomes this timeline's for good. A record that cannot be read
+// leaves it where it is: a commit does not fail for a cache.
+void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch,
+                                std::vector<ValuesInUse::Claim>& claims) {
   const Sha256Digest& anchor = operation.replaced_tail->anchor;
+  std::optional<ValuesInUse::Claim> claim = values_in_use_.ClaimUnused(anchor);
+  if (!claim.has_value()) return;
+  claims.push_back(*std::move(claim));
   const std::string own = AnchorReferenceKey(anchor, operation.state->id);
   std::vector<WriteEntry> writes;
   writes.push_back({Column::kTimelines, own, std::nullopt});
@@ -369,6 +377,7 @@ void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch&
 }
 
 void Pipeline::Finish(Operation& operation, const absl::Status& status) {
+  operation.use.Reset();
   operation.trees.clear();  // named, or not to be: a Delete that waits for us may sweep them
   if (operation.state != nullptr) {
     TimelineState& state = *operation.state;

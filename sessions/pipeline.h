@@ -24,6 +24,7 @@
 #include "sessions/file_objects.h"
 #include "sessions/record.h"
 #include "sessions/timeline.h"
+#include "sessions/values_in_use.h"
 
 namespace agentd::sessions::internal {
 
@@ -78,10 +79,12 @@ struct Operation {
   std::optional<AnchorToStore> anchor;
   std::vector<NamedTree> trees;
   std::optional<TailRecord> replaced_tail;
-  bool urgent = false;  // does not wait for company
-  absl::Status error;   // found earlier: nothing is written
+  std::vector<Sha256Digest> hashes;  // of the blocks and anchors that it lists
+  bool urgent = false;               // does not wait for company
+  absl::Status error;                // found earlier: nothing is written
   std::function<void(absl::Status)> done;
   std::chrono::steady_clock::time_point queued;
+  ValuesInUse::Use use;  // of `hashes`, from Submit to Finish
 
   bool HasValues() const { return !blocks.empty() || anchor.has_value() || !trees.empty(); }
 };
@@ -102,6 +105,8 @@ class Pipeline {
   absl::Status SubmitAndWait(std::vector<WriteEntry> writes);
 
   PipelineCounters counters() const;
+  // Of the operations that are queued; others who count on a value or remove one join in.
+  ValuesInUse& values_in_use() { return values_in_use_; }
 
  private:
   using Queue = std::deque<std::unique_ptr<Operation>>;
@@ -116,7 +121,8 @@ class Pipeline {
   bool TakeGroup(Queue& group);
   void WriteGroup(Queue& group);
   absl::Status WriteBatchOf(Queue& group);
-  void DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch);
+  void DropReplacedTail(const Operation& operation, rocksdb::WriteBatch& batch,
+                        std::vector<ValuesInUse::Claim>& claims);
   void Finish(Operation& operation, const absl::Status& status);
   absl::Status MayWrite();
   void NoteFailure(const absl::Status& status);
@@ -127,6 +133,7 @@ class Pipeline {
   const Sha256Digest identity_;
   const std::chrono::microseconds window_;
 
+  ValuesInUse values_in_use_;  // synchronises itself
   mutable std::mutex mutex_;
   std::condition_variable values_ready_, writer_ready_;
   // Guarded by mutex_.

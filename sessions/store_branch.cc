@@ -11,20 +11,23 @@
 namespace agentd::sessions::internal {
 namespace {
 
+constexpr int kAnchorAttempts = 4;  // a timeline replaces its tail once in a thousand tokens
+
 std::string EventPrefix(TimelineId timeline) {
   std::string key;
   AppendBigEndian(key, timeline);
   return key;
 }
 
-}  // namespace
+struct ListedAnchor {
+  std::string entry_key;
+  Sha256Digest anchor{};
+};
 
-absl::Status StoreImpl::ListSharedAnchor(const TimelineView& source, const ResolvedPoint& point,
-                                         TimelineId timeline, const rocksdb::Snapshot* snapshot,
-                                         std::vector<WriteEntry>& writes) const {
-  const std::vector<Segment> shared = AncestryAt(source, point);
-  const std::unique_ptr<rocksdb::Iterator> iterator =
-      database_->Iterate(Column::kTimelines, snapshot);
+// The newest anchor listed at or before the end of `shared`, as of now.
+absl::StatusOr<std::optional<ListedAnchor>> FindListedAnchor(const Database& database,
+                                                             const std::vector<Segment>& shared) {
+  const std::unique_ptr<rocksdb::Iterator> iterator = database.Iterate(Column::kTimelines);
   for (auto segment = shared.rbegin(); segment != shared.rend(); ++segment) {
     const std::string prefix = Key('a', segment->timeline);
     iterator->SeekForPrev(AnchorEntryKey(segment->timeline, segment->last_position, UINT64_MAX));
@@ -33,16 +36,40 @@ absl::Status StoreImpl::ListSharedAnchor(const TimelineView& source, const Resol
     const absl::StatusOr<Sha256Digest> anchor =
         DecodeDigest(RecordKind::kAnchorEntry, key, ToView(iterator->value()));
     if (!anchor.ok()) continue;  // a cache's listing: the fork works without
+    return std::optional(ListedAnchor{std::string(key), *anchor});
+  }
+  RETURN_IF_ERROR(Translate(iterator->status(), "looking for an anchor to share"));
+  return std::optional<ListedAnchor>();
+}
+
+}  // namespace
+
+absl::StatusOr<ValuesInUse::Use> StoreImpl::ListSharedAnchor(const TimelineView& source,
+                                                             const ResolvedPoint& point,
+                                                             TimelineId timeline,
+                                                             std::vector<WriteEntry>& writes) {
+  const std::vector<Segment> shared = AncestryAt(source, point);
+  // The source may run on, and replace the anchor while we look at it. Once it is registered as in
+  // use that ends: if it is still listed then, it stays.
+  for (int attempt = 0; attempt < kAnchorAttempts; ++attempt) {
+    ASSIGN_OR_RETURN(const std::optional<ListedAnchor> found, FindListedAnchor(*database_, shared));
+    if (!found.has_value()) break;
+    ValuesInUse::Use use = pipeline_.values_in_use().Register({found->anchor});
+    pipeline_.values_in_use().AwaitRemovals({found->anchor});
+    ASSIGN_OR_RETURN(const std::optional<std::string> listed,
+                     database_->Get(Column::kTimelines, found->entry_key));
+    if (!listed.has_value()) continue;
     const std::string entry_key =
-        AnchorEntryKey(timeline, static_cast<int64_t>(BigEndianAt(key, 9)), BigEndianAt(key, 17));
-    const std::string reference_key = AnchorReferenceKey(*anchor, timeline);
+        AnchorEntryKey(timeline, static_cast<int64_t>(BigEndianAt(found->entry_key, 9)),
+                       BigEndianAt(found->entry_key, 17));
+    const std::string reference_key = AnchorReferenceKey(found->anchor, timeline);
     writes.push_back({Column::kTimelines, entry_key,
-                      EncodeDigest(RecordKind::kAnchorEntry, entry_key, *anchor)});
+                      EncodeDigest(RecordKind::kAnchorEntry, entry_key, found->anchor)});
     writes.push_back({Column::kTimelines, reference_key,
                       Frame(RecordKind::kAnchorReference, reference_key, "")});
-    break;
+    return use;
   }
-  return Translate(iterator->status(), "looking for an anchor to share");
+  return ValuesInUse::Use();
 }
 
 absl::StatusOr<SessionInfo> StoreImpl::Fork(std::string_view session_id, const Point& at,
@@ -66,7 +93,8 @@ absl::StatusOr<SessionInfo> StoreImpl::Fork(std::string_view session_id, const P
   AddSession(id, record, session, writes);
   AddTimeline(record.timeline, {id, session.seed, AncestryAt(source.second, point)},
               {point.seq, point.position, now_us}, writes);
-  RETURN_IF_ERROR(ListSharedAnchor(source.second, point, record.timeline, snapshot.get(), writes));
+  ASSIGN_OR_RETURN(const ValuesInUse::Use anchor,
+                   ListSharedAnchor(source.second, point, record.timeline, writes));
   CrashPoint("fork_before");
   RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
   CrashPoint("fork_after");
@@ -87,7 +115,8 @@ absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const
   writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
   AddTimeline(record.timeline, {std::string(session_id), seed, AncestryAt(source.second, point)},
               {point.seq, point.position, NowUs()}, writes);
-  RETURN_IF_ERROR(ListSharedAnchor(source.second, point, record.timeline, snapshot.get(), writes));
+  ASSIGN_OR_RETURN(const ValuesInUse::Use anchor,
+                   ListSharedAnchor(source.second, point, record.timeline, writes));
   CrashPoint("rewind_before");
   RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
   CrashPoint("rewind_after");
@@ -103,6 +132,7 @@ struct StoreImpl::Removal {
   std::set<Sha256Digest> anchors;
   std::set<TreeId> trees;
   std::vector<TimelineId> timelines;
+  std::optional<ValuesInUse::Claim> claim;  // on the blocks and anchors that go
 
   void Drop(Column column, std::string_view key) {
     writes.push_back({column, std::string(key), std::nullopt});
@@ -190,7 +220,8 @@ absl::Status StoreImpl::RemoveTimeline(TimelineId timeline, const Segment* keep,
   return absl::OkStatus();
 }
 
-absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& removal) const {
+absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& removal) {
+  ValuesInUse::Watch watch(pipeline_.values_in_use());
   // What live timelines share of others, and what the deleted ones may have been the last to share.
   std::map<TimelineId, Segment> shared;
   std::set<TimelineId> own, kept_before, touched;
@@ -222,32 +253,21 @@ absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& remo
     RETURN_IF_ERROR(
         RemoveTimeline(timeline, found == shared.end() ? nullptr : &found->second, removal));
   }
-  RETURN_IF_ERROR(RemoveUnreferenced(removal));
+  RETURN_IF_ERROR(RemoveUnreferenced(watch, removal));
   return RemoveFiles(removal);
 }
 
-// Blocks and anchors that no remaining timeline lists.
-absl::Status StoreImpl::RemoveUnreferenced(Removal& removal) const {
-  std::set<BlockHash> blocks = std::move(removal.blocks);
-  if (!blocks.empty()) {
+// Blocks and anchors that no remaining timeline lists, nor one that is on its way.
+absl::Status StoreImpl::RemoveUnreferenced(ValuesInUse::Watch& watch, Removal& removal) const {
+  std::set<BlockHash> unlisted = removal.blocks;
+  if (!unlisted.empty()) {
     RETURN_IF_ERROR(
         database_->Scan(Column::kTimelines, "b", [&](std::string_view key, std::string_view value) {
           if (removal.listings.contains(std::string(key))) return absl::OkStatus();
           if (const auto hash = DecodeDigest(RecordKind::kBlockEntry, key, value); hash.ok())
-            blocks.erase(*hash);
+            unlisted.erase(*hash);
           return absl::OkStatus();
         }));
-  }
-  for (const BlockHash& block : blocks) {
-    const std::string key = BlockNameKey(block);
-    ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                     database_->Get(Column::kTimelines, key));
-    if (!value.has_value()) continue;
-    removal.Drop(Column::kTimelines, key);
-    const absl::StatusOr<BlockName> name = DecodeBlockName(key, *value);
-    for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
-      removal.Drop(Column::kKv, KvPartKey(block, part));
-    }
   }
   for (const Sha256Digest& anchor : removal.anchors) {
     bool referenced = false;
@@ -257,10 +277,25 @@ absl::Status StoreImpl::RemoveUnreferenced(Removal& removal) const {
                                                    !removal.listings.contains(std::string(key));
                                       return absl::OkStatus();
                                     }));
+    if (!referenced) unlisted.insert(anchor);
+  }
+  removal.claim.emplace(watch.ClaimUnused(std::move(unlisted)));
+  for (const BlockHash& block : removal.blocks) {
+    const std::string key = BlockNameKey(block);
+    ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                     database_->Get(Column::kTimelines, key));
+    if (!removal.claim->Has(block) || !value.has_value()) continue;
+    removal.Drop(Column::kTimelines, key);
+    const absl::StatusOr<BlockName> name = DecodeBlockName(key, *value);
+    for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
+      removal.Drop(Column::kKv, KvPartKey(block, part));
+    }
+  }
+  for (const Sha256Digest& anchor : removal.anchors) {
     const std::string key = AnchorNameKey(anchor);
     ASSIGN_OR_RETURN(const std::optional<std::string> value,
                      database_->Get(Column::kTimelines, key));
-    if (referenced || !value.has_value()) continue;
+    if (!removal.claim->Has(anchor) || !value.has_value()) continue;
     removal.Drop(Column::kTimelines, key);
     removal.Drop(Column::kAnchors, AnchorKey(anchor));
     if (const auto name = DecodeAnchorName(key, *value); name.ok()) {
@@ -311,6 +346,7 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
     CrashPoint("delete_before");
     RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
     CrashPoint("delete_after");
+    removal.claim.reset();
   }
   {
     std::lock_guard lock(mutex_);

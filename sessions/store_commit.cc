@@ -199,6 +199,7 @@ void StoreImpl::AddBlocks(TimelineState& state, Commit& commit, size_t first_new
     const std::string key = BlockEntryKey(state.id, static_cast<int64_t>(block), identity_tag_);
     operation.writes.push_back(
         {Column::kTimelines, key, EncodeDigest(RecordKind::kBlockEntry, key, state.hashes[block])});
+    operation.hashes.push_back(state.hashes[block]);
   };
   for (size_t block = first_new_block; block < state.hashes.size(); ++block) list(block);
   for (KvBlock& added : commit.blocks) {
@@ -239,6 +240,7 @@ void StoreImpl::AddAnchor(TimelineState& state, Commit& commit, Operation& opera
   } else if (had_tail) {
     operation.writes.push_back({Column::kTimelines, tail_key, std::nullopt});
   }
+  operation.hashes.push_back(anchor.hash);
   operation.anchor = std::move(anchor);
 }
 

@@ -79,13 +79,13 @@ class StoreImpl final : public Store {
 
   // ---- branches
   // Lists the newest anchor of `source` at or before `point` for `timeline` too, so that it
-  // outlives its parent.
-  absl::Status ListSharedAnchor(const TimelineView& source, const ResolvedPoint& point,
-                                TimelineId timeline, const rocksdb::Snapshot* snapshot,
-                                std::vector<WriteEntry>& writes) const;
-  absl::Status PlanRemoval(const std::string& session_id, Removal& removal) const;
+  // outlives its parent; the use is held until that is written.
+  absl::StatusOr<ValuesInUse::Use> ListSharedAnchor(const TimelineView& source,
+                                                    const ResolvedPoint& point, TimelineId timeline,
+                                                    std::vector<WriteEntry>& writes);
+  absl::Status PlanRemoval(const std::string& session_id, Removal& removal);
   absl::Status RemoveTimeline(TimelineId timeline, const Segment* keep, Removal& removal) const;
-  absl::Status RemoveUnreferenced(Removal& removal) const;
+  absl::Status RemoveUnreferenced(ValuesInUse::Watch& watch, Removal& removal) const;
   absl::Status RemoveFiles(Removal& removal) const;
   absl::Status StopTimelines(const std::string& session_id);
   absl::Status EraseFromDisk(const std::string& session_id,
