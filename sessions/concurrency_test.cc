@@ -137,6 +137,33 @@ TEST_F(ConcurrencyTest, AForkKeepsTheTailThatItsParentReplacesMeanwhile) {
   EXPECT_EQ(listed, named);
 }
 
+TEST_F(ConcurrencyTest, ADeletedSessionIsNotBroughtBackByLoadingIt) {
+  for (int i = 0; i < 10; ++i)  // so that planning takes a moment
+    ASSERT_OK(store_->CommitSync(TokensCommit(NewOne().timeline, RandomTokens(random_, 256 * 60))));
+  for (int round = 0; round < 60; ++round) {
+    const SessionInfo session = NewOne();
+    ASSERT_OK(store_->CommitSync(TokensCommit(session.timeline, {1})));
+    std::atomic<bool> deleted = false;
+    std::thread loading([&] {
+      while (!deleted) {
+        (void)store_->Load(session.id);
+        (void)store_->CommitSync(TokensCommit(session.timeline, {2}));
+      }
+    });
+    EXPECT_OK(store_->Delete(session.id));
+    deleted = true;
+    loading.join();
+  }
+  store_.reset();
+  const auto database = Must(internal::Database::Open(path(), false, {}));
+  std::set<std::string> timelines, with_events;
+  for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "t"))
+    timelines.insert(key.substr(1));
+  for (const std::string& key : testing::KeysOf(*database, internal::Column::kEvents))
+    with_events.insert(key.substr(0, 8));
+  EXPECT_EQ(timelines, with_events);
+}
+
 // ---- workspaces
 
 class SharedTreeTest : public ConcurrencyTest {

@@ -209,6 +209,50 @@ TEST_F(DamageTest, ADamagedSessionHidesNoOther) {
   EXPECT_THAT(all[1].damage, HasSubstr("head of timeline"));
 }
 
+TEST_F(DamageTest, ADamagedSessionCanBeDeleted) {
+  for (const char* prefix : {"s", "t", "h", "m", "o"}) {
+    const SessionInfo other = Must(Open()->Create({"bob", 1, ""}));
+    testing::Overwrite(path(), Column::kTimelines,
+                       prefix == std::string("t")   ? internal::TimelineKey(other.timeline)
+                       : prefix == std::string("h") ? internal::HeadKey(other.timeline)
+                       : prefix == std::string("s") ? internal::SessionKey(other.id)
+                       : prefix == std::string("m") ? internal::SessionMetaKey(other.id)
+                                                    : internal::OwnerIndexPrefix("bob") + other.id,
+                       "nonsense");
+    const std::unique_ptr<Store> store = Open();
+    EXPECT_OK(store->Delete(other.id)) << prefix;
+    EXPECT_THAT(Must(store->List("bob", "", 10)), IsEmpty()) << prefix;
+    EXPECT_TRUE(absl::IsNotFound(store->Delete(other.id))) << prefix;
+  }
+  EXPECT_OK(Open()->Delete(session_.id));
+}
+
+// Nobody can tell what a damaged timeline shares: all that is older than it stays, until it goes.
+TEST_F(DamageTest, ADamagedTimelineStopsNoDeletion) {
+  SessionInfo fork, last;
+  {
+    const std::unique_ptr<Store> store = Open();
+    fork = Must(store->Fork(session_.id, testing::AtSeq(1), {"alice", 1, ""}));
+    last = Must(store->Create({"alice", 1, ""}));
+  }
+  testing::Overwrite(path(), Column::kTimelines, internal::TimelineKey(fork.timeline), "nonsense");
+  {
+    const std::unique_ptr<Store> store = Open();
+    EXPECT_OK(store->Delete(last.id));  // is newer
+    const absl::Status deleted = store->Delete(session_.id);
+    EXPECT_TRUE(absl::IsDataLoss(deleted));
+    EXPECT_THAT(Text(deleted), HasSubstr("is deleted, but its events"));
+    EXPECT_THAT(Text(deleted), HasSubstr(fmt::format("record of timeline {}", fork.timeline)));
+    EXPECT_TRUE(absl::IsNotFound(store->Get(session_.id).status()));
+    EXPECT_EQ(Find(*store).position, 600);
+    ASSERT_OK(store->Delete(fork.id));
+  }
+  const auto database = Must(internal::Database::Open(path(), false, {}));
+  for (const Column column :
+       {Column::kTimelines, Column::kEvents, Column::kKv, Column::kAnchors, Column::kFiles})
+    EXPECT_THAT(KeysOf(*database, column), IsEmpty());
+}
+
 // What the counter says is behind where two timelines were made at once, and nothing if damaged.
 TEST_F(DamageTest, NoLiveTimelinesNumberIsGivenAway) {
   const SessionInfo other = Must(Open()->Create({"alice", 1, ""}));

@@ -45,6 +45,7 @@ struct TimelineState {
   std::vector<BlockHash> hashes;  // of the whole blocks of `tokens`
   std::optional<TailRecord> tail;
   absl::Status rejecting;  // not OK: new commits fail with it
+  bool deleting = false;   // a Delete is under way: Load may not start it anew
   int pending = 0;         // operations queued
   int pending_values = 0;  // those of them that have not left the values thread
 

@@ -203,9 +203,9 @@ class Store {
   virtual absl::StatusOr<SessionInfo> Rewind(std::string_view session_id, const Point& to,
                                              uint64_t seed) = 0;
   // Erases the session's events and unreferences its KV and files; what forks share stays. Waits
-  // for its queued commits; later ones fail with NotFound. Bytes of events and meta are off the
-  // disk on return, those of KV and files after RocksDB's later compactions. An error that says "is
-  // deleted, but" means just that.
+  // for its queued commits; later ones fail with NotFound. A damaged session can be deleted too.
+  // Bytes of events and meta are off the disk on return, those of KV and files after RocksDB's
+  // later compactions. An error that says "is deleted, but" means just that.
   virtual absl::Status Delete(std::string_view session_id) = 0;
 
   // Reads a session's current timeline, checking every record. DataLoss names the first damaged

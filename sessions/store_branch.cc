@@ -133,6 +133,7 @@ struct StoreImpl::Removal {
   std::set<TreeId> trees;
   std::vector<TimelineId> timelines;
   std::optional<ValuesInUse::Claim> claim;  // on the blocks and anchors that go
+  absl::Status kept;                        // not OK: why events and values stay that would go
 
   void Drop(Column column, std::string_view key) {
     writes.push_back({column, std::string(key), std::nullopt});
@@ -143,22 +144,28 @@ struct StoreImpl::Removal {
   }
 };
 
-// New commits fail from here on; the queued ones are through when it returns.
-absl::Status StoreImpl::StopTimelines(const std::string& session_id) {
-  std::vector<TimelineId> timelines;
+// New commits fail from here on; the queued ones are through when it returns. A timeline whose
+// record is damaged is stopped if it is `current`; nobody can commit to another.
+absl::StatusOr<std::vector<std::shared_ptr<TimelineState>>> StoreImpl::StopTimelines(
+    const std::string& session_id, TimelineId current) {
+  std::set<TimelineId> timelines;
+  if (current != 0) timelines.insert(current);
   RETURN_IF_ERROR(
       database_->Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
-        ASSIGN_OR_RETURN(const TimelineRecord record, DecodeTimeline(key, value));
-        if (record.session == session_id) timelines.push_back(BigEndianAt(key, 1));
+        const absl::StatusOr<TimelineRecord> record = DecodeTimeline(key, value);
+        if (record.ok() && record->session == session_id) timelines.insert(BigEndianAt(key, 1));
         return absl::OkStatus();
       }));
+  std::vector<std::shared_ptr<TimelineState>> stopped;
   for (const TimelineId timeline : timelines) {
     const std::shared_ptr<TimelineState> state = StateOf(timeline);
     std::unique_lock lock(state->mutex);
     state->rejecting = NotFound("session {} is deleted", session_id);
+    state->deleting = true;
     state->idle.wait(lock, [&] { return state->pending == 0; });
+    stopped.push_back(state);
   }
-  return absl::OkStatus();
+  return stopped;
 }
 
 // Takes away what lies after `keep` (null: everything), which live forks still share.
@@ -220,21 +227,30 @@ absl::Status StoreImpl::RemoveTimeline(TimelineId timeline, const Segment* keep,
   return absl::OkStatus();
 }
 
-absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& removal) {
+absl::Status StoreImpl::PlanRemoval(const std::string& session_id, TimelineId current,
+                                    Removal& removal) {
   ValuesInUse::Watch watch(pipeline_.values_in_use());
   // What live timelines share of others, and what the deleted ones may have been the last to share.
   std::map<TimelineId, Segment> shared;
   std::set<TimelineId> own, kept_before, touched;
+  if (current != 0) own.insert(current);
+  TimelineId newest_unreadable = 0;
   RETURN_IF_ERROR(
       database_->Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
-        ASSIGN_OR_RETURN(const TimelineRecord record, DecodeTimeline(key, value));
         const TimelineId timeline = BigEndianAt(key, 1);
-        if (record.session.empty()) kept_before.insert(timeline);
-        if (record.session == session_id) own.insert(timeline);
-        for (const Segment& segment : record.ancestry) {
-          if (record.session == session_id) {
+        const absl::StatusOr<TimelineRecord> record = DecodeTimeline(key, value);
+        if (!record.ok()) {
+          if (timeline == current) return absl::OkStatus();
+          newest_unreadable = timeline;  // keys ascend
+          removal.kept = record.status();
+          return absl::OkStatus();
+        }
+        if (record->session.empty()) kept_before.insert(timeline);
+        if (record->session == session_id) own.insert(timeline);
+        for (const Segment& segment : record->ancestry) {
+          if (record->session == session_id) {
             touched.insert(segment.timeline);
-          } else if (!record.session.empty()) {
+          } else if (!record->session.empty()) {
             Segment& most = shared[segment.timeline];
             if (std::pair(most.last_seq, most.last_position) <
                 std::pair(segment.last_seq, segment.last_position)) {
@@ -245,14 +261,26 @@ absl::Status StoreImpl::PlanRemoval(const std::string& session_id, Removal& remo
         return absl::OkStatus();
       }));
   std::set<TimelineId> targets = own;
-  for (const TimelineId timeline : touched) {
-    if (kept_before.contains(timeline)) targets.insert(timeline);
+  // One that nobody shares was kept for a timeline that could not be read.
+  for (const TimelineId timeline : kept_before) {
+    if (touched.contains(timeline) || !shared.contains(timeline)) targets.insert(timeline);
   }
+  bool kept_any = false;
   for (const TimelineId timeline : targets) {
+    // A timeline shares of older ones, and so of lower numbers, alone.
+    if (timeline < newest_unreadable) {
+      // All of it stays, as a deleted session's.
+      const std::string key = TimelineKey(timeline);
+      removal.timelines.push_back(timeline);
+      removal.writes.push_back({Column::kTimelines, key, EncodeTimeline(key, {})});
+      kept_any = true;
+      continue;
+    }
     const auto found = shared.find(timeline);
     RETURN_IF_ERROR(
         RemoveTimeline(timeline, found == shared.end() ? nullptr : &found->second, removal));
   }
+  if (!kept_any) removal.kept = absl::OkStatus();
   RETURN_IF_ERROR(RemoveUnreferenced(watch, removal));
   return RemoveFiles(removal);
 }
@@ -326,35 +354,73 @@ absl::Status StoreImpl::RemoveFiles(Removal& removal) const {
   return absl::OkStatus();
 }
 
+// From the index: for a session whose record cannot be read. NotFound: there is no such session.
+absl::StatusOr<std::string> StoreImpl::OwnerOf(const std::string& session_id) const {
+  std::optional<std::string> owner;
+  RETURN_IF_ERROR(
+      database_->Scan(Column::kTimelines, "o", [&](std::string_view key, std::string_view) {
+        const size_t rest = OwnerIndexPrefix("").size();
+        if (key.size() < rest + session_id.size() || !key.ends_with(session_id))
+          return absl::OkStatus();
+        const std::string name(key.substr(rest, key.size() - rest - session_id.size()));
+        if (key == OwnerIndexPrefix(name) + session_id) owner = name;
+        return absl::OkStatus();
+      }));
+  if (!owner.has_value()) return NotFound("session {} does not exist", session_id);
+  return *std::move(owner);
+}
+
 absl::Status StoreImpl::Delete(std::string_view session_id) {
   const std::string id(session_id);
   std::unique_lock branch(branch_mutex_);
   const std::string key = SessionKey(id);
   ASSIGN_OR_RETURN(const std::optional<std::string> value, database_->Get(Column::kTimelines, key));
-  if (!value.has_value()) return NotFound("session {} does not exist", id);
-  ASSIGN_OR_RETURN(const SessionRecord record, DecodeSession(key, *value));
-  RETURN_IF_ERROR(StopTimelines(id));
-
+  absl::StatusOr<SessionRecord> record = NotFound("session {} does not exist", id);
+  if (value.has_value()) record = DecodeSession(key, *value);
+  if (absl::IsFailedPrecondition(record.status())) return record.status();  // a newer program's
+  if (!record.ok()) {
+    // A damaged session can still be got rid of.
+    record = SessionRecord();
+    ASSIGN_OR_RETURN(record->owner, OwnerOf(id));
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::shared_ptr<TimelineState>> stopped,
+                   StopTimelines(id, record->timeline));
   Removal removal;
-  {
-    std::unique_lock sweep(files_.sweep_mutex());
-    RETURN_IF_ERROR(PlanRemoval(id, removal));
-    removal.Drop(Column::kTimelines, key);
-    removal.Drop(Column::kTimelines, SessionMetaKey(id));
-    removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + id);
-    workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
-    CrashPoint("delete_before");
-    RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
-    CrashPoint("delete_after");
-    removal.claim.reset();
+  absl::Status removed = Remove(id, *record, removal);
+  if (!removed.ok()) {
+    for (const std::shared_ptr<TimelineState>& state : stopped) {
+      std::lock_guard lock(state->mutex);
+      state->deleting = false;
+    }
+    return removed;
   }
   {
     std::lock_guard lock(mutex_);
     for (const TimelineId timeline : removal.timelines) states_.erase(timeline);
   }
   branch.unlock();
-  return Annotate(EraseFromDisk(id, removal.timelines),
-                  fmt::format("session {} is deleted, but its bytes are still on the disk", id));
+  RETURN_IF_ERROR(
+      Annotate(EraseFromDisk(id, removal.timelines),
+               fmt::format("session {} is deleted, but its bytes are still on the disk", id)));
+  return Annotate(removal.kept, fmt::format("session {} is deleted, but its events and values stay "
+                                            "while another session, which may share them, cannot "
+                                            "be read: delete that one",
+                                            id));
+}
+
+absl::Status StoreImpl::Remove(const std::string& session_id, const SessionRecord& record,
+                               Removal& removal) {
+  std::unique_lock sweep(files_.sweep_mutex());
+  RETURN_IF_ERROR(PlanRemoval(session_id, record.timeline, removal));
+  removal.Drop(Column::kTimelines, SessionKey(session_id));
+  removal.Drop(Column::kTimelines, SessionMetaKey(session_id));
+  removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + session_id);
+  workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
+  CrashPoint("delete_before");
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
+  CrashPoint("delete_after");
+  removal.claim.reset();
+  return absl::OkStatus();
 }
 
 // So far the events are only marked as deleted: takes them off the disk, out of the log first.

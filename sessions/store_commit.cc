@@ -76,6 +76,7 @@ absl::StatusOr<LoadedTimeline> StoreImpl::Load(std::string_view session_id) {
     std::unique_lock lock(rejecting->mutex);
     if (!rejecting->rejecting.ok()) {
       rejecting->idle.wait(lock, [&] { return rejecting->pending == 0; });
+      if (rejecting->deleting) return rejecting->rejecting;
       std::lock_guard map_lock(mutex_);
       if (const auto found = states_.find(id);
           found != states_.end() && found->second == rejecting) {

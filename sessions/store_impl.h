@@ -83,11 +83,14 @@ class StoreImpl final : public Store {
   absl::StatusOr<ValuesInUse::Use> ListSharedAnchor(const TimelineView& source,
                                                     const ResolvedPoint& point, TimelineId timeline,
                                                     std::vector<WriteEntry>& writes);
-  absl::Status PlanRemoval(const std::string& session_id, Removal& removal);
+  absl::Status PlanRemoval(const std::string& session_id, TimelineId current, Removal& removal);
   absl::Status RemoveTimeline(TimelineId timeline, const Segment* keep, Removal& removal) const;
   absl::Status RemoveUnreferenced(ValuesInUse::Watch& watch, Removal& removal) const;
   absl::Status RemoveFiles(Removal& removal) const;
-  absl::Status StopTimelines(const std::string& session_id);
+  absl::StatusOr<std::string> OwnerOf(const std::string& session_id) const;
+  absl::StatusOr<std::vector<std::shared_ptr<TimelineState>>> StopTimelines(
+      const std::string& session_id, TimelineId current);
+  absl::Status Remove(const std::string& session_id, const SessionRecord& record, Removal& removal);
   absl::Status EraseFromDisk(const std::string& session_id,
                              const std::vector<TimelineId>& timelines);
 
