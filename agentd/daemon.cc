@@ -262,9 +262,13 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     std::lock_guard lock(mutex_);
     sessions_.erase(session_id);
   }
+  absl::Status cleared = store_->ClearWorkspace(runtime_.WorkspaceOf(session_id));
   std::error_code error;
-  std::filesystem::remove_all(runtime_.WorkspaceOf(session_id), error);
-  if (error) spdlog::warn("session {}: workspace not removed: {}", session_id, error.message());
+  std::filesystem::remove(runtime_.WorkspaceOf(session_id), error);
+  if (cleared.ok() && error) cleared = ErrnoError(error.value(), "remove it");
+  if (!cleared.ok() && !absl::IsNotFound(cleared)) {
+    spdlog::warn("session {}: workspace not removed: {}", session_id, Text(cleared));
+  }
   std::filesystem::remove(runtime_.LockOf(session_id), error);
   return status;  // an error that is left: deleted, but bytes of it are still on the disk
 }

@@ -114,11 +114,7 @@ absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_
   if (hot.transcript.workspace()) {
     RETURN_IF_ERROR(runtime.store->RestoreWorkspace(*hot.transcript.workspace(), directory));
   } else {
-    for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-      std::filesystem::remove_all(entry.path(), error);
-      if (error) return ErrnoError(error.value(), "remove " + entry.path().string());
-    }
-    if (error) return ErrnoError(error.value(), "read directory " + directory.string());
+    RETURN_IF_ERROR(runtime.store->ClearWorkspace(directory));
   }
   hot.workspace_ready = true;
   return absl::OkStatus();

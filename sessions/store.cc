@@ -383,5 +383,9 @@ absl::Status StoreImpl::RestoreWorkspace(const TreeId& tree,
   return workspaces_.Restore(tree, directory);
 }
 
+absl::Status StoreImpl::ClearWorkspace(const std::filesystem::path& directory) {
+  return workspaces_.Clear(directory);
+}
+
 }  // namespace internal
 }  // namespace agentd::sessions

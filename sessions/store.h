@@ -244,6 +244,8 @@ class Store {
   // follows a symlink out of it.
   virtual absl::Status RestoreWorkspace(const TreeId& tree,
                                         const std::filesystem::path& directory) = 0;
+  // Removes all that is in `directory`, read-only directories of ours too. NotFound: there is none.
+  virtual absl::Status ClearWorkspace(const std::filesystem::path& directory) = 0;
 
   virtual absl::StatusOr<StoreStats> Stats() = 0;
 };

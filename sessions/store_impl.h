@@ -52,6 +52,7 @@ class StoreImpl final : public Store {
       const std::filesystem::path& directory) override;
   absl::Status RestoreWorkspace(const TreeId& tree,
                                 const std::filesystem::path& directory) override;
+  absl::Status ClearWorkspace(const std::filesystem::path& directory) override;
   absl::StatusOr<StoreStats> Stats() override;
 
  private:

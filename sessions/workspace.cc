@@ -386,4 +386,15 @@ absl::Status Workspaces::Restore(const TreeId& tree, const std::filesystem::path
   return Annotate(restorer.Directory(root.get(), tree, "", 0), "restore to " + directory.string());
 }
 
+absl::Status Workspaces::Clear(const std::filesystem::path& directory) {
+  const std::shared_ptr<Slot> slot = SlotOf(directory);
+  std::lock_guard lock(slot->mutex);
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenRoot(directory));
+  ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                   ListDirectory(root.get(), directory.string()));
+  for (const std::string& name : names)
+    RETURN_IF_ERROR(RemoveEntry(root.get(), root.get(), name, (directory / name).string()));
+  return absl::OkStatus();
+}
+
 }  // namespace agentd::sessions::internal

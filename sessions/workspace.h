@@ -50,6 +50,8 @@ class Workspaces {
 
   absl::StatusOr<WorkspaceSnapshot> Snapshot(const std::filesystem::path& directory);
   absl::Status Restore(const TreeId& tree, const std::filesystem::path& directory);
+  // Leaves an empty directory, whatever the permissions inside.
+  absl::Status Clear(const std::filesystem::path& directory);
   // After a sweep: cached chunks may be gone.
   void ForgetCaches();
 

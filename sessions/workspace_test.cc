@@ -267,6 +267,25 @@ TEST_F(WorkspaceTest, UnreadableEntriesAsAnOrdinaryUser) {
   EXPECT_THAT(Text(refused.status()), HasSubstr("stranger"));
 }
 
+TEST_F(WorkspaceTest, ReadOnlyDirectoriesAreClearedByAnOrdinaryUser) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  ::chmod(directory_.path().c_str(), 0777);
+  Write(work() / "cache/module/file", "x");
+  for (const char* name : {"cache/module/file", "cache/module", "cache", ""})
+    ASSERT_EQ(::chown((work() / name).c_str(), 65534, 65534), 0);
+  for (const char* name : {"cache/module", "cache", ""})
+    ASSERT_EQ(::chmod((work() / name).c_str(), 0500), 0);
+  ASSERT_EQ(::seteuid(65534), 0);
+  std::error_code error;
+  fs::remove_all(work(), error);  // the control: this is what cannot do it
+  const absl::Status cleared = workspaces_.Clear(work());
+  ASSERT_EQ(::seteuid(0), 0);
+  EXPECT_TRUE(error);
+  EXPECT_OK(cleared);
+  EXPECT_TRUE(fs::is_empty(work()));
+  EXPECT_TRUE(absl::IsNotFound(workspaces_.Clear(directory_.path() / "none")));
+}
+
 TEST_F(WorkspaceTest, RandomTreesRoundTrip) {
   std::map<int, std::pair<TreeId, std::vector<std::string>>> taken;
   for (int round = 0; round < 25; ++round) {
