@@ -338,6 +338,32 @@ TEST_F(DamageTest, AFlippedBitInTheMiddleOfTheLogIsRefused) {
   EXPECT_TRUE(absl::IsDataLoss(status)) << status;
 }
 
+TEST_F(DamageTest, ADatabaseThatIsGoneIsNoEmptyStore) {
+  for (const char* gone : {"db/CURRENT", "db"}) {
+    std::filesystem::remove_all(path() / gone);
+    const absl::Status status = Store::Open(path(), Options()).status();
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    EXPECT_THAT(Text(status), HasSubstr(path().string()));
+    EXPECT_THAT(Text(status), HasSubstr("from a copy"));
+  }
+}
+
+// As older programs left it.
+TEST_F(DamageTest, FileObjectsThatNothingNamesAreSweptOnce) {
+  const std::string key = internal::ChunkKey(Sha256Of("leaked"));
+  testing::Overwrite(path(), Column::kFiles, key,
+                     internal::Frame(internal::RecordKind::kChunk, key, "leaked"));
+  const auto stored = [&] {
+    return KeysOf(*Must(internal::Database::Open(path(), false, {})), Column::kFiles);
+  };
+  const size_t all = stored().size();
+  std::filesystem::remove(path() / "OPENED");
+  const TreeId tree = *Must(Open()->Load(session_.id)).workspace;
+  EXPECT_EQ(stored().size(), all - 1);
+  EXPECT_OK(Open()->RestoreWorkspace(tree, directory_.path() / "restored"));
+  EXPECT_TRUE(std::filesystem::exists(path() / "OPENED"));
+}
+
 TEST_F(DamageTest, AFlippedBitInABlobFileCostsOneBlock) {
   const std::vector<std::filesystem::path> blobs = FilesOf(".blob");
   ASSERT_THAT(blobs, Not(IsEmpty()));

@@ -24,6 +24,8 @@ namespace {
 constexpr char kFormatLine[] = "agentd-sessions ";
 constexpr int kFormatVersion = 1;
 constexpr uint64_t kSpareBytes = 4 << 20;
+constexpr char kOpenedName[] = "OPENED";
+constexpr char kProbeName[] = "PROBE";
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
                                                 "anchors",   "files",  "meta"};
 
@@ -189,11 +191,20 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
     return NotFound("{} holds no session store", directory_.string());
   }
   std::error_code error;
+  first_open_ = !std::filesystem::exists(directory_ / kOpenedName, error);
+  if (!first_open_ && !std::filesystem::exists(directory_ / "db" / "CURRENT", error)) {
+    // RocksDB would make an empty one.
+    return DataLoss(
+        "the store {} was in use, but its database db/CURRENT is gone: put the folder db back from "
+        "a copy, or move {} away to begin with an empty store",
+        directory_.string(), directory_.string());
+  }
   std::filesystem::create_directories(directory_, error);
   if (error) return ErrnoError(error.value(), "create directory " + directory_.string());
   // Sessions are private to the daemon's user.
   (void)::chmod(directory_.c_str(), 0700);
   if (!options.ignore_lock) RETURN_IF_ERROR(Lock());
+  (void)::unlink((directory_ / kProbeName).c_str());  // a crash left it, and the space with it
   if (format.has_value()) {
     int version = 0;
     if (!format->starts_with(kFormatLine) ||
@@ -209,12 +220,18 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
     }
     return absl::OkStatus();
   }
-  // FORMAT is the first file of a store, so db/ without it is not one of ours.
+  // FORMAT is there before db/, so db/ without it is not one of ours.
   if (std::filesystem::exists(directory_ / "db", error)) {
     return DataLoss("{} has a db folder but no FORMAT file: not a session store, or a damaged one",
                     directory_.string());
   }
   return ReplaceFile(directory_ / "FORMAT", fmt::format("{}{}\n", kFormatLine, kFormatVersion));
+}
+
+absl::Status Database::MarkOpened() {
+  if (!first_open_) return absl::OkStatus();
+  first_open_ = false;
+  return ReplaceFile(directory_ / kOpenedName, "");
 }
 
 absl::Status Database::Lock() {
@@ -250,7 +267,9 @@ absl::Status Database::RaiseEpoch() {
     epoch = *number;
   }
   epoch_ = EncodeNumber(RecordKind::kEpoch, "EPOCH", epoch + 1);
-  return ReplaceFile(path, epoch_);
+  RETURN_IF_ERROR(ReplaceFile(path, epoch_));
+  epoch_file_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  return epoch_file_.valid() ? absl::OkStatus() : ErrnoError(errno, "open " + path.string());
 }
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
@@ -265,7 +284,10 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
   RETURN_IF_ERROR(
       Translate(rocksdb::DB::Open(options, path, columns, &handles_, &db), "opening " + path));
   db_.reset(db);
-  return absl::OkStatus();
+  // RocksDB syncs what is in db/: the name of db/ itself, and of the store, are ours to sync.
+  RETURN_IF_ERROR(SyncDirectory(directory_));
+  const absl::Status synced = SyncDirectory(std::filesystem::absolute(directory_).parent_path());
+  return absl::IsPermissionDenied(synced) ? absl::OkStatus() : synced;
 }
 
 absl::StatusOr<std::optional<std::string>> Database::Get(Column column, std::string_view key,
@@ -356,7 +378,7 @@ absl::Status Database::ProbeSpace() {
     db_->GetIntProperty(handle, rocksdb::DB::Properties::kCurSizeAllMemTables, &bytes);
     needed += bytes;
   }
-  const std::string path = (directory_ / "PROBE").string();
+  const std::string path = (directory_ / kProbeName).string();
   std::unique_ptr<rocksdb::WritableFile> file;
   rocksdb::Status status = db_->GetEnv()->NewWritableFile(path, &file, rocksdb::EnvOptions());
   const std::string zeros(1 << 20, '\0');
@@ -381,9 +403,22 @@ absl::StatusOr<bool> Database::Resume() {
   return true;
 }
 
+// Opening it asks a network file system for its newest state. Where no descriptor is to be had, the
+// one that is open tells too: a new owner puts a new file in its place. A durable batch must not be
+// called failed for want of one.
+absl::StatusOr<bool> Database::IsOwner() const {
+  const std::filesystem::path path = directory_ / "EPOCH";
+  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(path);
+  if (now.ok()) return now->has_value() && **now == epoch_;
+  struct stat named, held;
+  if (::stat(path.c_str(), &named) != 0 || ::fstat(epoch_file_.get(), &held) != 0)
+    return now.status();
+  return named.st_dev == held.st_dev && named.st_ino == held.st_ino;
+}
+
 absl::Status Database::CheckEpoch() {
-  ASSIGN_OR_RETURN(const std::optional<std::string> now, ReadSmallFile(directory_ / "EPOCH"));
-  if (now.has_value() && *now == epoch_) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const bool owner, IsOwner());
+  if (owner) return absl::OkStatus();
   if (!lost_.exchange(true)) {
     // What is obsolete for us may be live for the new owner, and a file that a background job makes
     // here would take the place of one of its own.

@@ -1,8 +1,8 @@
 // The RocksDB underneath: column families and their settings, the directory's lock and epoch, and
 // the one place where RocksDB's errors become ours.
 //
-// Layout of the directory: FORMAT (version, text), LOCK (flock; the holder's pid), EPOCH (one
-// record), db/ (RocksDB).
+// Layout of the directory: LOCK (flock; the holder's pid), FORMAT (version, text), EPOCH (one
+// record), db/ (RocksDB), OPENED (empty: db/ has been there).
 #ifndef AGENTD_SESSIONS_DATABASE_H_
 #define AGENTD_SESSIONS_DATABASE_H_
 
@@ -104,6 +104,11 @@ class Database {
   };
   SnapshotHolder TakeSnapshot() const { return SnapshotHolder(*db_); }
 
+  // Whether no open has come to its end yet, by a program that marks it.
+  bool first_open() const { return first_open_; }
+  // From now on the store without db/ is a damaged one.
+  absl::Status MarkOpened();
+
   const std::filesystem::path& directory() const { return directory_; }
   rocksdb::DB& db() { return *db_; }
 
@@ -114,6 +119,7 @@ class Database {
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
   absl::Status Lock();
   absl::Status RaiseEpoch();
+  absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
   absl::Status OpenRocksDb(const InternalOptions& options);
   absl::Status MayWrite();
@@ -124,7 +130,9 @@ class Database {
   // Constant after Open.
   std::filesystem::path directory_;
   UniqueFd lock_;
+  bool first_open_ = false;
   std::string epoch_;                   // the bytes of EPOCH while we are the owner
+  UniqueFd epoch_file_;                 // the file that they are in
   std::shared_ptr<Listener> listener_;  // shared with RocksDB
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column

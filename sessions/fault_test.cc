@@ -1,7 +1,9 @@
 // Disks that forget, fail and fill up, and owners that lost the store.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 
 #include <fstream>
 #include <future>
@@ -273,6 +275,31 @@ TEST_F(FaultTest, AStaleOwnersValuesLeaveTheNewOwnersFilesAlone) {
   owner = OpenWith(env);
   EXPECT_EQ(Must(owner->Load(session.id)).tokens.size(), 101u);
   EXPECT_EQ(Must(owner->FindRestorePoint("alice", values.events[0].tokens, 256)).position, 256);
+}
+
+TEST_F(FaultTest, ADurableBatchIsAcknowledgedWithoutAFreeDescriptor) {
+  FaultEnv env;
+  const std::unique_ptr<Store> store = OpenWith(env);
+  const SessionInfo session = Must(store->Create({"alice", 1, ""}));
+  ASSERT_OK(store->CommitSync(TokensCommit(session.timeline, {1})));
+  struct rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const struct rlimit none = {3, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool none_left = ::open("/dev/null", O_RDONLY | O_CLOEXEC) < 0;
+  const absl::Status committed = store->CommitSync(TokensCommit(session.timeline, {2})).status();
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_TRUE(none_left);
+  EXPECT_OK(committed);
+  EXPECT_EQ(Must(store->Load(session.id)).tokens.size(), 2u);
+}
+
+TEST_F(FaultTest, WhatACrashLeftOfLookingForSpaceGoes) {
+  FaultEnv env;
+  OpenWith(env).reset();
+  std::ofstream(path() / "PROBE") << std::string(1 << 20, '\0');
+  OpenWith(env).reset();
+  EXPECT_FALSE(std::filesystem::exists(path() / "PROBE"));
 }
 
 TEST_F(FaultTest, ADamagedEpochIsRefused) {

@@ -85,8 +85,10 @@ absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& di
     return InvalidArgument("StoreOptions::group_commit_window_us is negative");
   ASSIGN_OR_RETURN(std::unique_ptr<Database> database,
                    Database::Open(directory, options.create_if_missing, internal_options));
+  Database& opened = *database;
   auto store = std::make_unique<StoreImpl>(std::move(database), options);
   RETURN_IF_ERROR(store->Recover());
+  RETURN_IF_ERROR(opened.MarkOpened());
   return std::unique_ptr<Store>(std::move(store));
 }
 
@@ -121,6 +123,14 @@ absl::Status StoreImpl::Recover() {
       return absl::OkStatus();
     });
   }));
+  // Programs that did not mark the store as opened left objects without an intent.
+  if (database_->first_open()) {
+    RETURN_IF_ERROR(
+        database_->Scan(Column::kFiles, "", [&](std::string_view key, std::string_view) {
+          objects.emplace_back(key);
+          return absl::OkStatus();
+        }));
+  }
   if (!objects.empty()) {
     std::set<std::string> named;
     ASSIGN_OR_RETURN(const bool complete, MarkNamedFiles({}, named));
