@@ -377,6 +377,10 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
   stats.blocks_deduplicated = counters.blocks_deduplicated;
   stats.commits = counters.commits;
   stats.group_syncs = counters.group_syncs;
+  {
+    std::lock_guard lock(mutex_);
+    stats.timelines_in_memory = static_cast<int64_t>(states_.size());
+  }
   stats.special_files_skipped = workspaces_.special_files_skipped();
   return stats;
 }

@@ -166,6 +166,7 @@ struct StoreStats {
   int64_t directory_bytes = 0;  // measured
   int64_t blocks_written = 0, blocks_deduplicated = 0;
   int64_t commits = 0, group_syncs = 0;
+  int64_t timelines_in_memory = 0;
   int64_t special_files_skipped = 0;  // fifos, sockets and devices met by SnapshotWorkspace
 };
 
@@ -233,6 +234,10 @@ class Store {
   // caller recomputes, and the damaged value is dropped so that it is not offered again.
   virtual absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) = 0;
   virtual absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) = 0;
+  // For a value that is whole but of no use to the caller: it is no more offered, and stored again
+  // when it is computed again.
+  virtual void DropBlock(const BlockHash& block) = 0;
+  virtual void DropAnchor(const Sha256Digest& anchor) = 0;
 
   // Stores the tree of `directory` (files, modes, symlinks, empty directories). Incremental: a file
   // whose size, mtime, ctime and inode are those of the last snapshot of this directory is not read

@@ -20,6 +20,12 @@ std::shared_ptr<TimelineState> StoreImpl::StateOf(TimelineId timeline) {
   return states_.emplace(timeline, std::make_shared<TimelineState>(timeline)).first->second;
 }
 
+void StoreImpl::ForgetState(const std::shared_ptr<TimelineState>& state) {
+  std::lock_guard lock(mutex_);
+  const auto found = states_.find(state->id);
+  if (found != states_.end() && found->second == state) states_.erase(found);
+}
+
 // The caller holds mutex_. Copies are handed out under it, so a state that only the map holds is
 // nobody's.
 void StoreImpl::ForgetIdleStates() {
@@ -77,11 +83,7 @@ absl::StatusOr<LoadedTimeline> StoreImpl::Load(std::string_view session_id) {
     if (!rejecting->rejecting.ok()) {
       rejecting->idle.wait(lock, [&] { return rejecting->pending == 0; });
       if (rejecting->deleting) return rejecting->rejecting;
-      std::lock_guard map_lock(mutex_);
-      if (const auto found = states_.find(id);
-          found != states_.end() && found->second == rejecting) {
-        states_.erase(found);
-      }
+      ForgetState(rejecting);
     }
   }
   const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
@@ -103,7 +105,9 @@ absl::StatusOr<LoadedTimeline> StoreImpl::Load(std::string_view session_id) {
   // memory.
   const std::shared_ptr<TimelineState> state = StateOf(timeline.id);
   std::lock_guard lock(state->mutex);
-  RETURN_IF_ERROR(LoadState(*state));
+  const absl::Status status = LoadState(*state);
+  if (absl::IsNotFound(status)) ForgetState(state);  // deleted meanwhile
+  RETURN_IF_ERROR(status);
   return loaded;
 }
 
@@ -259,10 +263,13 @@ void StoreImpl::CommitAsync(Commit commit, CommitCallback done) {
   };
   std::lock_guard lock(state.mutex);
   absl::Status status = state.rejecting;
-  if (status.ok()) status = LoadState(state);
+  if (status.ok()) {
+    status = LoadState(state);
+    // An unknown timeline's number may be given to a new one: nothing of it is remembered.
+    if (absl::IsNotFound(status)) ForgetState(operation->state);
+  }
   if (status.ok()) status = CheckCommit(state, commit);
   if (!status.ok()) {
-    // Not for an unknown timeline: its number may be given to a new one.
     if (!absl::IsNotFound(status)) state.rejecting = status;
     operation->error = status;
     pipeline_.Submit(std::move(operation));

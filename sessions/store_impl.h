@@ -48,6 +48,8 @@ class StoreImpl final : public Store {
                                                 int64_t max_position) override;
   absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) override;
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) override;
+  void DropBlock(const BlockHash& block) override;
+  void DropAnchor(const Sha256Digest& anchor) override;
   absl::StatusOr<WorkspaceSnapshot> SnapshotWorkspace(
       const std::filesystem::path& directory) override;
   absl::Status RestoreWorkspace(const TreeId& tree,
@@ -97,6 +99,7 @@ class StoreImpl final : public Store {
 
   // ---- commits
   std::shared_ptr<TimelineState> StateOf(TimelineId timeline);
+  void ForgetState(const std::shared_ptr<TimelineState>& state);
   void ForgetIdleStates();
   // The caller holds state.mutex.
   absl::Status LoadState(TimelineState& state);
@@ -108,8 +111,13 @@ class StoreImpl final : public Store {
   void AddAnchor(TimelineState& state, Commit& commit, Operation& operation) const;
 
   // ---- values
-  void DropBlock(const BlockHash& block, uint32_t parts);
-  void DropAnchor(const Sha256Digest& anchor, const AnchorName* name);
+  absl::StatusOr<std::string> ReadPartAt(const rocksdb::Snapshot* snapshot, const BlockHash& block,
+                                         int part, bool& damaged) const;
+  absl::StatusOr<std::string> ReadAnchorAt(const rocksdb::Snapshot* snapshot,
+                                           const Sha256Digest& anchor, int64_t position,
+                                           bool& damaged) const;
+  void RemoveBlock(const BlockHash& block);
+  void RemoveAnchor(const Sha256Digest& anchor);
   absl::StatusOr<std::optional<Sha256Digest>> FindAnchor(const BlockHasher& hasher,
                                                          const std::vector<BlockHash>& hashes,
                                                          std::span<const TokenId> tokens,

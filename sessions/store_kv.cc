@@ -76,100 +76,135 @@ absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
   return RestorePoint{};
 }
 
-// The drops below are hints for the next reader, so they are not synced and their errors change
-// nothing.
+// ---- verified reads
 
-void StoreImpl::DropBlock(const BlockHash& block, uint32_t parts) {
-  std::vector<WriteEntry> writes = {{Column::kTimelines, BlockNameKey(block), std::nullopt}};
-  for (uint32_t part = 0; part < parts; ++part) {
-    writes.push_back({Column::kKv, KvPartKey(block, part), std::nullopt});
-  }
-  (void)database_->Write(writes, /*sync=*/false);
-}
-
-void StoreImpl::DropAnchor(const Sha256Digest& anchor, const AnchorName* name) {
-  std::vector<WriteEntry> writes = {{Column::kTimelines, AnchorNameKey(anchor), std::nullopt},
-                                    {Column::kAnchors, AnchorKey(anchor), std::nullopt}};
-  if (name != nullptr) {
-    writes.push_back(
-        {Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor), std::nullopt});
-  }
-  (void)database_->Write(writes, /*sync=*/false);
-}
-
-absl::StatusOr<std::string> StoreImpl::ReadBlockPart(const BlockHash& block, int part) {
+// What is stored under a name, as of one moment: a block that is deleted and stored again between
+// two reads would look damaged. `damaged`: the error is one of the value or its name.
+absl::StatusOr<std::string> StoreImpl::ReadPartAt(const rocksdb::Snapshot* snapshot,
+                                                  const BlockHash& block, int part,
+                                                  bool& damaged) const {
   const std::string name_key = BlockNameKey(block);
   ASSIGN_OR_RETURN(const std::optional<std::string> name_value,
-                   database_->Get(Column::kTimelines, name_key));
+                   database_->Get(Column::kTimelines, name_key, snapshot));
   if (!name_value.has_value()) return NotFound("block {} is not stored", Hex(block));
   const absl::StatusOr<BlockName> name = DecodeBlockName(name_key, *name_value);
-  if (!name.ok()) {
-    DropBlock(block, 0);
-    return name.status();
-  }
+  damaged = !name.ok();
+  if (!name.ok()) return name.status();
   if (name->identity != identity_)
     return NotFound("block {} was made by another model or numerics", Hex(block));
   if (part < 0 || static_cast<uint32_t>(part) >= name->parts) {
     return NotFound("block {} has {} parts, not part {}", Hex(block), name->parts, part);
   }
   const std::string key = KvPartKey(block, static_cast<uint32_t>(part));
-  absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kKv, key);
-  absl::Status damage;
-  if (!value.ok()) {
-    damage = Annotate(value.status(), Describe(RecordKind::kKvPart, key));
-    if (!absl::IsDataLoss(damage)) return damage;
-  } else if (!value->has_value()) {
-    damage = NotFound("{} is missing", Describe(RecordKind::kKvPart, key));
-  } else {
-    const absl::StatusOr<KvPart> decoded = DecodeKvPart(key, **value);
-    if (decoded.ok() && decoded->identity == name->identity && decoded->parent == name->parent &&
-        decoded->block == name->block && decoded->part == static_cast<uint32_t>(part) &&
-        decoded->parts == name->parts) {
-      return std::string(decoded->data);
-    }
-    damage = decoded.ok() ? DataLoss("{} is damaged: it does not fit its name",
-                                     Describe(RecordKind::kKvPart, key))
-                          : decoded.status();
+  const std::string what = Describe(RecordKind::kKvPart, key);
+  const absl::StatusOr<std::optional<std::string>> value =
+      database_->Get(Column::kKv, key, snapshot);
+  damaged = value.ok() || absl::IsDataLoss(value.status());
+  if (!value.ok()) return Annotate(value.status(), what);
+  if (!value->has_value()) return NotFound("{} is missing", what);
+  ASSIGN_OR_RETURN(const KvPart decoded, DecodeKvPart(key, **value));
+  if (decoded.identity != name->identity || decoded.parent != name->parent ||
+      decoded.block != name->block || decoded.part != static_cast<uint32_t>(part) ||
+      decoded.parts != name->parts) {
+    return DataLoss("{} is damaged: it does not fit its name", what);
   }
-  DropBlock(block, name->parts);
-  return damage;
+  damaged = false;
+  return std::string(decoded.data);
 }
 
-absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, int64_t position) {
+absl::StatusOr<std::string> StoreImpl::ReadAnchorAt(const rocksdb::Snapshot* snapshot,
+                                                    const Sha256Digest& anchor, int64_t position,
+                                                    bool& damaged) const {
   const std::string name_key = AnchorNameKey(anchor);
   ASSIGN_OR_RETURN(const std::optional<std::string> name_value,
-                   database_->Get(Column::kTimelines, name_key));
+                   database_->Get(Column::kTimelines, name_key, snapshot));
   if (!name_value.has_value()) return NotFound("anchor {} is not stored", Hex(anchor));
   const absl::StatusOr<AnchorName> name = DecodeAnchorName(name_key, *name_value);
-  if (!name.ok()) {
-    DropAnchor(anchor, nullptr);
-    return name.status();
-  }
+  damaged = !name.ok();
+  if (!name.ok()) return name.status();
   if (name->identity != identity_)
     return NotFound("anchor {} was made by another model or numerics", Hex(anchor));
   if (name->position != position) {
     return NotFound("anchor {} is for position {}, not {}", Hex(anchor), name->position, position);
   }
   const std::string key = AnchorKey(anchor);
-  absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kAnchors, key);
-  absl::Status damage;
-  if (!value.ok()) {
-    damage = Annotate(value.status(), Describe(RecordKind::kAnchor, key));
-    if (!absl::IsDataLoss(damage)) return damage;
-  } else if (!value->has_value()) {
-    damage = NotFound("{} is missing", Describe(RecordKind::kAnchor, key));
-  } else {
-    const absl::StatusOr<AnchorValue> decoded = DecodeAnchor(key, **value);
-    if (decoded.ok() && decoded->identity == name->identity && decoded->parent == name->parent &&
-        decoded->position == position) {
-      return std::string(decoded->data);
-    }
-    damage = decoded.ok() ? DataLoss("{} is damaged: it does not fit its name",
-                                     Describe(RecordKind::kAnchor, key))
-                          : decoded.status();
+  const std::string what = Describe(RecordKind::kAnchor, key);
+  const absl::StatusOr<std::optional<std::string>> value =
+      database_->Get(Column::kAnchors, key, snapshot);
+  damaged = value.ok() || absl::IsDataLoss(value.status());
+  if (!value.ok()) return Annotate(value.status(), what);
+  if (!value->has_value()) return NotFound("{} is missing", what);
+  ASSIGN_OR_RETURN(const AnchorValue decoded, DecodeAnchor(key, **value));
+  if (decoded.identity != name->identity || decoded.parent != name->parent ||
+      decoded.position != position) {
+    return DataLoss("{} is damaged: it does not fit its name", what);
   }
-  DropAnchor(anchor, &*name);
-  return damage;
+  damaged = false;
+  return std::string(decoded.data);
+}
+
+absl::StatusOr<std::string> StoreImpl::ReadBlockPart(const BlockHash& block, int part) {
+  bool damaged = false;
+  const absl::StatusOr<std::string> data =
+      ReadPartAt(database_->TakeSnapshot().get(), block, part, damaged);
+  if (!damaged) return data;
+  // Whoever stores it from here on waits; who has stored it anew meanwhile is seen now.
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(block);
+  bool still_damaged = false;
+  (void)ReadPartAt(database_->TakeSnapshot().get(), block, part, still_damaged);
+  if (still_damaged) RemoveBlock(block);
+  return data;
+}
+
+absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, int64_t position) {
+  bool damaged = false;
+  const absl::StatusOr<std::string> data =
+      ReadAnchorAt(database_->TakeSnapshot().get(), anchor, position, damaged);
+  if (!damaged) return data;
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(anchor);
+  bool still_damaged = false;
+  (void)ReadAnchorAt(database_->TakeSnapshot().get(), anchor, position, still_damaged);
+  if (still_damaged) RemoveAnchor(anchor);
+  return data;
+}
+
+void StoreImpl::DropBlock(const BlockHash& block) {
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(block);
+  RemoveBlock(block);
+}
+
+void StoreImpl::DropAnchor(const Sha256Digest& anchor) {
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(anchor);
+  RemoveAnchor(anchor);
+}
+
+// The removals below are hints for the next reader, so they are not synced and their errors change
+// nothing. The caller claims the value. Parts or an index that only a damaged name could tell of
+// stay without one.
+
+void StoreImpl::RemoveBlock(const BlockHash& block) {
+  const std::string key = BlockNameKey(block);
+  const absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kTimelines, key);
+  if (!value.ok() || !value->has_value()) return;
+  std::vector<WriteEntry> writes = {{Column::kTimelines, key, std::nullopt}};
+  const absl::StatusOr<BlockName> name = DecodeBlockName(key, **value);
+  for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
+    writes.push_back({Column::kKv, KvPartKey(block, part), std::nullopt});
+  }
+  (void)database_->Write(writes, /*sync=*/false);
+}
+
+void StoreImpl::RemoveAnchor(const Sha256Digest& anchor) {
+  const std::string key = AnchorNameKey(anchor);
+  const absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kTimelines, key);
+  if (!value.ok() || !value->has_value()) return;
+  std::vector<WriteEntry> writes = {{Column::kTimelines, key, std::nullopt},
+                                    {Column::kAnchors, AnchorKey(anchor), std::nullopt}};
+  if (const absl::StatusOr<AnchorName> name = DecodeAnchorName(key, **value); name.ok()) {
+    writes.push_back(
+        {Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor), std::nullopt});
+  }
+  (void)database_->Write(writes, /*sync=*/false);
 }
 
 }  // namespace agentd::sessions::internal

@@ -115,6 +115,34 @@ TEST_F(StoreTest, AfterAnErrorCommitsFailUntilLoad) {
   EXPECT_EQ(Must(store_->CommitSync(TokensCommit(session.timeline, {1}))).events[0].seq, 1u);
 }
 
+TEST_F(StoreTest, UnknownTimelinesLeaveNothingInMemory) {
+  const SessionInfo session = NewOne();
+  for (TimelineId timeline = 100; timeline < 120; ++timeline)
+    EXPECT_TRUE(absl::IsNotFound(store_->CommitSync(TokensCommit(timeline, {1})).status()));
+  EXPECT_EQ(Must(store_->Stats()).timelines_in_memory, 0);
+  ASSERT_OK(store_->CommitSync(TokensCommit(session.timeline, {1})));
+  EXPECT_EQ(Must(store_->Stats()).timelines_in_memory, 1);
+}
+
+TEST_F(StoreTest, DroppedValuesAreNotOfferedAndStoredAgain) {
+  const SessionInfo session = NewOne();
+  const std::vector<TokenId> tokens = RandomTokens(random_, 600);
+  CommitWithKv(session, tokens);
+  const RestorePoint point = Must(store_->FindRestorePoint("alice", tokens, 600));
+  store_->DropBlock(point.blocks[1]);
+  store_->DropAnchor(point.anchor);
+  EXPECT_EQ(Must(store_->FindRestorePoint("alice", tokens, 600)).position, 0);
+  Commit again;
+  again.timeline = session.timeline;
+  again.blocks = {{0, {"not stored again"}}, {1, {"again"}}};
+  again.anchor = KvAnchor{600, "anchor again", false};
+  ASSERT_OK(store_->CommitSync(again));
+  EXPECT_EQ(Must(store_->FindRestorePoint("alice", tokens, 600)).position, 600);
+  EXPECT_EQ(Must(store_->ReadBlockPart(point.blocks[0], 0)), "index 0");
+  EXPECT_EQ(Must(store_->ReadBlockPart(point.blocks[1], 0)), "again");
+  EXPECT_EQ(Must(store_->ReadAnchor(point.anchor, 600)), "anchor again");
+}
+
 TEST_F(StoreTest, RestorePointsSurviveReopeningAndReadBack) {
   const SessionInfo session = NewOne();
   std::vector<TokenId> tokens = RandomTokens(random_, 1000);

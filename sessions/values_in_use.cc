@@ -83,4 +83,10 @@ std::optional<ValuesInUse::Claim> ValuesInUse::ClaimUnused(const Sha256Digest& h
   return Claim(this, {hash});
 }
 
+ValuesInUse::Claim ValuesInUse::ClaimUseless(const Sha256Digest& hash) {
+  std::lock_guard lock(mutex_);
+  claimed_.insert(hash);
+  return Claim(this, {hash});
+}
+
 }  // namespace agentd::sessions::internal

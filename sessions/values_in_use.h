@@ -74,6 +74,8 @@ class ValuesInUse {
   void AwaitRemovals(const std::vector<Sha256Digest>& hashes);
   // nullopt: in use.
   std::optional<Claim> ClaimUnused(const Sha256Digest& hash);
+  // A damaged one: nobody loses anything with it, whoever counts on it.
+  Claim ClaimUseless(const Sha256Digest& hash);
 
  private:
   void Unregister(const std::vector<Sha256Digest>& hashes);
