@@ -15,6 +15,8 @@
 
 #include "agentd/testing_daemon.h"
 #include "base/status.h"
+#include "sessions/database.h"
+#include "sessions/record.h"
 
 extern char** environ;
 
@@ -398,6 +400,55 @@ TEST(CrashTest, DamagedKvCostsTimeAndNothingElse) {
   Script script = TheScript();
   script.resize(6, "Enough.");
   EXPECT_EQ(OneMoreTurn(damaged, script).second, 0) << "what was computed again was not stored";
+}
+
+constexpr char kOtherAnchor[] = "not an anchor of this engine";
+
+// Puts something else under a right checksum into every anchor: whole, but of no use to the engine.
+void ReplaceAnchors(const std::filesystem::path& store) {
+  namespace internal = sessions::internal;
+  constexpr internal::Column kColumn = internal::Column::kAnchors;
+  auto database = internal::Database::Open(store, false, {});
+  ASSERT_TRUE(database.ok()) << database.status();
+  std::vector<internal::WriteEntry> writes;
+  const absl::Status scanned =
+      (*database)->Scan(kColumn, "", [&](std::string_view key, std::string_view value) {
+        absl::StatusOr<internal::AnchorValue> anchor = internal::DecodeAnchor(key, value);
+        if (!anchor.ok()) return anchor.status();
+        anchor->data = kOtherAnchor;
+        writes.push_back({kColumn, std::string(key), internal::EncodeAnchor(key, *anchor)});
+        return absl::OkStatus();
+      });
+  ASSERT_TRUE(scanned.ok()) << scanned;
+  ASSERT_GT(writes.size(), 1u);
+  const absl::Status written = (*database)->Write(writes, /*sync=*/true);
+  ASSERT_TRUE(written.ok()) << written;
+}
+
+TEST(CrashTest, KvThatDoesNotFitIsComputedAndStoredAgain) {
+  TemporaryDirectory directory;
+  const std::filesystem::path whole = FinishedCopy(directory.path() / "whole");
+  const std::filesystem::path other = FinishedCopy(directory.path() / "other");
+  ReplaceAnchors(other / "store");
+  const auto expected = OneMoreTurn(whole, TheScript());
+  const auto mended = OneMoreTurn(other, TheScript());
+  EXPECT_EQ(mended.first, expected.first);
+  EXPECT_GT(mended.second, 0);
+  // What the turn met on its way back is offered to nobody any more.
+  auto daemon = Daemon::Start(TestOptions(other, TheScript()));
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  const Runtime& runtime = (*daemon)->runtime();
+  std::vector<TokenId> tokens;
+  for (const auto& [token, sampled] : mended.first) tokens.push_back(token);
+  int offered = 0;
+  for (int64_t limit = static_cast<int64_t>(tokens.size()); limit > 0; ++offered) {
+    const auto point = runtime.store->FindRestorePoint(runtime.owner, tokens, limit);
+    ASSERT_TRUE(point.ok()) << point.status();
+    if (point->position == 0) break;
+    EXPECT_NE(runtime.store->ReadAnchor(point->anchor, point->position).value_or(""), kOtherAnchor);
+    limit = point->position - 1;
+  }
+  EXPECT_GT(offered, 0);
 }
 
 TEST(CrashTest, DyingAgainWhileComingBack) {

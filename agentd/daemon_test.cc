@@ -12,6 +12,7 @@
 #include "agentd/event_feed.h"
 #include "agentd/event_kinds.h"
 #include "agentd/testing_daemon.h"
+#include "agentd/workspace_import.h"
 
 namespace agentd::daemon {
 namespace {
@@ -523,6 +524,56 @@ TEST_F(DaemonTest, NewSessionsShareTheSystemPrompt) {
     EXPECT_EQ(event.resumed().replayed(), 0);
   }
   EXPECT_GT(restored, 256);
+}
+
+// A crash in the middle of a long prefill costs what lies after the last of these.
+TEST_F(DaemonTest, ALongPrefillLeavesAnchorsOnItsWay) {
+  EXPECT_EQ(SchedulerOptions().prefill_anchor_tokens, 8192);
+  constexpr int64_t kEvery = 96;  // not a multiple of a block, nor of a step
+  DaemonOptions options = TestOptions(directory_.path() / "data", {"Yes."});
+  options.scheduler.prefill_anchor_tokens = kEvery;
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(std::move(options));
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  daemon_ = std::move(daemon).value();
+  const std::string id = NewSession(1);
+  ASSERT_TRUE(RunTurn(*daemon_, id, std::string(500, 'x')).ok());
+  std::vector<TokenId> prompt;
+  for (const auto& [token, sampled] : AllTokens(AllEvents(*daemon_, id))) {
+    if (sampled) break;
+    prompt.push_back(token);
+  }
+  const int64_t evaluated = static_cast<int64_t>(prompt.size()) - 1;
+  ASSERT_GT(evaluated, 4 * kEvery);
+  for (int64_t position = kEvery; position <= evaluated; position += kEvery) {
+    const auto point =
+        daemon_->runtime().store->FindRestorePoint(daemon_->runtime().owner, prompt, position);
+    ASSERT_TRUE(point.ok()) << point.status();
+    EXPECT_EQ(point->position, position);
+  }
+}
+
+TEST_F(DaemonTest, ReadOnlyDirectoriesAreImportedByAnOrdinaryUser) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  namespace fs = std::filesystem;
+  const fs::path from = directory_.path() / "from", to = directory_.path() / "to";
+  fs::create_directories(from / "cache/module");
+  fs::create_directories(to);
+  std::ofstream(from / "cache/module/file") << "x";
+  fs::permissions(from / "cache/module", fs::perms{0555});
+  fs::permissions(from / "cache", fs::perms{0555});
+  for (fs::path open = to; open != open.root_path(); open = open.parent_path())
+    if (open.string().starts_with(directory_.path().string()))
+      fs::permissions(open, fs::perms{0777});
+  fs::permissions(from, fs::perms{0755});
+  ASSERT_EQ(::seteuid(65534), 0);
+  const absl::Status imported = ImportDirectory(from.string(), to, from);
+  const absl::Status copied = ImportDirectory(from.string(), to, "/usr");
+  ASSERT_EQ(::seteuid(0), 0);
+  EXPECT_FALSE(imported.ok());  // the control: it overlaps with the data
+  EXPECT_TRUE(copied.ok()) << copied;
+  EXPECT_TRUE(fs::exists(to / "cache/module/file"));
+  EXPECT_EQ(fs::status(to / "cache/module").permissions(), fs::perms{0555});
+  EXPECT_EQ(fs::status(to / "cache").permissions(), fs::perms{0555});
 }
 
 TEST_F(DaemonTest, DeletedSessionIsGone) {

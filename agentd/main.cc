@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -114,7 +115,17 @@ sigset_t BlockSignals() {
   return signals;
 }
 
+// The usual soft limit of 1,024 is for programs that use select(): the store alone holds half of it
+// open. What tools may open is limited by their sandbox.
+void RaiseDescriptorLimit() {
+  struct rlimit limit;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("the limit of open files stays low");
+}
+
 int Serve(const Flags& flags) {
+  RaiseDescriptorLimit();
   const sigset_t signals = BlockSignals();
   std::error_code error;
   const std::filesystem::path data = std::filesystem::absolute(flags.data, error);

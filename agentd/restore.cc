@@ -57,6 +57,7 @@ absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_vi
     absl::StatusOr<StoredState> state = ReadState(store, point, csa_layers, damaged_from);
     if (state.ok()) {
       restored.state = std::move(state).value();
+      restored.point = std::move(point);
       break;
     }
     if (!IsDamage(state.status())) return state.status();

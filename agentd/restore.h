@@ -15,6 +15,7 @@ namespace agentd::daemon {
 
 struct Restored {
   std::optional<StoredState> state;  // none: start from the first token
+  sessions::RestorePoint point;      // of the state
   int64_t covered = 0;               // the furthest position that the store offered
 };
 

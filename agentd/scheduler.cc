@@ -149,6 +149,7 @@ bool Scheduler::Admit(Job& job) {
       absl::Status status;
       for (const model::BlockPayload& block : stored.blocks) {
         if (status.ok()) status = spec.resident->sequence->ImportBlock(block);
+        if (status.ok()) ++job.fitting_blocks_;
       }
       if (status.ok()) status = spec.resident->sequence->ImportAnchor(stored.anchor);
       if (status.ok() && spec.resident->sequence->position() != stored.position) {
@@ -228,7 +229,8 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
     // The last token of the prompt runs alone: an anchor just before it lets any restart get the
     // first logits again.
     int64_t end = static_cast<int64_t>(job.spec_.context.size()) - 1;
-    end = std::min(end, (position / kPrefillAnchorTokens + 1) * kPrefillAnchorTokens);
+    end = std::min(
+        end, (position / options_.prefill_anchor_tokens + 1) * options_.prefill_anchor_tokens);
     if (job.next_anchor_ < job.spec_.anchor_positions.size()) {
       end = std::min(end, job.spec_.anchor_positions[job.next_anchor_]);
     }
@@ -253,7 +255,7 @@ void Scheduler::Advance(Job& job, const model::StepRow& row) {
     return;
   }
   const int64_t position = static_cast<int64_t>(evaluated.size());
-  bool wanted = position % kPrefillAnchorTokens == 0 ||
+  bool wanted = position % options_.prefill_anchor_tokens == 0 ||
                 position == static_cast<int64_t>(spec.context.size()) - 1;
   if (job.next_anchor_ < spec.anchor_positions.size() &&
       spec.anchor_positions[job.next_anchor_] == position) {
@@ -346,6 +348,7 @@ void Scheduler::End(Job& job, JobEnd end, absl::Status status) {
   update.kind = JobUpdate::Kind::kEnd;
   update.end = end;
   update.status = std::move(status);
+  update.fitting_blocks = job.fitting_blocks_;
   job.Push(std::move(update));
 }
 

@@ -40,6 +40,7 @@ using TokenOverride = std::function<std::optional<TokenId>(const std::string& se
 struct SchedulerOptions {
   int batch_tokens = 512;                        // rows of one Step, all sessions together
   int64_t idle_memory_bytes = int64_t{2} << 30;  // of sequences that no turn uses
+  int64_t prefill_anchor_tokens = kPrefillAnchorTokens;
   int64_t tail_anchor_tokens = kTailAnchorTokens;
   TokenOverride token_override;
 };
@@ -106,6 +107,7 @@ struct JobUpdate {
   KvExport kv;                  // kKv: covers only tokens delivered before
   JobEnd end = JobEnd::kError;  // kEnd: the last update
   absl::Status status;          // kEnd with kError, kImportFailed
+  size_t fitting_blocks = 0;    // kEnd with kImportFailed: the first so many; all: not the anchor
 };
 
 // One stretch of decoding. Shared by the scheduler and one consumer.
@@ -129,6 +131,7 @@ class Job {
   bool first_logits_seen_ = false;
   size_t chunk_tokens_ = 0;  // of this Step
   size_t next_anchor_ = 0;
+  size_t fitting_blocks_ = 0;
   std::atomic<bool> cancelled_{false};
 
   std::mutex mutex_;

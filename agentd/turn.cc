@@ -236,8 +236,8 @@ absl::Status Turn::Decode() {
   for (int64_t restore_limit = context - 1;;) {
     const Clock::time_point started = Clock::now();
     std::optional<v1::Resumed> resumed;
-    ASSIGN_OR_RETURN(JobSpec spec, PrepareJob(restore_limit, resumed));
-    const int64_t restored = spec.stored ? spec.stored->position : 0;
+    sessions::RestorePoint point;
+    ASSIGN_OR_RETURN(JobSpec spec, PrepareJob(restore_limit, resumed, point));
     std::shared_ptr<Job> job = runtime_.scheduler->Submit(std::move(spec));
     {
       std::lock_guard lock(mutex_);
@@ -253,8 +253,14 @@ absl::Status Turn::Decode() {
     stretch = std::move(ended).value();
     if (stretch.end != JobEnd::kImportFailed) break;
     spdlog::warn("session {}: stored KV at {} does not fit and will be recomputed: {}", session_.id,
-                 restored, stretch.error);
-    restore_limit = restored - 1;
+                 point.position, stretch.error);
+    // What does not fit is stored again when it is computed again: else each restart would meet it.
+    if (stretch.fitting_blocks < point.blocks.size()) {
+      runtime_.store->DropBlock(point.blocks[stretch.fitting_blocks]);
+    } else {
+      runtime_.store->DropAnchor(point.anchor);
+    }
+    restore_limit = point.position - 1;
   }
   if (transcript.output_looping()) return absl::OkStatus();  // however the job ended after it
   switch (stretch.end) {
@@ -275,9 +281,10 @@ absl::Status Turn::Decode() {
   return Close(v1::TURN_END_ERROR, stretch.error);
 }
 
-// The context's state: what is in memory, else what is stored at or before `restore_limit`.
-absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit,
-                                         std::optional<v1::Resumed>& resumed) {
+// The context's state: what is in memory, else what is stored at or before `restore_limit`, at
+// `point`.
+absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed,
+                                         sessions::RestorePoint& point) {
   const Transcript& transcript = hot_->transcript;
   JobSpec spec;
   spec.session_id = session_.id;
@@ -310,6 +317,7 @@ absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit,
     resumed->set_after_crash(hot_->after_crash);
   }
   spec.stored = std::move(restored.state);
+  point = std::move(restored.point);
   return spec;
 }
 
@@ -374,6 +382,7 @@ absl::Status Turn::Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
     case JobUpdate::Kind::kEnd:
       stretch.end = update.end;
       stretch.error = Text(update.status);
+      stretch.fitting_blocks = update.fitting_blocks;
       return WriteGroup();
   }
   return absl::OkStatus();

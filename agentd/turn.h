@@ -46,6 +46,7 @@ class Turn {
   struct Stretch {  // how one job ended
     JobEnd end = JobEnd::kError;
     std::string error;
+    size_t fitting_blocks = 0;  // kImportFailed
   };
   struct PreparedCall {
     const CallState* call = nullptr;
@@ -67,7 +68,8 @@ class Turn {
 
   absl::Status AppendPrompt();
   absl::Status Decode();
-  absl::StatusOr<JobSpec> PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed);
+  absl::StatusOr<JobSpec> PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed,
+                                     sessions::RestorePoint& point);
   absl::StatusOr<Stretch> Consume(Job& job, std::optional<v1::Resumed> resumed,
                                   std::chrono::steady_clock::time_point started);
   absl::Status Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 
@@ -18,7 +20,10 @@ bool Inside(const fs::path& inner, const fs::path& outer) {
   return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
 }
 
-absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target) {
+using Modes = std::vector<std::pair<fs::path, fs::perms>>;
+
+absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target,
+                       Modes& directories) {
   std::error_code error;
   const fs::file_status status = entry.symlink_status(error);
   if (error) return Failed(entry.path(), error);
@@ -27,7 +32,8 @@ absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target)
       fs::copy_symlink(entry.path(), target, error);
       break;
     case fs::file_type::directory:
-      fs::create_directory(target, entry.path(), error);
+      fs::create_directory(target, error);
+      directories.emplace_back(target, status.permissions());
       break;
     case fs::file_type::regular:
       fs::copy_file(entry.path(), target, error);
@@ -60,13 +66,18 @@ absl::Status ImportDirectory(const std::string& from, const fs::path& to, const 
     return InvalidArgument("import_directory: {} and the daemon's data directory {} overlap", from,
                            data.string());
   }
+  Modes directories;  // set when they are full: a read-only one takes nothing from an ordinary user
   fs::recursive_directory_iterator it(real_source, error);
   if (error) return Failed(source, error);
   for (const fs::recursive_directory_iterator end; it != end; it.increment(error)) {
     if (error) return Failed(source, error);
-    RETURN_IF_ERROR(CopyEntry(*it, to / it->path().lexically_relative(real_source)));
+    RETURN_IF_ERROR(CopyEntry(*it, to / it->path().lexically_relative(real_source), directories));
   }
   if (error) return Failed(source, error);
+  for (auto directory = directories.rbegin(); directory != directories.rend(); ++directory) {
+    fs::permissions(directory->first, directory->second, error);
+    if (error) return Failed(directory->first, error);
+  }
   return absl::OkStatus();
 }
 
