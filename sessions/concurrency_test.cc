@@ -286,5 +286,105 @@ TEST_F(SharedTreeTest, ATreeNamedWhileItIsDeletedIsThereOrRefused) {
   }
 }
 
+// ---- everything at once
+
+// One thread's sessions. All threads take tokens and files from the same few, so that their
+// sessions share blocks, anchors and trees.
+class Inhabitant {
+ public:
+  Inhabitant(Store& store, const std::vector<std::vector<TokenId>>& scripts,
+             const std::filesystem::path& directory, uint64_t seed)
+      : store_(store),
+        scripts_(scripts),
+        files_(directory / "files"),
+        restored_(directory / "back"),
+        random_(seed) {
+    std::filesystem::create_directories(files_);
+  }
+
+  void Live(int rounds) {
+    for (int round = 0; round < rounds && !::testing::Test::HasFailure(); ++round) {
+      const std::vector<TokenId>& script =
+          scripts_[static_cast<size_t>(Below(random_, static_cast<int64_t>(scripts_.size())))];
+      const SessionInfo session = Must(store_.Create({"alice", 1, ""}));
+      std::string text;
+      const int64_t blocks = 1 + Below(random_, static_cast<int64_t>(script.size()) / kBlockTokens);
+      for (int64_t block = 0; block < blocks; ++block) text = Commit(session, script, block, text);
+      Check(session, script, blocks * kBlockTokens, text);
+      if (Below(random_, 2) == 0) {
+        const SessionInfo child = Must(
+            store_.Fork(session.id, testing::AtPosition(blocks * kBlockTokens), {"alice", 1, ""}));
+        EXPECT_OK(store_.Delete(session.id));
+        Check(child, script, blocks * kBlockTokens, text);
+        EXPECT_OK(store_.Delete(child.id));
+      } else {
+        EXPECT_OK(store_.Delete(session.id));
+      }
+    }
+  }
+
+ private:
+  // The next block of the script, an anchor after it and, now and then, a workspace. Returns what
+  // the workspace's file says.
+  std::string Commit(const SessionInfo& session, const std::vector<TokenId>& script, int64_t block,
+                     std::string text) {
+    const auto from = script.begin() + block * kBlockTokens;
+    sessions::Commit commit = TokensCommit(session.timeline, {from, from + kBlockTokens});
+    commit.blocks = {{block, {fmt::format("block {}", block), std::string(5000, 'b')}}};
+    const int64_t position = (block + 1) * kBlockTokens;
+    commit.anchor = KvAnchor{position, fmt::format("anchor {}", position), Below(random_, 2) == 0};
+    if (Below(random_, 2) == 0) {
+      text = fmt::format("contents {}", Below(random_, 3));
+      std::ofstream(files_ / "file") << text;
+      commit.events.push_back(NewEvent::Workspace(Must(store_.SnapshotWorkspace(files_))));
+    }
+    EXPECT_OK(store_.CommitSync(std::move(commit)));
+    return text;
+  }
+
+  // What was acknowledged can be read.
+  void Check(const SessionInfo& session, const std::vector<TokenId>& script, int64_t position,
+             const std::string& text) {
+    const RestorePoint point = Must(store_.FindRestorePoint("alice", script, position));
+    EXPECT_EQ(point.position, position);
+    if (point.position != position) return;
+    for (size_t block = 0; block < point.blocks.size(); ++block) {
+      EXPECT_EQ(Must(store_.ReadBlockPart(point.blocks[block], 0)), fmt::format("block {}", block));
+      EXPECT_OK(store_.ReadBlockPart(point.blocks[block], 1));
+    }
+    EXPECT_EQ(Must(store_.ReadAnchor(point.anchor, position)), fmt::format("anchor {}", position));
+    const LoadedTimeline loaded = Must(store_.Load(session.id));
+    EXPECT_EQ(loaded.workspace.has_value(), !text.empty());
+    if (!loaded.workspace.has_value()) return;
+    EXPECT_OK(store_.RestoreWorkspace(*loaded.workspace, restored_));
+    std::ifstream file(restored_ / "file");
+    EXPECT_EQ(std::string((std::istreambuf_iterator<char>(file)), {}), text);
+  }
+
+  Store& store_;
+  const std::vector<std::vector<TokenId>>& scripts_;
+  const std::filesystem::path files_, restored_;
+  testing::Random random_;
+};
+
+TEST_F(ConcurrencyTest, SessionsThatShareEverythingComeAndGo) {
+  constexpr int kThreads = 4, kRounds = 25;
+  std::vector<std::vector<TokenId>> scripts;
+  for (int i = 0; i < 2; ++i) scripts.push_back(RandomTokens(random_, 3 * kBlockTokens));
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i, seed = random_()] {
+      Inhabitant(*store_, scripts, directory_.path() / std::to_string(i), seed).Live(kRounds);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  store_.reset();
+  Must(Store::Open(path(), Options())).reset();
+  EXPECT_THAT(testing::FindOrphans(path()), IsEmpty());
+  const auto database = Must(internal::Database::Open(path(), false, {}));
+  EXPECT_THAT(testing::KeysOf(*database, internal::Column::kEvents), IsEmpty());
+  EXPECT_THAT(testing::KeysOf(*database, internal::Column::kFiles), IsEmpty());
+}
+
 }  // namespace
 }  // namespace agentd::sessions

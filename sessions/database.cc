@@ -404,16 +404,14 @@ absl::StatusOr<bool> Database::Resume() {
 }
 
 // Opening it asks a network file system for its newest state. Where no descriptor is to be had, the
-// one that is open tells too: a new owner puts a new file in its place. A durable batch must not be
+// one that is open tells too: a new owner's takes its name. A durable batch must not be
 // called failed for want of one.
 absl::StatusOr<bool> Database::IsOwner() const {
-  const std::filesystem::path path = directory_ / "EPOCH";
-  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(path);
+  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(directory_ / "EPOCH");
   if (now.ok()) return now->has_value() && **now == epoch_;
-  struct stat named, held;
-  if (::stat(path.c_str(), &named) != 0 || ::fstat(epoch_file_.get(), &held) != 0)
-    return now.status();
-  return named.st_dev == held.st_dev && named.st_ino == held.st_ino;
+  struct stat held;
+  if (::fstat(epoch_file_.get(), &held) != 0) return now.status();
+  return held.st_nlink > 0;
 }
 
 absl::Status Database::CheckEpoch() {
