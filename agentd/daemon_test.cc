@@ -13,6 +13,7 @@
 #include "agentd/event_kinds.h"
 #include "agentd/testing_daemon.h"
 #include "agentd/workspace_import.h"
+#include "sessions/database.h"
 
 namespace agentd::daemon {
 namespace {
@@ -595,6 +596,28 @@ TEST(NotTheStores, AFailedForkEndsNoDaemon) {
   EXPECT_EQ(NotTheStores(absl::FailedPreconditionError("a wall")).code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(NotTheStores(absl::OkStatus()).ok());
+}
+
+// A call that changed nothing took a snapshot too, which no event names.
+TEST_F(DaemonTest, DeletingASessionLeavesNoFileOfItInTheStore) {
+  Start({CallsText({CallText("bash", {{"command", "echo 1 > kept"}})}),
+         CallsText({CallText("bash", {{"command", "cat kept"}})}), "Ok."});
+  const std::string id = NewSession(1, 2000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).answer(), "Ok.");
+  ASSERT_TRUE(daemon_->Delete(id).ok());
+  EXPECT_FALSE(std::filesystem::exists(daemon_->runtime().WorkspaceOf(id)));
+  daemon_.reset();
+  auto database = sessions::internal::Database::Open(directory_.path() / "data/store", false, {});
+  ASSERT_TRUE(database.ok()) << database.status();
+  int objects = 0;
+  const absl::Status scanned = (*database)->Scan(sessions::internal::Column::kFiles, "",
+                                                 [&](std::string_view, std::string_view) {
+                                                   ++objects;
+                                                   return absl::OkStatus();
+                                                 });
+  EXPECT_TRUE(scanned.ok()) << scanned;
+  EXPECT_EQ(objects, 0);
 }
 
 TEST_F(DaemonTest, SecondDaemonIsRefused) {

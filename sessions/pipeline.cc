@@ -142,24 +142,22 @@ void Pipeline::ValuesLoop() {
 }
 
 void Pipeline::StoreValues(Queue& group) {
-  std::vector<WriteEntry> intents, values;
+  NewValues values;
   std::set<Column> columns;
-  std::set<std::string> written;
   absl::Status may_write = MayWrite();
   for (std::unique_ptr<Operation>& operation : group) {
     TimelineState& state = *operation->state;
     if (operation->error.ok()) operation->error = state.values_error;
     if (operation->error.ok() && operation->HasValues()) {
-      operation->error =
-          may_write.ok() ? CollectValues(*operation, intents, values, written) : may_write;
+      operation->error = may_write.ok() ? CollectValues(*operation, values) : may_write;
       // Whoever wrote them: what the tree consists of may still be in memory.
       if (!operation->trees.empty()) columns.insert(Column::kFiles);
     }
     if (!operation->error.ok()) state.values_error = operation->error;
   }
-  for (const WriteEntry& entry : values) columns.insert(entry.column);
+  for (const WriteEntry& entry : values.entries) columns.insert(entry.column);
   if (columns.empty()) return;
-  const absl::Status status = WriteValues(intents, values, columns);
+  const absl::Status status = WriteValues(values, columns);
   if (status.ok()) return;
   NoteFailure(status);
   const absl::Status shown = MayWrite();
@@ -170,61 +168,10 @@ void Pipeline::StoreValues(Queue& group) {
   }
 }
 
-absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntry>& intents,
-                                     std::vector<WriteEntry>& values,
-                                     std::set<std::string>& written) {
+absl::Status Pipeline::CollectValues(Operation& operation, NewValues& values) {
   values_in_use_.AwaitRemovals(operation.hashes);
-  const auto intend = [&](char column, const Sha256Digest& digest, uint64_t parts) {
-    const std::string key = IntentKey(column, View(digest));
-    intents.push_back({Column::kMeta, key, EncodeNumber(RecordKind::kIntent, key, parts)});
-    operation.writes.push_back({Column::kMeta, key, std::nullopt});
-  };
-  for (const BlockToStore& block : operation.blocks) {
-    const std::string name_key = BlockNameKey(block.hash);
-    ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                     database_.Get(Column::kTimelines, name_key));
-    // A value that another operation of this group writes is not written twice; but whether that
-    // operation gets to its names is its own affair.
-    const bool stored = name.has_value();
-    const bool fresh = !stored && written.insert(name_key).second;
-    {
-      std::lock_guard lock(mutex_);
-      ++(fresh ? counters_.blocks_written : counters_.blocks_deduplicated);
-    }
-    if (stored) continue;
-    const uint32_t parts = static_cast<uint32_t>(block.parts.size());
-    intend('k', block.hash, parts);
-    for (uint32_t part = 0; fresh && part < parts; ++part) {
-      std::string key = KvPartKey(block.hash, part);
-      std::string value =
-          EncodeKvPart(key, {identity_, block.parent, block.block, part, parts, block.parts[part]});
-      values.push_back({Column::kKv, std::move(key), std::move(value)});
-    }
-    operation.writes.push_back(
-        {Column::kTimelines, name_key,
-         EncodeBlockName(name_key, {identity_, block.parent, block.block, parts})});
-  }
-  if (operation.anchor.has_value()) {
-    const AnchorToStore& anchor = *operation.anchor;
-    const std::string name_key = AnchorNameKey(anchor.hash);
-    ASSIGN_OR_RETURN(const std::optional<std::string> name,
-                     database_.Get(Column::kTimelines, name_key));
-    if (!name.has_value()) {
-      intend('a', anchor.hash, 0);
-      if (written.insert(name_key).second) {
-        const std::string key = AnchorKey(anchor.hash);
-        values.push_back(
-            {Column::kAnchors, key,
-             EncodeAnchor(key, {identity_, anchor.parent, anchor.position, anchor.payload})});
-      }
-      const std::string index_key = AnchorIndexKey(anchor.parent, anchor.position, anchor.hash);
-      operation.writes.push_back(
-          {Column::kTimelines, name_key,
-           EncodeAnchorName(name_key, {identity_, anchor.parent, anchor.position})});
-      operation.writes.push_back(
-          {Column::kTimelines, index_key, Frame(RecordKind::kAnchorIndex, index_key, "")});
-    }
-  }
+  RETURN_IF_ERROR(CollectBlocks(operation, values));
+  if (operation.anchor.has_value()) RETURN_IF_ERROR(CollectAnchor(operation, values));
   for (NamedTree& tree : operation.trees) {
     // A snapshot's is held since it was taken. Another may be on a sweep's list already: then wait,
     // and find it gone.
@@ -239,14 +186,71 @@ absl::Status Pipeline::CollectValues(Operation& operation, std::vector<WriteEntr
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::WriteValues(const std::vector<WriteEntry>& intents,
-                                   const std::vector<WriteEntry>& values,
-                                   const std::set<Column>& columns) {
+// The value's intent, until the operation's batch names it.
+void Pipeline::Intend(char column, const Sha256Digest& digest, uint64_t parts, Operation& operation,
+                      NewValues& values) {
+  const std::string key = IntentKey(column, View(digest));
+  values.intents.push_back({Column::kMeta, key, EncodeNumber(RecordKind::kIntent, key, parts)});
+  operation.writes.push_back({Column::kMeta, key, std::nullopt});
+}
+
+absl::Status Pipeline::CollectBlocks(Operation& operation, NewValues& values) {
+  for (const BlockToStore& block : operation.blocks) {
+    const std::string name_key = BlockNameKey(block.hash);
+    ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                     database_.Get(Column::kTimelines, name_key));
+    // A value that another operation of this group writes is not written twice; but whether that
+    // operation gets to its names is its own affair.
+    const bool stored = name.has_value();
+    const bool fresh = !stored && values.names.insert(name_key).second;
+    {
+      std::lock_guard lock(mutex_);
+      ++(fresh ? counters_.blocks_written : counters_.blocks_deduplicated);
+    }
+    if (stored) continue;
+    const uint32_t parts = static_cast<uint32_t>(block.parts.size());
+    Intend('k', block.hash, parts, operation, values);
+    for (uint32_t part = 0; fresh && part < parts; ++part) {
+      std::string key = KvPartKey(block.hash, part);
+      std::string value =
+          EncodeKvPart(key, {identity_, block.parent, block.block, part, parts, block.parts[part]});
+      values.entries.push_back({Column::kKv, std::move(key), std::move(value)});
+    }
+    operation.writes.push_back(
+        {Column::kTimelines, name_key,
+         EncodeBlockName(name_key, {identity_, block.parent, block.block, parts})});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::CollectAnchor(Operation& operation, NewValues& values) {
+  const AnchorToStore& anchor = *operation.anchor;
+  const std::string name_key = AnchorNameKey(anchor.hash);
+  ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                   database_.Get(Column::kTimelines, name_key));
+  if (name.has_value()) return absl::OkStatus();
+  Intend('a', anchor.hash, 0, operation, values);
+  if (values.names.insert(name_key).second) {
+    const std::string key = AnchorKey(anchor.hash);
+    values.entries.push_back(
+        {Column::kAnchors, key,
+         EncodeAnchor(key, {identity_, anchor.parent, anchor.position, anchor.payload})});
+  }
+  const std::string index_key = AnchorIndexKey(anchor.parent, anchor.position, anchor.hash);
+  operation.writes.push_back(
+      {Column::kTimelines, name_key,
+       EncodeAnchorName(name_key, {identity_, anchor.parent, anchor.position})});
+  operation.writes.push_back(
+      {Column::kTimelines, index_key, Frame(RecordKind::kAnchorIndex, index_key, "")});
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::WriteValues(const NewValues& values, const std::set<Column>& columns) {
   // Not synced: the flush below closes and syncs the log that holds them before it installs its
   // files.
-  if (!intents.empty()) RETURN_IF_ERROR(database_.Write(intents, /*sync=*/false));
+  if (!values.intents.empty()) RETURN_IF_ERROR(database_.Write(values.intents, /*sync=*/false));
   CrashPoint("values_intents");
-  if (!values.empty()) RETURN_IF_ERROR(database_.WriteUnlogged(values));
+  if (!values.entries.empty()) RETURN_IF_ERROR(database_.WriteUnlogged(values.entries));
   CrashPoint("values_written");
   std::vector<Column> flushed(columns.begin(), columns.end());
   if (++flushes_ % kFlushesPerFullFlush == 0) {

@@ -114,10 +114,17 @@ class Pipeline {
 
   void ValuesLoop();
   void StoreValues(Queue& group);
-  absl::Status CollectValues(Operation& operation, std::vector<WriteEntry>& intents,
-                             std::vector<WriteEntry>& values, std::set<std::string>& written);
-  absl::Status WriteValues(const std::vector<WriteEntry>& intents,
-                           const std::vector<WriteEntry>& values, const std::set<Column>& columns);
+  // What a group of operations brings that is not stored yet.
+  struct NewValues {
+    std::vector<WriteEntry> intents, entries;
+    std::set<std::string> names;  // keys of the names of `entries`
+  };
+  static void Intend(char column, const Sha256Digest& digest, uint64_t parts, Operation& operation,
+                     NewValues& values);
+  absl::Status CollectValues(Operation& operation, NewValues& values);
+  absl::Status CollectBlocks(Operation& operation, NewValues& values);
+  absl::Status CollectAnchor(Operation& operation, NewValues& values);
+  absl::Status WriteValues(const NewValues& values, const std::set<Column>& columns);
   void WriterLoop();
   bool TakeGroup(Queue& group);
   void WriteGroup(Queue& group);

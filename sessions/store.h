@@ -166,7 +166,7 @@ struct StoreStats {
   int64_t directory_bytes = 0;  // measured
   int64_t blocks_written = 0, blocks_deduplicated = 0;
   int64_t commits = 0, group_syncs = 0;
-  int64_t timelines_in_memory = 0;
+  int64_t timelines_in_memory = 0;    // their next commit reads nothing
   int64_t special_files_skipped = 0;  // fifos, sockets and devices met by SnapshotWorkspace
 };
 

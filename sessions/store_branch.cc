@@ -42,6 +42,48 @@ absl::StatusOr<std::optional<ListedAnchor>> FindListedAnchor(const Database& dat
   return std::optional<ListedAnchor>();
 }
 
+// What the timelines say of each other, seen from a session that is to be deleted.
+struct Kinship {
+  std::set<TimelineId> own;
+  std::map<TimelineId, Segment> shared;  // the furthest that other live timelines share of each
+  std::set<TimelineId> touched;          // what the session's own share of
+  std::set<TimelineId> kept_before;      // deleted, kept for those who share them
+  TimelineId newest_unreadable = 0;      // of the others
+  absl::Status unreadable;               // its damage
+};
+
+absl::StatusOr<Kinship> ReadKinship(const Database& database, const std::string& session_id,
+                                    TimelineId current) {
+  Kinship kin;
+  if (current != 0) kin.own.insert(current);
+  RETURN_IF_ERROR(
+      database.Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
+        const TimelineId timeline = BigEndianAt(key, 1);
+        const absl::StatusOr<TimelineRecord> record = DecodeTimeline(key, value);
+        if (!record.ok()) {
+          if (timeline == current) return absl::OkStatus();
+          kin.newest_unreadable = timeline;  // keys ascend
+          kin.unreadable = record.status();
+          return absl::OkStatus();
+        }
+        if (record->session.empty()) kin.kept_before.insert(timeline);
+        if (record->session == session_id) kin.own.insert(timeline);
+        for (const Segment& segment : record->ancestry) {
+          if (record->session == session_id) {
+            kin.touched.insert(segment.timeline);
+          } else if (!record->session.empty()) {
+            Segment& most = kin.shared[segment.timeline];
+            if (std::pair(most.last_seq, most.last_position) <
+                std::pair(segment.last_seq, segment.last_position)) {
+              most = segment;
+            }
+          }
+        }
+        return absl::OkStatus();
+      }));
+  return kin;
+}
+
 }  // namespace
 
 absl::StatusOr<ValuesInUse::Use> StoreImpl::ListSharedAnchor(const TimelineView& source,
@@ -230,57 +272,26 @@ absl::Status StoreImpl::RemoveTimeline(TimelineId timeline, const Segment* keep,
 absl::Status StoreImpl::PlanRemoval(const std::string& session_id, TimelineId current,
                                     Removal& removal) {
   ValuesInUse::Watch watch(pipeline_.values_in_use());
-  // What live timelines share of others, and what the deleted ones may have been the last to share.
-  std::map<TimelineId, Segment> shared;
-  std::set<TimelineId> own, kept_before, touched;
-  if (current != 0) own.insert(current);
-  TimelineId newest_unreadable = 0;
-  RETURN_IF_ERROR(
-      database_->Scan(Column::kTimelines, "t", [&](std::string_view key, std::string_view value) {
-        const TimelineId timeline = BigEndianAt(key, 1);
-        const absl::StatusOr<TimelineRecord> record = DecodeTimeline(key, value);
-        if (!record.ok()) {
-          if (timeline == current) return absl::OkStatus();
-          newest_unreadable = timeline;  // keys ascend
-          removal.kept = record.status();
-          return absl::OkStatus();
-        }
-        if (record->session.empty()) kept_before.insert(timeline);
-        if (record->session == session_id) own.insert(timeline);
-        for (const Segment& segment : record->ancestry) {
-          if (record->session == session_id) {
-            touched.insert(segment.timeline);
-          } else if (!record->session.empty()) {
-            Segment& most = shared[segment.timeline];
-            if (std::pair(most.last_seq, most.last_position) <
-                std::pair(segment.last_seq, segment.last_position)) {
-              most = segment;
-            }
-          }
-        }
-        return absl::OkStatus();
-      }));
-  std::set<TimelineId> targets = own;
+  ASSIGN_OR_RETURN(const Kinship kin, ReadKinship(*database_, session_id, current));
+  std::set<TimelineId> targets = kin.own;
   // One that nobody shares was kept for a timeline that could not be read.
-  for (const TimelineId timeline : kept_before) {
-    if (touched.contains(timeline) || !shared.contains(timeline)) targets.insert(timeline);
+  for (const TimelineId timeline : kin.kept_before) {
+    if (kin.touched.contains(timeline) || !kin.shared.contains(timeline)) targets.insert(timeline);
   }
-  bool kept_any = false;
   for (const TimelineId timeline : targets) {
     // A timeline shares of older ones, and so of lower numbers, alone.
-    if (timeline < newest_unreadable) {
+    if (timeline < kin.newest_unreadable) {
       // All of it stays, as a deleted session's.
       const std::string key = TimelineKey(timeline);
       removal.timelines.push_back(timeline);
       removal.writes.push_back({Column::kTimelines, key, EncodeTimeline(key, {})});
-      kept_any = true;
+      removal.kept = kin.unreadable;
       continue;
     }
-    const auto found = shared.find(timeline);
+    const auto found = kin.shared.find(timeline);
     RETURN_IF_ERROR(
-        RemoveTimeline(timeline, found == shared.end() ? nullptr : &found->second, removal));
+        RemoveTimeline(timeline, found == kin.shared.end() ? nullptr : &found->second, removal));
   }
-  if (!kept_any) removal.kept = absl::OkStatus();
   RETURN_IF_ERROR(RemoveUnreferenced(watch, removal));
   return RemoveFiles(removal);
 }
