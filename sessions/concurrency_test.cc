@@ -68,7 +68,7 @@ TEST_F(ConcurrencyTest, ABlockSharedWithAFailedCommitIsStored) {
 TEST_F(ConcurrencyTest, DeletingASessionTakesNothingFromACommitOfTheSameTokens) {
   for (int i = 0; i < 10; ++i)  // so that planning takes a moment
     ASSERT_OK(store_->CommitSync(TokensCommit(NewOne().timeline, RandomTokens(random_, 256 * 60))));
-  for (int round = 0; round < 120; ++round) {
+  for (int round = 0; round < 80; ++round) {
     const std::vector<TokenId> tokens = RandomTokens(random_, 512);
     const SessionInfo a = NewOne(), b = NewOne();
     Commit commit = TokensCommit(a.timeline, tokens);
@@ -99,7 +99,7 @@ TEST_F(ConcurrencyTest, ATailThatAnotherIsAboutToListStays) {
     commit.anchor = KvAnchor{position, "tail", true};
     return commit;
   };
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const std::vector<TokenId> tokens = RandomTokens(random_, 100);
     const SessionInfo a = NewOne(), b = NewOne();
     ASSERT_OK(store_->CommitSync(tail(a, tokens, 100)));
@@ -145,7 +145,7 @@ TEST_F(ConcurrencyTest, AReaderTakesNoValueThatIsStoredAgainForDamaged) {
   std::atomic<bool> done = false;
   std::atomic<int> damaged = 0;
   std::thread reading;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const SessionInfo session = NewOne();
     Commit commit = TokensCommit(session.timeline, tokens);
     commit.blocks = {{0, {std::string(6000, 'a'), std::string(6000, 'b')}}};
@@ -257,7 +257,7 @@ TEST_F(SharedTreeTest, ACommitKeepsNoOtherSnapshotFromItsOwn) {
 }
 
 TEST_F(SharedTreeTest, ATreeNamedWhileItIsDeletedIsThereOrRefused) {
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 60; ++round) {
     const SessionInfo a = NewOne(), b = NewOne();
     TreeId tree;
     {
