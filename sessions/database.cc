@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <rocksdb/convenience.h>
+#include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/options.h>
@@ -11,6 +12,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <cstdarg>
 #include <fstream>
 
 #include "base/status.h"
@@ -117,6 +119,16 @@ class Database::Listener final : public rocksdb::EventListener {
 
 namespace {
 
+// RocksDB's own log is a text file in the store's directory, and a full disk ends the process there:
+// built with assertions, as Debian's is, the library aborts at the next line after one that did not
+// fit. What matters of it comes back to us as a Status.
+class NoLogFile final : public rocksdb::Logger {
+ public:
+  NoLogFile() : rocksdb::Logger(rocksdb::InfoLogLevel::FATAL_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
+};
+
 rocksdb::Options DbOptions(const InternalOptions& internal_options,
                            std::shared_ptr<rocksdb::EventListener> listener) {
   rocksdb::Options options;
@@ -138,7 +150,7 @@ rocksdb::Options DbOptions(const InternalOptions& internal_options,
   options.max_total_wal_size = 64 << 20;
   options.max_open_files = 512;
   options.max_background_jobs = 2;
-  options.keep_log_file_num = 4;
+  options.info_log = std::make_shared<NoLogFile>();
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   return options;
