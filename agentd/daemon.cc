@@ -47,16 +47,26 @@ absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* fiel
   return out;
 }
 
+// A prompt may be long and its tokens take a while: people change their minds meanwhile.
+absl::Status StillWanted(Session& session, const std::function<bool()>& abandoned) {
+  const bool gone = abandoned && abandoned();
+  std::lock_guard lock(session.mutex);
+  if (!gone && session.cancels.empty()) return absl::OkStatus();
+  return Error(absl::StatusCode::kCancelled, "session {}: the turn was cancelled before it began",
+               session.id);
+}
+
 }  // namespace
 
 absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id,
-                                            const std::string& text) {
-  ASSIGN_OR_RETURN(Hold hold, Acquire(session_id));
+                                            const std::string& text,
+                                            const std::function<bool()>& abandoned) {
+  ASSIGN_OR_RETURN(Hold hold, Acquire(session_id, /*to_start_a_turn=*/true));
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return absl::UnavailableError("the daemon is shutting down");
   }
-  RETURN_IF_ERROR(StartTurn(hold, text));
+  RETURN_IF_ERROR(StartTurn(hold, text, abandoned));
   Started started;
   started.session = hold.session;
   started.turn_seq = hold.hot->transcript.turn_started_seq();
@@ -65,7 +75,8 @@ absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id,
 }
 
 // Makes the turn's beginning durable: from here on a crash goes on with it.
-absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
+absl::Status Daemon::StartTurn(Hold& hold, const std::string& text,
+                               const std::function<bool()>& abandoned) {
   Transcript& transcript = hold.hot->transcript;
   if (text.empty()) {
     if (transcript.phase() == Phase::kIdle) {
@@ -97,6 +108,7 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text) {
   started.set_turn(transcript.turns() + 1);
   v1::UserMessage message;
   message.set_text(text);
+  RETURN_IF_ERROR(StillWanted(*hold.session, abandoned));
   CrashPoint("agentd.turn_starting");
   RETURN_IF_ERROR(Commit(hold,
                          {MakeEvent(started), MakeEvent(message),
@@ -111,13 +123,18 @@ void Daemon::Launch(Hold hold) {
   auto turn = std::make_shared<Turn>(runtime_, session, std::move(hold.hot));
   hold.Release();  // the turn gives the session back
   std::shared_ptr<Turn> previous;
+  std::vector<std::function<void(absl::Status)>> cancels;
   {
     std::lock_guard lock(session->mutex);
     previous = std::exchange(session->turn, turn);
+    session->starting = false;
+    cancels.swap(session->cancels);
     session->hub->ShowNews(/*running=*/true);
   }
   session->hub->Wake();
+  if (!cancels.empty()) turn->Cancel();  // asked for while its beginning was written
   turn->Start();
+  for (auto& done : cancels) turn->OnDone(std::move(done));
   bool stopping = false;
   {
     std::lock_guard lock(mutex_);
@@ -141,6 +158,10 @@ void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Stat
   std::shared_ptr<Turn> turn;
   {
     std::lock_guard lock((*session)->mutex);
+    if ((*session)->starting) {
+      (*session)->cancels.push_back(std::move(done));
+      return;
+    }
     if ((*session)->hub->view().running) turn = (*session)->turn;
   }
   if (turn) {

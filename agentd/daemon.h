@@ -60,10 +60,12 @@ class Daemon {
     uint64_t turn_seq = 0;  // of its TurnStarted
   };
   // Starts a turn with `text`, or goes on with an interrupted one without. The turn's beginning is
-  // durable on return.
-  absl::StatusOr<Started> Run(const std::string& session_id, const std::string& text);
-  // Ends the running (or interrupted) turn; `done` gets the outcome once that is durable, perhaps
-  // on another thread.
+  // durable on return. `abandoned`: asked right before that whether the turn is still wanted.
+  // Cancelled, with nothing written, if it is not or somebody called Cancel meanwhile.
+  absl::StatusOr<Started> Run(const std::string& session_id, const std::string& text,
+                              const std::function<bool()>& abandoned = {});
+  // Ends the running (or interrupted) turn, also one that Run is about to begin; `done` gets the
+  // outcome once that is durable, perhaps on another thread.
   void Cancel(const std::string& session_id, std::function<void(absl::Status)> done);
 
   // The session, brought into memory if need be. NotFound names it.
@@ -81,8 +83,9 @@ class Daemon {
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
   absl::Status Undone(const std::string& session_id, absl::Status why);
   absl::Status FillWorkspace(Session& session, const std::string& import_directory);
-  absl::StatusOr<Hold> Acquire(const std::string& session_id);
-  absl::Status StartTurn(Hold& hold, const std::string& text);
+  absl::StatusOr<Hold> Acquire(const std::string& session_id, bool to_start_a_turn = false);
+  absl::Status StartTurn(Hold& hold, const std::string& text,
+                         const std::function<bool()>& abandoned);
   absl::Status CloseTurn(Hold& hold);
   void Launch(Hold hold);
   absl::Status Commit(Hold& hold, std::vector<sessions::NewEvent> events,

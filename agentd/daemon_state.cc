@@ -166,7 +166,7 @@ absl::StatusOr<std::shared_ptr<Session>> Daemon::Find(const std::string& session
   return Remember(std::move(info).value(), std::move(meta));
 }
 
-absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id) {
+absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id, bool to_start_a_turn) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
   Hold hold(nullptr, nullptr);
   v1::SessionMeta meta;
@@ -174,6 +174,7 @@ absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id) {
     std::lock_guard lock(session->mutex);
     if (session->busy) return TurnRunning(session_id);
     session->busy = true;
+    session->starting = to_start_a_turn;
     session->hub->HoldNews();  // until it is given back, or a turn runs
     hold.session = session;
     hold.hot = std::move(session->hot);

@@ -270,6 +270,25 @@ TEST_F(DaemonTest, OneTurnAtATimeAndCancelInMidTool) {
   EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_IDLE);
 }
 
+TEST_F(DaemonTest, CancelledBeforeItBeganLeavesNothing) {
+  Start({"Done."});
+  const std::string id = NewSession(5);
+  // The moment between the tokens of the prompt and the turn's beginning.
+  absl::Status cancelled = absl::UnknownError("never called");
+  const auto by_another = [&] {
+    daemon_->Cancel(id, [&](absl::Status status) { cancelled = std::move(status); });
+    return false;
+  };
+  EXPECT_TRUE(absl::IsCancelled(daemon_->Run(id, "Hi", by_another).status()));
+  EXPECT_TRUE(cancelled.ok()) << cancelled;
+  EXPECT_TRUE(absl::IsCancelled(daemon_->Run(id, "Hi", [] { return true; }).status()));
+  EXPECT_TRUE(AllEvents(*daemon_, id).empty());
+  EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_IDLE);
+  // No cancellation is left over for the next turn.
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hi").ok());
+  EXPECT_EQ(LastTurn(AllEvents(*daemon_, id)).answer(), "Done.");
+}
+
 TEST_F(DaemonTest, CancelledTurnIsFollowedByAnother) {
   const std::string id = InsideLongCall();
   daemon_->Cancel(id, [](const absl::Status&) {});

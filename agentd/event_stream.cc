@@ -259,7 +259,8 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
       return pump_->Fail(InvalidArgument("text: {} of {} bytes arrived, the turn was not begun",
                                          text_.size(), total_text_bytes_));
     }
-    absl::StatusOr<Daemon::Started> turn = daemon_->Run(session_id_, text_);
+    absl::StatusOr<Daemon::Started> turn =
+        daemon_->Run(session_id_, text_, [this] { return context_->IsCancelled(); });
     if (!turn.ok()) return pump_->Fail(turn.status());
     const uint64_t from = events_from_start_ ? 1 : turn->turn_seq;
     pump_->Follow(turn->session, from, from, /*timeline=*/0,

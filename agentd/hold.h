@@ -2,8 +2,10 @@
 #ifndef AGENTD_AGENTD_HOLD_H_
 #define AGENTD_AGENTD_HOLD_H_
 
+#include <functional>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "agentd/daemon.h"
 #include "agentd/session.h"
@@ -20,13 +22,17 @@ class Daemon::Hold {
   Hold& operator=(Hold&&) = delete;
   ~Hold() {
     if (!session) return;
+    std::vector<std::function<void(absl::Status)>> cancels;
     {
       std::lock_guard lock(session->mutex);
       session->hot = std::move(hot);
       session->busy = false;
+      session->starting = false;
+      cancels.swap(session->cancels);
       session->hub->ShowNews(/*running=*/false);
     }
     session->hub->Wake();
+    for (const auto& done : cancels) done(absl::OkStatus());  // the turn did not begin
   }
   // Somebody else gives it back.
   void Release() { session.reset(); }

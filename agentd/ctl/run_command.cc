@@ -229,6 +229,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   TurnRunner turns(output.get());
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
+  if (options.session_id.empty()) turns.HoldInterrupts();  // or the new session would stay
   const auto session = OpenSession(client->get(), options, *create);
   if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
   // A person who names the session knows it.
@@ -238,7 +239,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   if (!result.status.ok()) {
     output->Error(result.status, result.exit_code());
     if (options.session_id.empty() && !result.any_event && !absl::IsUnavailable(result.status) &&
-        !absl::IsCancelled(result.status))
+        !result.left)
       DropUnused(client->get(), session->id());
   }
   return result.exit_code();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <utility>
 
 #include "agentd/ctl/exit_code.h"
@@ -11,24 +12,11 @@
 namespace agentd::ctl {
 namespace {
 
-// Sends the request and half-closes. Stops early when the daemon has already answered: the reason
-// then comes with the stream's status.
-void SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
-                 const std::string& session_id, std::string_view text) {
-  api::RunRequest request;
-  size_t cut = CutAtCharacter(text, kChunkBytes);
-  request.mutable_start()->set_session_id(session_id);
-  request.mutable_start()->set_text(std::string(text.substr(0, cut)));
-  // So that a client that dies while sending does not start a turn with half a message.
-  request.mutable_start()->set_total_text_bytes(static_cast<int64_t>(text.size()));
-  bool open = stream->Write(request);
-  while (open && cut < text.size()) {
-    text.remove_prefix(cut);
-    cut = CutAtCharacter(text, kChunkBytes);
-    request.set_text(std::string(text.substr(0, cut)));
-    open = stream->Write(request);
-  }
-  if (open) stream->WritesDone();
+// Between two requests to cancel a turn that is about to begin.
+constexpr std::chrono::milliseconds kCancelAgain{50};
+
+absl::Status CancelledEarly() {
+  return absl::CancelledError("the turn was cancelled before it began");
 }
 
 void Note(const api::Event& event, TurnResult* result) {
@@ -51,10 +39,38 @@ TurnRunner::TurnRunner(Output* output)
 
 TurnRunner::~TurnRunner() = default;
 
+// Stops early when the daemon has already answered: the reason then comes with the stream's status.
+void TurnRunner::SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
+                             const std::string& session_id, std::string_view text) {
+  api::RunRequest request;
+  size_t cut = CutAtCharacter(text, kChunkBytes);
+  request.mutable_start()->set_session_id(session_id);
+  request.mutable_start()->set_text(std::string(text.substr(0, cut)));
+  // So that a client that dies while sending does not start a turn with half a message.
+  request.mutable_start()->set_total_text_bytes(static_cast<int64_t>(text.size()));
+  bool open = stream->Write(request);
+  while (open && cut < text.size()) {
+    text.remove_prefix(cut);
+    cut = CutAtCharacter(text, kChunkBytes);
+    request.set_text(std::string(text.substr(0, cut)));
+    open = stream->Write(request);
+  }
+  if (!open) return;
+  {
+    // Before the half-close: until then breaking off is enough to keep the turn from beginning.
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sent_ = true;
+  }
+  stream->WritesDone();
+}
+
 TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::string_view text) {
   grpc::ClientContext context;
   TurnResult result;
-  BeginStream(client, &context, session_id);
+  if (!BeginStream(client, &context, session_id)) {
+    result.status = CancelledEarly();
+    return result;
+  }
   auto stream = client->stub().Run(&context);
   SendRequest(stream.get(), session_id, text);
   api::Event event;
@@ -65,9 +81,12 @@ TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::s
   result.status = client->ToStatus(stream->Finish());
   EndStream();
   output_->Finish();
-  if (left()) {
+  result.left = left();
+  if (result.left) {
     result.status = absl::CancelledError(
         fmt::format("left; the turn goes on without you. See it: agentctl watch {}", session_id));
+  } else if (absl::IsCancelled(result.status) && !result.any_event) {
+    result.status = CancelledEarly();
   } else if (absl::IsUnavailable(result.status) && result.any_event) {
     result.status = Annotate(
         result.status, fmt::format("the turn is not lost: start the daemon again, then agentctl "
@@ -82,7 +101,7 @@ TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::s
 TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, uint64_t stop_at) {
   grpc::ClientContext context;
   TurnResult result;
-  BeginStream(client, &context, "");
+  (void)BeginStream(client, &context, "");
   auto stream = client->stub().Watch(&context, request);
   api::Event event;
   bool enough = false;
@@ -99,14 +118,23 @@ TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, u
   return result;
 }
 
-void TurnRunner::BeginStream(Client* client, grpc::ClientContext* context,
+void TurnRunner::HoldInterrupts() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  hold_ = true;
+}
+
+bool TurnRunner::BeginStream(Client* client, grpc::ClientContext* context,
                              const std::string& cancel_session) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  hold_ = false;
+  if (std::exchange(interrupted_early_, false)) return false;
   client_ = client;
   stream_ = context;
   cancel_session_ = cancel_session;
   interrupts_in_turn_ = 0;
+  sent_ = false;
   left_ = false;
+  return true;
 }
 
 void TurnRunner::EndStream() {
@@ -114,6 +142,7 @@ void TurnRunner::EndStream() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stream_ = nullptr;
+    changed_.notify_all();
     if (left_ && cancel_context_ != nullptr) cancel_context_->TryCancel();
     cancelling = std::move(cancel_thread_);
   }
@@ -127,7 +156,11 @@ bool TurnRunner::left() {
 
 void TurnRunner::OnInterrupt() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (stream_ == nullptr) Interrupts::Die();
+  if (stream_ == nullptr) {
+    if (!hold_ || interrupted_early_) Interrupts::Die();
+    interrupted_early_ = true;
+    return;
+  }
   ++interrupts_in_turn_;
   if (interrupts_in_turn_ > 1 || cancel_session_.empty()) {
     left_ = true;
@@ -136,7 +169,6 @@ void TurnRunner::OnInterrupt() {
   }
   // On its own thread: the call returns when the turn's end is durable, and a second Ctrl-C must
   // not wait for that.
-  cancel_context_ = std::make_unique<grpc::ClientContext>();
   cancel_thread_ =
       std::thread([this, client = client_, id = cancel_session_] { AskToCancel(client, id); });
 }
@@ -144,13 +176,34 @@ void TurnRunner::OnInterrupt() {
 void TurnRunner::AskToCancel(Client* client, const std::string& session_id) {
   api::CancelRequest request;
   request.set_session_id(session_id);
-  api::CancelResponse response;
   std::fputs("\nagentctl: cancelling (Ctrl-C again to leave)\n", stderr);
-  const grpc::Status status = client->stub().Cancel(cancel_context_.get(), request, &response);
-  if (status.ok()) return;
-  // No turn runs yet or any more; so there is nothing to wait for.
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (stream_ != nullptr) stream_->TryCancel();
+  grpc::Status answer;
+  do {
+    grpc::ClientContext* context = nullptr;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (stream_ == nullptr || left_) return;
+      cancel_context_ = std::make_unique<grpc::ClientContext>();
+      context = cancel_context_.get();
+    }
+    api::CancelResponse response;
+    answer = client->stub().Cancel(context, request, &response);
+  } while (CancelGoesOn(answer));
+}
+
+bool TurnRunner::CancelGoesOn(const grpc::Status& answer) {
+  if (answer.error_code() != grpc::StatusCode::FAILED_PRECONDITION) return false;
+  // No turn runs: not yet, or no more.
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (stream_ == nullptr) return false;
+  if (!sent_) {
+    stream_->TryCancel();
+    return false;
+  }
+  // The daemon has the whole request and will begin the turn, unless it reads this in time. To
+  // break off now would say "cancelled" while the turn may run.
+  changed_.wait_for(lock, kCancelAgain, [this] { return stream_ == nullptr; });
+  return stream_ != nullptr;
 }
 
 }  // namespace agentd::ctl

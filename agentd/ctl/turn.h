@@ -3,6 +3,7 @@
 #ifndef AGENTD_CTL_TURN_H_
 #define AGENTD_CTL_TURN_H_
 
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -25,6 +26,7 @@ struct TurnResult {
   absl::Status status;
   std::optional<api::TurnEnd> end;
   bool any_event = false;
+  bool left = false;  // Ctrl-C ended the stream, not the turn
   uint64_t last_seq = 0;
   int exit_code() const;
 };
@@ -37,6 +39,9 @@ class TurnRunner {
   explicit TurnRunner(Output* output);
   ~TurnRunner();
 
+  // From here on Ctrl-C does not end the process at once but makes the next Run return Cancelled
+  // without asking the daemon: for what has to be undone.
+  void HoldInterrupts();
   // Empty text goes on with an interrupted turn. Text must be valid UTF-8.
   TurnResult Run(Client* client, const std::string& session_id, std::string_view text);
   // Shows events from `from_seq` on until the daemon ends the stream or Ctrl-C, which here never
@@ -46,21 +51,31 @@ class TurnRunner {
  private:
   void OnInterrupt();
   // Ctrl-C cancels the turn of `cancel_session`, or only leaves if that is empty.
-  void BeginStream(Client* client, grpc::ClientContext* context, const std::string& cancel_session);
+  // False if Ctrl-C came already.
+  bool BeginStream(Client* client, grpc::ClientContext* context, const std::string& cancel_session);
   void EndStream();
+  // Sends the request and half-closes.
+  void SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
+                   const std::string& session_id, std::string_view text);
   void AskToCancel(Client* client, const std::string& session_id);
+  // Whether to ask again after this answer.
+  bool CancelGoesOn(const grpc::Status& answer);
   bool left();
 
   Output* const output_;
 
   std::mutex mutex_;
+  std::condition_variable changed_;                      // the stream ended
   Client* client_ = nullptr;                             // guarded by mutex_; of the stream
   grpc::ClientContext* stream_ = nullptr;                // guarded by mutex_; null between turns
   std::string cancel_session_;                           // guarded; empty: Ctrl-C only leaves
   std::unique_ptr<grpc::ClientContext> cancel_context_;  // guarded; replaced for each turn
+  bool sent_ = false;                                    // guarded; all of the request
   std::thread cancel_thread_;                            // guarded; joined at the turn's end
   int interrupts_in_turn_ = 0;                           // guarded
   bool left_ = false;                                    // guarded
+  bool hold_ = false;                                    // guarded; see HoldInterrupts
+  bool interrupted_early_ = false;                       // guarded; Ctrl-C came while held
 
   Interrupts interrupts_;  // last: its thread uses all of the above
 };

@@ -156,6 +156,23 @@ class Cli(unittest.TestCase):
         again = self.ctl("run", "-q", "--session", session, "Hello")  # and it can go on
         self.assertEqual(again.code, 0, again)
 
+    def test_interrupt_before_the_turn_begins(self):
+        """While the daemon reads or cuts a long prompt: "cancelled" is said only of what does not run, and nothing stays."""
+        path = folder({"long.txt": "Read this text: " + "the birds of the wood sing at dawn and none of them knows why. " * 500}) / "long.txt"
+        for delay in (0, 0.02, 0.05, 0.1, 0.2):
+            running = self.daemon.begin("run", "--json", "--file", path)
+            session = json.loads(running.stdout.readline())["id"]
+            time.sleep(delay)
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=100)
+            self.assertEqual(running.returncode, 4, (delay, out, err))
+            found = [s for s in self.ctl("sessions", "--json").events if s["id"] == session]
+            if found:  # it had begun: then it has ended as cancelled
+                self.assertEqual(json.loads(out.splitlines()[-1])["end"], "cancelled", (delay, err))
+                self.assertEqual(found[0]["state"], "idle", delay)
+            else:
+                self.assertIn(b"before it began", err)
+
     def test_second_interrupt_leaves(self):
         """Also when the daemon does not answer: it is stopped here. The turn goes on once it can."""
         running = self.daemon.begin("run", "--json", LONG_TASK)
