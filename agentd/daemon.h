@@ -45,7 +45,9 @@ class Daemon {
   Daemon& operator=(const Daemon&) = delete;
 
   // Turns stop where they are, with an anchor, and stay resumable; new ones are refused.
+  // Streams that follow a session end.
   void Shutdown();
+  bool stopping();
 
   absl::StatusOr<v1::ServerInfo> Info();
   absl::StatusOr<v1::Session> Create(const v1::CreateSessionRequest& request);

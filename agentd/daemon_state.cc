@@ -86,6 +86,17 @@ void Daemon::Shutdown() {
   }
   if (scheduler_) scheduler_->Park();
   JoinTurns();
+  std::vector<std::shared_ptr<Session>> all;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& [id, session] : sessions_) all.push_back(session);
+  }
+  for (const auto& session : all) session->hub->Wake();  // those who watch learn it too
+}
+
+bool Daemon::stopping() {
+  std::lock_guard lock(mutex_);
+  return stopping_;
 }
 
 void Daemon::JoinTurns() {

@@ -133,15 +133,31 @@ class EventPump : public EventListener, public std::enable_shared_from_this<Even
       ephemeral_.pop_front();
       return absl::OkStatus();
     }
-    if (running_) return absl::OkStatus();
-    if (end_.until_idle) Finish(absl::OkStatus());
-    if (end_.after_turn) {
+    return running_ ? absl::OkStatus() : NothingMore();
+  }
+
+  // No turn runs and everything stored was sent.
+  absl::Status NothingMore() {
+    const bool stopping = daemon_->stopping();
+    if (end_.after_turn || (end_.until_idle && stopping && Interrupted())) {
       return WithReason(
           absl::UnavailableError("the turn was interrupted before its end; it goes on when the "
                                  "daemon is started again, or with Run without text"),
           "TURN_INTERRUPTED");
     }
+    if (end_.until_idle) {
+      Finish(absl::OkStatus());
+      return absl::OkStatus();
+    }
+    if (stopping) {
+      return WithReason(absl::UnavailableError("the daemon is shutting down"), "SHUTTING_DOWN");
+    }
     return absl::OkStatus();
+  }
+
+  bool Interrupted() {
+    std::lock_guard lock(session_->mutex);
+    return session_->meta.phase() != v1::SessionMeta::IDLE;
   }
 
   Daemon* const daemon_;

@@ -259,6 +259,32 @@ TEST_F(ServerTest, WatchAfterARewindBeginsWithIt) {
   watch_context.TryCancel();
 }
 
+TEST_F(ServerTest, WatchersLearnThatTheDaemonStops) {
+  Start({CallsText({CallText("bash", {{"command", "sleep 600"}})})});
+  const std::string busy = NewSession(1000), idle = NewSession();
+  ASSERT_TRUE(daemon_->Run(busy, "Sleep.").ok());
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::Event>>> streams;
+  for (const auto& [id, until_idle] :
+       {std::pair(busy, false), std::pair(busy, true), std::pair(idle, false)}) {
+    v1::WatchRequest request;
+    request.set_session_id(id);
+    request.set_until_idle(until_idle);
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    streams.push_back(stub_->Watch(contexts.back().get(), request));
+    if (id == idle) continue;
+    v1::Event event;
+    while (streams.back()->Read(&event) && !event.has_tool_started()) {
+    }
+  }
+  daemon_->Shutdown();
+  for (auto& stream : streams) {
+    v1::Event event;
+    while (stream->Read(&event)) EXPECT_FALSE(event.has_turn_finished());
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  }
+}
+
 TEST_F(ServerTest, SocketIsForItsUserAlone) {
   struct stat info {};
   ASSERT_EQ(::stat(socket_.c_str(), &info), 0);

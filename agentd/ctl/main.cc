@@ -131,7 +131,8 @@ void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, Sho
   follow->add_option("id", watch->session_id, "The session")->required();
   follow->add_option("--from", watch->from_seq, "First event (default: 1)")->type_name("SEQ");
   follow->add_flag("--until-idle", watch->until_idle,
-                   "End when no turn runs; the exit code is the last turn's that was seen");
+                   "End when no turn runs; the exit code is the last turn's that was seen, 1 if it "
+                   "was interrupted");
   follow->add_flag("--json", watch->json, "One event a line, as JSON (see run --help)");
   follow->add_flag("-q,--quiet", watch->quiet, "Answers only");
   follow->callback([&global, watch, chosen] {

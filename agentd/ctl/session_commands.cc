@@ -113,6 +113,17 @@ std::string WallState(const api::Wall& wall) {
   return wall.required() ? "MISSING: tools will not run" : "not available";
 }
 
+// That no turn runs need not mean that the last one ended.
+absl::Status NotInterrupted(Client* client, const std::string& session_id) {
+  const auto session = client->GetSession(session_id);
+  if (!session.ok()) return session.status();
+  if (session->state() != api::SESSION_STATE_INTERRUPTED) return absl::OkStatus();
+  return FailedPrecondition(
+      "session {}: its turn was interrupted before its end; go on with it: agentctl run --session "
+      "{}",
+      session_id, session_id);
+}
+
 }  // namespace
 
 int WatchCommand(const GlobalOptions& global, const WatchOptions& options) {
@@ -139,6 +150,13 @@ int WatchCommand(const GlobalOptions& global, const WatchOptions& options) {
   if (!result.status.ok()) {
     output->Error(result.status, result.exit_code());
     return result.exit_code();
+  }
+  if (options.until_idle && !result.left) {
+    if (const auto status = NotInterrupted(target->client.get(), target->session_id);
+        !status.ok()) {
+      output->Error(status, ExitCodeOf(status));
+      return ExitCodeOf(status);
+    }
   }
   // Nothing need have ended while we watched.
   return result.end.has_value() ? ExitCodeOf(*result.end) : kAnswer;

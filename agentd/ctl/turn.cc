@@ -114,7 +114,8 @@ TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, u
   result.status = client->ToStatus(stream->Finish());
   EndStream();
   output_->Finish();
-  if (enough || left()) result.status = absl::OkStatus();
+  result.left = left();
+  if (enough || result.left) result.status = absl::OkStatus();
   return result;
 }
 

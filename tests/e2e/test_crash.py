@@ -147,8 +147,15 @@ class Crash(unittest.TestCase):
                     event = json.loads(line)
                     if event["type"] == "tokens" and event["sampled"]:
                         break
+                watching = [daemon.begin("watch", session, *more) for more in ([], ["--until-idle"])]
+                for watcher in watching:
+                    watcher.stderr.readline()  # the session's line: it is there
                 self.assertEqual(daemon.stop(), 0)
                 running.communicate()
+                self.assertEqual(running.returncode, 5)
+                for watcher in watching:  # the turn did not end, whatever they were told to wait for
+                    _, err = watcher.communicate()
+                    self.assertEqual(watcher.returncode, 5, err)
                 daemon.start()
                 daemon.ctl("watch", session, "--until-idle")
             self.assertEqual(daemon.tokens(session), tokens)
@@ -166,6 +173,9 @@ class Crash(unittest.TestCase):
             running.communicate()
             daemon.start()
             self.assertEqual(daemon.session(session)["state"], "interrupted")
+            watched = daemon.ctl("watch", session, "--until-idle")
+            self.assertEqual(watched.code, 1, watched)
+            self.assertIn(f"interrupted before its end; go on with it: agentctl run --session {session}", watched.err)
             self.assertEqual(daemon.ctl("run", "hello", "--session", session).code, 1)  # the old turn first
             done = daemon.ctl("run", "--json", "--session", session)
             self.assertEqual(done.code, 0, done)
