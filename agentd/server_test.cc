@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <fstream>
 #include <thread>
 
 #include "agentd/testing_daemon.h"
@@ -300,8 +301,19 @@ TEST(UnixListenerTest, StaleSocketIsReplacedAndAFileIsNot) {
   path.string().copy(address.sun_path, sizeof(address.sun_path) - 1);
   UniqueFd stale(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   ASSERT_EQ(::bind(stale.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(::listen(stale.get(), 1), 0);
+  const absl::Status taken = UnixListener::Bind(path).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(taken)) << "somebody listens";
+  EXPECT_THAT(std::string(taken.message()), HasSubstr("another program"));
   stale.Reset();
   EXPECT_TRUE(UnixListener::Bind(path).ok());
+  {
+    auto listener = UnixListener::Bind(path);
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    std::filesystem::remove(path);
+    std::ofstream(path) << "not ours";
+  }
+  EXPECT_TRUE(std::filesystem::remove(path)) << "the file of somebody else was removed";
   std::filesystem::create_directory(path);
   EXPECT_TRUE(absl::IsInvalidArgument(UnixListener::Bind(path).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(

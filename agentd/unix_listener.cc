@@ -34,7 +34,7 @@ absl::StatusOr<UniqueFd> LockBeside(const std::filesystem::path& path) {
   return lock;
 }
 
-absl::Status RemoveStale(const std::filesystem::path& path) {
+absl::Status RemoveStale(const std::filesystem::path& path, const sockaddr_un& address) {
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0) {
     return errno == ENOENT ? absl::OkStatus() : ErrnoError(errno, "stat " + path.string());
@@ -43,16 +43,25 @@ absl::Status RemoveStale(const std::filesystem::path& path) {
     return InvalidArgument("{} exists and is no socket; remove it or give another --socket",
                            path.string());
   }
-  // We hold the lock, so no agentd listens here.
+  // We hold the lock, so no agentd has this socket; but another program may.
+  UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe.valid()) return ErrnoError(errno, "create a Unix socket");
+  if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 ||
+      errno != ECONNREFUSED) {
+    return FailedPrecondition(
+        "{} is the socket of another program; stop that, or give this daemon another --socket",
+        path.string());
+  }
   if (::unlink(path.c_str()) != 0) return ErrnoError(errno, "unlink " + path.string());
   return absl::OkStatus();
 }
 
 }  // namespace
 
-UnixListener::UnixListener(std::filesystem::path path, UniqueFd lock, UniqueFd socket,
-                           UniqueFd wake)
+UnixListener::UnixListener(std::filesystem::path path, Identity identity, UniqueFd lock,
+                           UniqueFd socket, UniqueFd wake)
     : path_(std::move(path)),
+      identity_(identity),
       lock_(std::move(lock)),
       socket_(std::move(socket)),
       wake_(std::move(wake)) {}
@@ -68,7 +77,7 @@ absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
   }
   std::memcpy(address.sun_path, text.data(), text.size());
   ASSIGN_OR_RETURN(UniqueFd lock, LockBeside(path));
-  RETURN_IF_ERROR(RemoveStale(path));
+  RETURN_IF_ERROR(RemoveStale(path, address));
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.valid()) return ErrnoError(errno, "create a Unix socket");
   // Nobody may connect between bind and chmod: the mode is set on the socket before it has a name.
@@ -78,10 +87,13 @@ absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
   }
   if (::chmod(text.c_str(), 0600) != 0) return ErrnoError(errno, "chmod " + text);
   if (::listen(socket.get(), kBacklog) != 0) return ErrnoError(errno, "listen on " + text);
+  struct stat made {};
+  if (::lstat(text.c_str(), &made) != 0) return ErrnoError(errno, "stat " + text);
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
   if (!wake.valid()) return ErrnoError(errno, "eventfd");
-  return std::unique_ptr<UnixListener>(
-      new UnixListener(path, std::move(lock), std::move(socket), std::move(wake)));
+  return std::unique_ptr<UnixListener>(new UnixListener(path, {made.st_dev, made.st_ino},
+                                                        std::move(lock), std::move(socket),
+                                                        std::move(wake)));
 }
 
 void UnixListener::Start(OnConnection on_connection) {
@@ -98,7 +110,9 @@ void UnixListener::Stop() {
 
 UnixListener::~UnixListener() {
   Stop();
-  ::unlink(path_.c_str());
+  struct stat now {};
+  if (::lstat(path_.c_str(), &now) != 0) return;
+  if (now.st_dev == identity_.device && now.st_ino == identity_.inode) ::unlink(path_.c_str());
 }
 
 void UnixListener::Accept() {

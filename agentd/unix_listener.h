@@ -2,6 +2,8 @@
 #ifndef AGENTD_AGENTD_UNIX_LISTENER_H_
 #define AGENTD_AGENTD_UNIX_LISTENER_H_
 
+#include <sys/types.h>
+
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -17,10 +19,10 @@ class UnixListener {
   using OnConnection = std::function<void(UniqueFd)>;
 
   // Binds `path` (mode 0600). A socket file that nobody listens on is replaced; FailedPrecondition
-  // when a daemon listens there, InvalidArgument when something else is in the way or the path is
-  // too long.
+  // when a daemon or another program listens there, InvalidArgument when something else is in the
+  // way or the path is too long.
   static absl::StatusOr<std::unique_ptr<UnixListener>> Bind(const std::filesystem::path& path);
-  // Stops accepting and removes the socket file.
+  // Stops accepting and removes the socket file, if it still is the one that Bind made.
   ~UnixListener();
 
   // Accepts on a thread of its own. Peers with another user id are turned away with a log line.
@@ -28,10 +30,16 @@ class UnixListener {
   void Stop();
 
  private:
-  UnixListener(std::filesystem::path path, UniqueFd lock, UniqueFd socket, UniqueFd wake);
+  struct Identity {  // of the socket file
+    dev_t device = 0;
+    ino_t inode = 0;
+  };
+  UnixListener(std::filesystem::path path, Identity identity, UniqueFd lock, UniqueFd socket,
+               UniqueFd wake);
   void Accept();
 
   const std::filesystem::path path_;
+  const Identity identity_;
   UniqueFd lock_;  // flock on PATH.lock, held while we live
   UniqueFd socket_;
   UniqueFd wake_;  // eventfd: written once to stop
