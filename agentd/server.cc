@@ -34,12 +34,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(Daemon* daemon,
   if (!server->server_) return Internal("gRPC did not start");
   grpc::HealthCheckServiceInterface* health = server->server_->GetHealthCheckService();
   health->SetServingStatus(v1::Agentd::service_full_name(), true);
-  server->listener_->Start([acceptor = server->acceptor_.get()](UniqueFd peer) {
+  RETURN_IF_ERROR(server->listener_->Start([acceptor = server->acceptor_.get()](UniqueFd peer) {
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
     parameters.listener_fd = -1;
     parameters.fd = peer.Release();  // gRPC closes it
     acceptor->HandleNewConnection(&parameters);
-  });
+  }));
   return server;
 }
 

@@ -18,6 +18,23 @@ namespace {
 
 using testing::HasSubstr;
 
+sockaddr_un AddressOf(const std::filesystem::path& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.string().copy(address.sun_path, sizeof(address.sun_path) - 1);
+  return address;
+}
+
+// A connection, or none where nobody listens.
+UniqueFd Connect(const std::filesystem::path& path) {
+  const sockaddr_un address = AddressOf(path);
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    fd.Reset();
+  }
+  return fd;
+}
+
 class ServerTest : public testing::Test {
  protected:
   void SetUp() override { Start({}); }
@@ -32,6 +49,7 @@ class ServerTest : public testing::Test {
     socket_ = directory_.path() / "s.sock";
     auto listener = UnixListener::Bind(socket_);
     ASSERT_TRUE(listener.ok()) << listener.status();
+    ASSERT_EQ(Connect(socket_).get(), -1) << "a daemon that loads lets clients wait";
     auto daemon = Daemon::Start(TestOptions(directory_.path() / "data", script));
     ASSERT_TRUE(daemon.ok()) << daemon.status();
     daemon_ = std::move(daemon).value();
@@ -296,11 +314,9 @@ TEST_F(ServerTest, SocketIsForItsUserAlone) {
 TEST(UnixListenerTest, StaleSocketIsReplacedAndAFileIsNot) {
   TemporaryDirectory directory;
   const std::filesystem::path path = directory.path() / "s.sock";
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path.string().copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const sockaddr_un address = AddressOf(path);
   UniqueFd stale(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  ASSERT_EQ(::bind(stale.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(::bind(stale.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
   ASSERT_EQ(::listen(stale.get(), 1), 0);
   const absl::Status taken = UnixListener::Bind(path).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(taken)) << "somebody listens";

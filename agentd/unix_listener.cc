@@ -86,7 +86,6 @@ absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
     return ErrnoError(errno, "bind " + text);
   }
   if (::chmod(text.c_str(), 0600) != 0) return ErrnoError(errno, "chmod " + text);
-  if (::listen(socket.get(), kBacklog) != 0) return ErrnoError(errno, "listen on " + text);
   struct stat made {};
   if (::lstat(text.c_str(), &made) != 0) return ErrnoError(errno, "stat " + text);
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
@@ -96,9 +95,13 @@ absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
                                                         std::move(wake)));
 }
 
-void UnixListener::Start(OnConnection on_connection) {
+absl::Status UnixListener::Start(OnConnection on_connection) {
+  if (::listen(socket_.get(), kBacklog) != 0) {
+    return ErrnoError(errno, "listen on " + path_.string());
+  }
   on_connection_ = std::move(on_connection);
   thread_ = std::thread([this] { Accept(); });
+  return absl::OkStatus();
 }
 
 void UnixListener::Stop() {

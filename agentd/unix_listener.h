@@ -25,8 +25,10 @@ class UnixListener {
   // Stops accepting and removes the socket file, if it still is the one that Bind made.
   ~UnixListener();
 
-  // Accepts on a thread of its own. Peers with another user id are turned away with a log line.
-  void Start(OnConnection on_connection);
+  // Listens, and accepts on a thread of its own: until here clients are refused at once instead of
+  // waiting for a daemon that may load for minutes. Peers with another user id are turned away with
+  // a log line.
+  absl::Status Start(OnConnection on_connection);
   void Stop();
 
  private:

@@ -22,6 +22,8 @@ constexpr size_t kSessionIdCharacters = 26;
 constexpr int kPageSize = 1000;
 // An import, a fork or a rewind may write many files; a daemon that takes longer is stuck.
 constexpr std::chrono::minutes kCallDeadline{10};
+// A daemon that takes connections answers them at once.
+constexpr std::chrono::seconds kGreetingPatience{20};
 // One event holds at most a tool's cut result or a user's whole message.
 constexpr int kMaxReceiveBytes = 256 << 20;
 
@@ -44,6 +46,12 @@ int TryConnect(const std::string& path) {
 }
 
 absl::Status ConnectError(int error_number, const std::string& socket) {
+  if (error_number == ECONNREFUSED)
+    return Error(absl::StatusCode::kUnavailable,
+                 "no daemon answers at {} yet: it is starting or stuck, or it was killed. Wait for "
+                 "it: agentctl --wait SECONDS ...; or start one: agentd --model DIR --data DIR "
+                 "--socket {}",
+                 socket, socket);
   if (error_number == EACCES || error_number == EPERM)
     return Error(absl::StatusCode::kPermissionDenied,
                  "the daemon's socket {} belongs to another user", socket);
@@ -85,6 +93,14 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& socke
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   auto channel =
       grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(), arguments);
+  const auto patience =
+      std::max<std::chrono::steady_clock::duration>(
+          deadline - std::chrono::steady_clock::now(), kGreetingPatience);
+  if (!channel->WaitForConnected(std::chrono::system_clock::now() + patience))
+    return Error(absl::StatusCode::kUnavailable,
+                 "the daemon at {} is starting or stuck: it does not greet. Look at its log, or "
+                 "wait for it: agentctl --wait SECONDS ...",
+                 path);
   return std::unique_ptr<Client>(new Client(path, api::Agentd::NewStub(channel)));
 }
 

@@ -411,6 +411,24 @@ class Unreachable(unittest.TestCase):
         self.assertEqual(daemon.ctl("--wait", "0.3", "info").code, 5)
         self.assertGreaterEqual(time.monotonic() - started, 0.3)
 
+    def test_wait_for_a_daemon_that_does_not_answer(self):
+        """One that has the socket but is not there yet (here: stopped) is waited for, then named for what it is."""
+        with Daemon() as daemon:
+            daemon.process.send_signal(signal.SIGSTOP)
+            try:
+                waiting = daemon.begin("--wait", "60", "info")
+                stuck = daemon.begin("--wait", "1", "sessions")
+                time.sleep(25)  # longer than gRPC's own patience
+                self.assertIsNone(waiting.poll())
+                _, err = stuck.communicate(timeout=60)
+                self.assertEqual(stuck.returncode, 5)
+                self.assertIn(b"starting or stuck", err)
+            finally:
+                daemon.process.send_signal(signal.SIGCONT)
+            out, err = waiting.communicate(timeout=100)
+            self.assertEqual(waiting.returncode, 0, err)
+            self.assertIn(b"fingerprint", out)
+
     def test_daemon_killed_in_mid_turn(self):
         with Daemon() as daemon:
             running = daemon.begin("run", "--json", LONG_TASK)
