@@ -3,11 +3,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 #include <fstream>
+#include <mutex>
 #include <thread>
 
 #include "agentd/testing_daemon.h"
@@ -309,6 +312,58 @@ TEST_F(ServerTest, SocketIsForItsUserAlone) {
   ASSERT_EQ(::stat(socket_.c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   EXPECT_TRUE(absl::IsFailedPrecondition(UnixListener::Bind(socket_).status()));
+}
+
+TEST(UnixListenerTest, ConnectionsLeaveDescriptorsForTheRest) {
+  TemporaryDirectory directory;
+  const std::filesystem::path path = directory.path() / "s.sock";
+  auto listener = UnixListener::Bind(path);
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  std::mutex mutex;
+  std::vector<UniqueFd> served;  // guarded by mutex
+  ASSERT_TRUE((*listener)
+                  ->Start([&](UniqueFd peer) {
+                    const std::lock_guard lock(mutex);
+                    served.push_back(std::move(peer));
+                  })
+                  .ok());
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit few{400, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  // Both ends are this process's. Connections beyond the first hundred are closed again.
+  std::vector<UniqueFd> clients;
+  size_t closed = 0;
+  for (int i = 0; i < 150; ++i) {
+    clients.push_back(Connect(path));
+    ASSERT_TRUE(clients.back().valid()) << i;
+  }
+  UniqueFd last = Connect(path);
+  char byte = 0;
+  pollfd news{last.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&news, 1, 60'000), 1) << "the last connection is still open";
+  EXPECT_EQ(::read(last.get(), &byte, 1), 0) << "the end of a connection that was closed";
+  for (const UniqueFd& client : clients) {
+    closed += ::recv(client.get(), &byte, 1, MSG_DONTWAIT) == 0 ? 1 : 0;
+  }
+  {
+    const std::lock_guard lock(mutex);
+    EXPECT_EQ(served.size() + closed, clients.size());
+    EXPECT_GT(served.size(), 20u);
+    EXPECT_LT(served.size(), 150u);
+    served.clear();
+  }
+  clients.clear();
+  // Room again: served again.
+  UniqueFd next = Connect(path);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (bool there = false; !there && std::chrono::steady_clock::now() < deadline;) {
+    const std::lock_guard lock(mutex);
+    there = !served.empty();
+  }
+  EXPECT_EQ(::recv(next.get(), &byte, 1, MSG_DONTWAIT), -1) << "still open";
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  listener->reset();
 }
 
 TEST(UnixListenerTest, StaleSocketIsReplacedAndAFileIsNot) {

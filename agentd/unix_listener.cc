@@ -5,11 +5,13 @@
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -21,6 +23,7 @@ namespace agentd::daemon {
 namespace {
 
 constexpr int kBacklog = 128;
+constexpr std::chrono::seconds kComplainEvery{1};
 
 absl::StatusOr<UniqueFd> LockBeside(const std::filesystem::path& path) {
   const std::string lock_path = path.string() + ".lock";
@@ -135,16 +138,32 @@ void UnixListener::Accept() {
       }
       continue;
     }
-    ucred who{};
-    socklen_t size = sizeof(who);
-    if (::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) continue;
-    if (who.uid != ::geteuid() && who.uid != 0) {
-      spdlog::warn("turned away pid {} of user {}: this daemon serves user {}", who.pid, who.uid,
-                   ::geteuid());
-      continue;
-    }
-    on_connection_(std::move(peer));
+    if (MayStay(peer.get())) on_connection_(std::move(peer));
   }
+}
+
+bool UnixListener::MayStay(int peer) {
+  ucred who{};
+  socklen_t size = sizeof(who);
+  if (::getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return false;
+  if (who.uid != ::geteuid() && who.uid != 0) {
+    spdlog::warn("turned away pid {} of user {}: this daemon serves user {}", who.pid, who.uid,
+                 ::geteuid());
+    return false;
+  }
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return true;
+  const rlim_t reserve = std::min<rlim_t>(kReservedDescriptors, limit.rlim_cur / 2);
+  // The system gives the lowest free number: all below it are in use.
+  if (static_cast<rlim_t>(peer) < limit.rlim_cur - reserve) return true;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - complained_ > kComplainEvery) {
+    complained_ = now;
+    spdlog::warn("turned away pid {}: {} descriptors are in use, {} are allowed (ulimit -n), {} of "
+                 "them are kept for the daemon's own work",
+                 who.pid, peer, limit.rlim_cur, reserve);
+  }
+  return false;
 }
 
 }  // namespace agentd::daemon

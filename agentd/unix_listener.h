@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -13,6 +14,10 @@
 #include "base/unique_fd.h"
 
 namespace agentd::daemon {
+
+// Descriptors that connections leave to the store, the sandboxes and the workspaces: without one a
+// commit fails, and with it the daemon. At most half of what the process may have.
+inline constexpr int kReservedDescriptors = 512;
 
 class UnixListener {
  public:
@@ -27,7 +32,7 @@ class UnixListener {
 
   // Listens, and accepts on a thread of its own: until here clients are refused at once instead of
   // waiting for a daemon that may load for minutes. Peers with another user id are turned away with
-  // a log line.
+  // a log line; so is everybody while the last kReservedDescriptors would be needed.
   absl::Status Start(OnConnection on_connection);
   void Stop();
 
@@ -39,6 +44,7 @@ class UnixListener {
   UnixListener(std::filesystem::path path, Identity identity, UniqueFd lock, UniqueFd socket,
                UniqueFd wake);
   void Accept();
+  bool MayStay(int peer);
 
   const std::filesystem::path path_;
   const Identity identity_;
@@ -46,6 +52,7 @@ class UnixListener {
   UniqueFd socket_;
   UniqueFd wake_;  // eventfd: written once to stop
   OnConnection on_connection_;
+  std::chrono::steady_clock::time_point complained_;  // the thread's; of too many connections
   std::thread thread_;
 };
 

@@ -23,7 +23,7 @@ constexpr int kPageSize = 1000;
 // An import, a fork or a rewind may write many files; a daemon that takes longer is stuck.
 constexpr std::chrono::minutes kCallDeadline{10};
 // A daemon that takes connections answers them at once.
-constexpr std::chrono::seconds kGreetingPatience{20};
+constexpr std::chrono::seconds kGreetingPatience{10};
 // One event holds at most a tool's cut result or a user's whole message.
 constexpr int kMaxReceiveBytes = 256 << 20;
 

@@ -4,6 +4,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <atomic>
@@ -36,11 +37,11 @@ constexpr char kLongTask[] =
     "three "
     "four five six seven\nall the birds of the wood sing at dawn\nand none of them knows why";
 
-std::shared_ptr<grpc::Channel> Connect() {
+std::shared_ptr<grpc::Channel> Connect(const grpc::ChannelArguments& arguments = {}) {
   // No thread of this program changes the environment.
   const char* socket = std::getenv("AGENTD_SOCKET");  // NOLINT(concurrency-mt-unsafe)
-  return grpc::CreateChannel(std::string("unix:") + (socket == nullptr ? "" : socket),
-                             grpc::InsecureChannelCredentials());
+  return grpc::CreateCustomChannel(std::string("unix:") + (socket == nullptr ? "" : socket),
+                                   grpc::InsecureChannelCredentials(), arguments);
 }
 
 std::unique_ptr<grpc::ClientContext> Patient() {
@@ -510,7 +511,9 @@ TEST_F(Api, ADeadlineOfAMillisecond) {
 // Counts what it is sent and cancels itself at the turn's end.
 class Watcher : public grpc::ClientReadReactor<api::Event> {
  public:
-  void Start(api::Agentd::Stub* stub, const std::string& session_id) {
+  // Until the end of the session's turn number `turns`.
+  void Start(api::Agentd::Stub* stub, const std::string& session_id, int turns = 1) {
+    turns_ = turns;
     context_ = Patient();
     request_.set_session_id(session_id);
     stub->async()->Watch(context_.get(), &request_, this);
@@ -520,10 +523,13 @@ class Watcher : public grpc::ClientReadReactor<api::Event> {
   void OnReadDone(bool ok) override {
     if (!ok) return;
     if (event_.seq() != 0) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      served_ = true;
+      changed_.notify_all();
       in_order_ = in_order_ && event_.seq() == last_ + 1;
       last_ = event_.seq();
     }
-    if (event_.has_turn_finished()) {
+    if (event_.has_turn_finished() && --turns_ == 0) {
       saw_end_ = true;
       context_->TryCancel();
       return;
@@ -534,6 +540,11 @@ class Watcher : public grpc::ClientReadReactor<api::Event> {
     const std::lock_guard<std::mutex> lock(mutex_);
     done_ = true;
     changed_.notify_all();
+  }
+  // The daemon has begun to send what is stored.
+  void WaitUntilServed() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return served_ || done_; });
   }
   // True if the whole turn came, in order.
   bool Wait() {
@@ -547,10 +558,11 @@ class Watcher : public grpc::ClientReadReactor<api::Event> {
   api::WatchRequest request_;
   api::Event event_;
   uint64_t last_ = 0;
+  int turns_ = 0;
   bool in_order_ = true, saw_end_ = false;
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool done_ = false;  // guarded by mutex_
+  bool done_ = false, served_ = false;  // guarded by mutex_
 };
 
 TEST_F(Api, TwoHundredIdleWatchersAllSeeTheTurn) {
@@ -566,6 +578,35 @@ TEST_F(Api, TwoHundredIdleWatchersAllSeeTheTurn) {
   int whole = 0;
   for (const auto& watcher : watchers) whole += watcher->Wait() ? 1 : 0;
   EXPECT_EQ(whole, 200);
+}
+
+TEST_F(Api, AThousandIdleWatchersOnConnectionsOfTheirOwn) {
+  constexpr int kWatchers = 1000;
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  if (limit.rlim_max < 4 * kWatchers) GTEST_SKIP() << "needs ulimit -Hn " << 4 * kWatchers;
+  limit.rlim_cur = limit.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  const api::Session session = Create();
+  RunWell(session.id(), "Hello");
+  const auto begun = std::chrono::steady_clock::now();
+  grpc::ChannelArguments own;
+  own.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  std::vector<std::unique_ptr<api::Agentd::Stub>> stubs;
+  std::vector<std::unique_ptr<Watcher>> watchers;
+  for (int i = 0; i < kWatchers; ++i) {
+    stubs.push_back(api::Agentd::NewStub(Connect(own)));
+    watchers.push_back(std::make_unique<Watcher>());
+    watchers.back()->Start(stubs.back().get(), session.id(), /*turns=*/2);
+  }
+  for (const auto& watcher : watchers) watcher->WaitUntilServed();
+  RunWell(session.id(), "Hello again");
+  int whole = 0;
+  for (const auto& watcher : watchers) whole += watcher->Wait() ? 1 : 0;
+  EXPECT_EQ(whole, kWatchers);
+  const auto seconds = std::chrono::steady_clock::now() - begun;
+  EXPECT_LT(seconds, std::chrono::seconds(120));
+  EXPECT_TRUE(Alive());
 }
 
 TEST_F(Api, ASlowReaderMissesNothing) {

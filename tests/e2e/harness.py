@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,12 +40,14 @@ class Result:
 class Daemon:
     """Started by start(); any number of kills and restarts on the same data."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, limits=None):
+        """`limits`: {resource.RLIMIT_...: (soft, hard)} of the daemon's process."""
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agentd-e2e."))
         self.socket = self.directory / "agentd.sock"
         self.data = self.directory / "data"
         self.log = self.directory / "agentd.log"
         self.arguments = list(arguments)
+        self.limits = limits or {}
         self.process = None
 
     def __enter__(self):
@@ -58,11 +61,15 @@ class Daemon:
     def start(self, *more):
         with open(self.log, "ab") as log:
             command = [BIN / "agentd", "--model", MODEL, "--data", self.data, "--socket", self.socket]
-            self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.limit)
         up = self.ctl("--wait", "60", "info")
         if up.code != 0:
             raise RuntimeError(f"the daemon does not come up: {up}\n{self.log.read_text(errors='replace')[-4000:]}")
         return self
+
+    def limit(self):
+        for which, values in self.limits.items():
+            resource.setrlimit(which, values)
 
     def kill(self):
         """SIGKILL: nothing of the daemon runs any more when this returns."""
