@@ -48,6 +48,7 @@ void TextOutput::Session(const api::Session& session) {
 }
 
 void TextOutput::Event(const api::Event& event) {
+  if (event.seq() != 0) waiting_for_.clear();  // the turn goes on
   switch (event.kind_case()) {
     case api::Event::kTokens:
       return OnTokens(event.tokens());
@@ -112,6 +113,7 @@ void TextOutput::OnTurnFinished(const api::TurnFinished& turn) {
 }
 
 void TextOutput::OnProgress(const api::Progress& progress) {
+  if (progress.total() == 0) return OnWaiting(progress.what());
   if (!side_is_terminal_ || options_.quiet) return;
   // Over an open line the bar would overwrite text.
   if (!progress_shown_) EndLine();
@@ -120,6 +122,13 @@ void TextOutput::OnProgress(const api::Progress& progress) {
   Write(side_, fmt::format("\r{}\033[K", line));
   std::fflush(side_);
   progress_shown_ = true;
+}
+
+void TextOutput::OnWaiting(const std::string& what) {
+  if (what == waiting_for_) return;
+  waiting_for_ = what;
+  EndLine();
+  WriteLine(side_, fmt::format("agentctl: {}", OneLine(what, options_.max_columns)));
 }
 
 void TextOutput::Answer(std::string_view text) {

@@ -50,7 +50,7 @@ struct TextOptions {
 };
 
 // Answers on `answer` as they come, everything else on `side` (the same stream, for a transcript).
-// A progress bar is drawn only where `side` is a terminal.
+// A progress bar is drawn only where `side` is a terminal; progress without a total is a line.
 class TextOutput : public Output {
  public:
   TextOutput(std::FILE* answer, std::FILE* side, const TextOptions& options);
@@ -65,6 +65,8 @@ class TextOutput : public Output {
   void OnUserMessage(const api::UserMessage& message);
   void OnTurnFinished(const api::TurnFinished& turn);
   void OnProgress(const api::Progress& progress);
+  // The turn stands still until there is `what`: said once, even to those who want it quiet.
+  void OnWaiting(const std::string& what);
   void Answer(std::string_view text);
   void Reasoning(std::string_view text);
   // A dimmed line on `side`.
@@ -86,6 +88,7 @@ class TextOutput : public Output {
   std::string held_;       // the answer's trailing white space, shown only if more text follows
   bool answered_ = false;  // some answer text of this turn was shown
   bool progress_shown_ = false;
+  std::string waiting_for_;  // what the turn stands still for, and was said
 };
 
 // The outcome's words for a person, with what to do about it; empty for an answer.

@@ -168,6 +168,23 @@ TEST_F(TextOutputTest, NoBarWithoutATerminal) {
   EXPECT_EQ(side_.Text(), "");
 }
 
+TEST_F(TextOutputTest, WhatATurnWaitsForIsSaidOnce) {
+  TextOptions options;
+  options.quiet = true;
+  Make(options);
+  api::Event waiting;
+  waiting.mutable_progress()->set_what("waiting for disk space");
+  output_->Event(Said("I will "));
+  for (int i = 0; i < 3; ++i) output_->Event(waiting);
+  EXPECT_EQ(side_.Text(), "agentctl: waiting for disk space\n");
+  api::Event stored = Said("go on");
+  stored.set_seq(7);
+  output_->Event(stored);
+  output_->Event(waiting);
+  EXPECT_EQ(side_.Text(), "agentctl: waiting for disk space\nagentctl: waiting for disk space\n");
+  EXPECT_EQ(answer_.Text(), "I will\ngo on\n");
+}
+
 TEST(JsonOutputTest, OneLineAnEvent) {
   Capture out, err;
   JsonOutput output(out.file(), err.file());
