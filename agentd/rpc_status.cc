@@ -8,6 +8,17 @@ namespace agentd::daemon {
 namespace {
 
 constexpr char kReasonUrl[] = "agentd/reason";
+// Status and details travel in HTTP/2 headers, which both sides bound at 8 KiB together; a byte of
+// text may take three there. What is longer is refused whole, with an error that says nothing.
+constexpr size_t kMaxMessageBytes = 1024;
+
+// `text` is valid UTF-8 and stays so.
+std::string Cut(std::string text) {
+  if (text.size() <= kMaxMessageBytes) return text;
+  size_t end = kMaxMessageBytes;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
 
 }  // namespace
 
@@ -20,14 +31,13 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   // The numbers of absl's and gRPC's codes are the same.
   const int code = static_cast<int>(status.code());
-  const std::string message = ValidUtf8(Text(status));
+  const std::string message = Cut(ValidUtf8(Text(status)));
   google::rpc::ErrorInfo info;
   info.set_domain("agentd");
   absl::optional<absl::Cord> reason = status.GetPayload(kReasonUrl);
   info.set_reason(reason ? std::string(*reason) : absl::StatusCodeToString(status.code()));
   google::rpc::Status details;
   details.set_code(code);
-  details.set_message(message);
   details.add_details()->PackFrom(info);
   return grpc::Status(static_cast<grpc::StatusCode>(code), message, details.SerializeAsString());
 }

@@ -14,7 +14,8 @@ namespace agentd::daemon {
 absl::Status WithReason(absl::Status status, const std::string& reason);
 
 // Code and message kept; ErrorInfo{reason, domain "agentd"} in the details. Without an own reason
-// the code's name is it. Messages are made valid UTF-8.
+// the code's name is it. Messages are made valid UTF-8, cut to about 1 KiB, and stand in the status
+// alone, not in the details again.
 grpc::Status ToGrpc(const absl::Status& status);
 
 }  // namespace agentd::daemon

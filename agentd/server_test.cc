@@ -210,6 +210,20 @@ TEST_F(ServerTest, ErrorsCarryTheirReason) {
   EXPECT_EQ(info.reason(), "NOT_FOUND");
 }
 
+TEST_F(ServerTest, LongErrorsArriveCut) {
+  for (const char* unit : {"x", "ä", "€"}) {
+    v1::GetSessionRequest request;
+    while (request.session_id().size() < 20'000) request.mutable_session_id()->append(unit);
+    grpc::ClientContext context;
+    v1::Session session;
+    const grpc::Status status = stub_->GetSession(&context, request, &session);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr(std::string("session ") + unit));
+    EXPECT_LT(status.error_message().size(), 1100u);
+    EXPECT_THAT(status.error_message(), testing::EndsWith(std::string(unit) + "..."));
+  }
+}
+
 TEST_F(ServerTest, PromptsThatCannotFitAreRefused) {
   const std::string id = NewSession();
   std::vector<v1::Event> events;
