@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <system_error>
-#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -20,10 +19,21 @@ bool Inside(const fs::path& inner, const fs::path& outer) {
   return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
 }
 
-using Modes = std::vector<std::pair<fs::path, fs::perms>>;
+// Which of the two failed the library does not say.
+absl::Status CopyFailed(const fs::path& from, const fs::path& to, const std::error_code& error) {
+  return InvalidArgument("import_directory: copying {} to {}: {}", from.string(), to.string(),
+                         error.message());
+}
+
+// A copied directory and the mode that it gets at the end: one that its owner may not write could
+// not be filled.
+struct Directory {
+  fs::path path;
+  fs::perms mode;
+};
 
 absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target,
-                       Modes& directories) {
+                       std::vector<Directory>& directories) {
   std::error_code error;
   const fs::file_status status = entry.symlink_status(error);
   if (error) return Failed(entry.path(), error);
@@ -33,7 +43,8 @@ absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target,
       break;
     case fs::file_type::directory:
       fs::create_directory(target, error);
-      directories.emplace_back(target, status.permissions());
+      if (!error) fs::permissions(target, fs::perms::owner_all, error);
+      directories.push_back({target, status.permissions()});
       break;
     case fs::file_type::regular:
       fs::copy_file(entry.path(), target, error);
@@ -44,7 +55,7 @@ absl::Status CopyEntry(const fs::directory_entry& entry, const fs::path& target,
           "import another directory",
           entry.path().string());
   }
-  return error ? Failed(entry.path(), error) : absl::OkStatus();
+  return error ? CopyFailed(entry.path(), target, error) : absl::OkStatus();
 }
 
 }  // namespace
@@ -66,7 +77,7 @@ absl::Status ImportDirectory(const std::string& from, const fs::path& to, const 
     return InvalidArgument("import_directory: {} and the daemon's data directory {} overlap", from,
                            data.string());
   }
-  Modes directories;  // set when they are full: a read-only one takes nothing from an ordinary user
+  std::vector<Directory> directories;
   fs::recursive_directory_iterator it(real_source, error);
   if (error) return Failed(source, error);
   for (const fs::recursive_directory_iterator end; it != end; it.increment(error)) {
@@ -74,9 +85,10 @@ absl::Status ImportDirectory(const std::string& from, const fs::path& to, const 
     RETURN_IF_ERROR(CopyEntry(*it, to / it->path().lexically_relative(real_source), directories));
   }
   if (error) return Failed(source, error);
+  // From the inside out: what lies in a closed directory cannot be reached any more.
   for (auto directory = directories.rbegin(); directory != directories.rend(); ++directory) {
-    fs::permissions(directory->first, directory->second, error);
-    if (error) return Failed(directory->first, error);
+    fs::permissions(directory->path, directory->mode, error);
+    if (error) return CopyFailed(source, directory->path, error);
   }
   return absl::OkStatus();
 }
