@@ -1,6 +1,6 @@
 // agentctl: the command line of agentd.
 #include <CLI/CLI.hpp>
-#include <cmath>
+#include <cstdio>
 #include <functional>
 #include <string>
 
@@ -50,6 +50,15 @@ constexpr char kRunFooter[] =
     "If the command fails, the last has \"type\":\"error\" with code, message, exit_code. Later\n"
     "versions may add types and fields; none is taken away or given another meaning.\n\n";
 
+// CLI11 takes "-1" for a very large number where none below zero exists.
+CLI::Validator NotNegative() {
+  return CLI::Validator(
+      [](std::string& text) {
+        return text.starts_with('-') ? text + " is below zero" : std::string();
+      },
+      "", "NotNegative");
+}
+
 void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   const std::string group = "A new session's settings";
   app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
@@ -71,7 +80,9 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   app->add_option("--min-p", o->min_p, "Only tokens at least this likely, relative to the best")
       ->group(group);
   app->add_option("--top-k", o->top_k, "Only the K likeliest tokens")->group(group);
-  app->add_option("--seed", o->seed, "Of all sampling (default: drawn)")->group(group);
+  app->add_option("--seed", o->seed, "Of all sampling (default: drawn)")
+      ->check(NotNegative())
+      ->group(group);
   app->add_option("--max-tokens", o->max_tokens, "Sampled tokens in a turn")
       ->check(CLI::PositiveNumber)
       ->group(group);
@@ -129,7 +140,9 @@ void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, Sho
 
   CLI::App* follow = app->add_subcommand("watch", "Follow a session's events as they come");
   follow->add_option("id", watch->session_id, "The session")->required();
-  follow->add_option("--from", watch->from_seq, "First event (default: 1)")->type_name("SEQ");
+  follow->add_option("--from", watch->from_seq, "First event (default: 1)")
+      ->type_name("SEQ")
+      ->check(NotNegative());
   follow->add_flag("--until-idle", watch->until_idle,
                    "End when no turn runs; the exit code is the last turn's that was seen, 1 if it "
                    "was interrupted");
@@ -142,12 +155,15 @@ void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, Sho
 
 void AddPointOptions(CLI::App* command, const std::string& seq_name, PointOptions* o) {
   command->add_option("id", o->session_id, "The session")->required();
-  auto* seq = command->add_option(seq_name, o->seq, "Just after this event")->type_name("SEQ");
+  auto* seq = command->add_option(seq_name, o->seq, "Just after this event (show prints numbers)")
+                  ->type_name("SEQ")
+                  ->check(NotNegative());
   command->add_option("--position", o->position, "After exactly N tokens")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->excludes(seq);
-  auto* seed = command->add_option("--seed", o->seed, "Sample with this seed from there on");
+  auto* seed = command->add_option("--seed", o->seed, "Sample with this seed from there on")
+                   ->check(NotNegative());
   command->add_flag("--keep-seed", o->keep_seed, "Sample as before (default: a newly drawn seed)")
       ->excludes(seed);
   command->add_flag("--json", o->json, "Print the session as JSON");
@@ -212,7 +228,7 @@ int Main(int argc, char** argv) {
       ->type_name("PATH");
   app.add_option("--wait", global.wait_seconds, "Wait so long for the daemon to appear")
       ->type_name("SECONDS")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NotNegative());
   app.footer(
       std::string("A session is named by its id, the beginning of its id, or \"last\".\n\n") +
       kExitCodes);
@@ -228,7 +244,11 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kAnswer : kUsage;
   }
-  return chosen();
+  const int exit_code = chosen();
+  // A full disk behind a redirection must not look like success.
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
+  std::fputs("agentctl: not everything could be written to standard output\n", stderr);
+  return exit_code == kAnswer ? kError : exit_code;
 }
 
 }  // namespace

@@ -371,6 +371,20 @@ class Cli(unittest.TestCase):
         self.assertTrue(self.daemon.alive())
         self.assertEqual(self.ctl("run", "-q", "Hello").code, 0)
 
+    def test_numbers_below_zero_are_refused(self):
+        for command in (["rewind", "x", "--to", "-1"], ["fork", "x", "--at", "-1"], ["fork", "x", "--at=-1"], ["fork", "x", "--position", "-1"],
+                        ["watch", "x", "--from", "-1"], ["run", "x", "--seed", "-1"], ["fork", "x", "--seed=-1"]):
+            done = self.ctl(*command)
+            self.assertEqual(done.code, 2, (command, done))
+            self.assertIn("below zero", done.err)
+
+    def test_output_that_cannot_be_written(self):
+        with open("/dev/full", "w") as full:
+            for command in (["sessions"], ["info"], ["run", "Hello"], ["run", "--json", "Hello"]):
+                done = subprocess.run(self.daemon.command(*command), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=100)
+                self.assertEqual(done.returncode, 1, command)
+                self.assertIn(b"standard output", done.stderr)
+
     # ---- terminals
 
     def test_colour_only_on_a_terminal(self):
