@@ -48,7 +48,8 @@ void TextOutput::Session(const api::Session& session) {
 }
 
 void TextOutput::Event(const api::Event& event) {
-  if (event.seq() != 0) waiting_for_.clear();  // the turn goes on
+  seq_ = event.seq();
+  if (seq_ != 0) waiting_for_.clear();  // the turn goes on
   switch (event.kind_case()) {
     case api::Event::kTokens:
       return OnTokens(event.tokens());
@@ -96,7 +97,8 @@ void TextOutput::OnUserMessage(const api::UserMessage& message) {
   while (!rest.empty() && rest.back() == '\n') rest.remove_suffix(1);
   while (true) {
     const size_t end = rest.find('\n');
-    WriteLine(side_, side_style_.Bold(fmt::format("> {}", rest.substr(0, end))));
+    WriteLine(side_, side_style_.Dim(Number()) +
+                         side_style_.Bold(fmt::format("> {}", rest.substr(0, end))));
     if (end == std::string_view::npos) return;
     rest.remove_prefix(end + 1);
   }
@@ -162,10 +164,14 @@ void TextOutput::Reasoning(std::string_view text) {
   open_ = Open::kReasoning;
 }
 
+std::string TextOutput::Number() const {
+  return options_.event_numbers && seq_ != 0 ? fmt::format("[{}] ", seq_) : "";
+}
+
 void TextOutput::Side(std::string_view text) {
   if (options_.quiet) return;
   EndLine();
-  WriteLine(side_, side_style_.Dim(text));
+  WriteLine(side_, side_style_.Dim(Number() + std::string(text)));
 }
 
 void TextOutput::Notice(std::string_view text) {

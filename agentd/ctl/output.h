@@ -43,6 +43,7 @@ class JsonOutput : public Output {
 
 struct TextOptions {
   bool user_messages = false;  // show what the user said (a transcript; not a turn just typed)
+  bool event_numbers = false;  // before what is not answer text: fork --at and rewind --to take them
   bool reasoning = true;
   bool quiet = false;        // answers and errors only
   size_t result_lines = 3;   // of a tool's result
@@ -69,6 +70,8 @@ class TextOutput : public Output {
   void OnWaiting(const std::string& what);
   void Answer(std::string_view text);
   void Reasoning(std::string_view text);
+  // "[12] " for the event being shown, or nothing.
+  std::string Number() const;
   // A dimmed line on `side`.
   void Side(std::string_view text);
   // Ends the open line, so that something else can begin one.
@@ -88,6 +91,7 @@ class TextOutput : public Output {
   std::string held_;       // the answer's trailing white space, shown only if more text follows
   bool answered_ = false;  // some answer text of this turn was shown
   bool progress_shown_ = false;
+  uint64_t seq_ = 0;         // of the event being shown
   std::string waiting_for_;  // what the turn stands still for, and was said
 };
 

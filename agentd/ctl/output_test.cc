@@ -157,6 +157,22 @@ TEST_F(TextOutputTest, TranscriptShowsWhoSaidWhat) {
   EXPECT_EQ(side_.Text(), "> count\n> them\n");
 }
 
+TEST_F(TextOutputTest, TranscriptNumbersItsEvents) {
+  TextOptions options;
+  options.user_messages = options.event_numbers = true;
+  Make(options);
+  output_->Session(api::Session());
+  api::Event user;
+  user.set_seq(2);
+  user.mutable_user_message()->set_text("count");
+  output_->Event(user);
+  api::Event call = Called("ls");
+  call.set_seq(12);
+  output_->Event(call);
+  EXPECT_THAT(side_.Text(), HasSubstr("\n[2] > count\n[12] ▸ bash: ls\n"));
+  EXPECT_THAT(side_.Text(), Not(HasSubstr("[0]")));
+}
+
 TEST_F(TextOutputTest, NoBarWithoutATerminal) {
   Make({});
   api::Event event;

@@ -62,6 +62,7 @@ std::unique_ptr<Output> TranscriptOutput(const ShowOptions& options) {
   if (options.tokens) return std::make_unique<TokenList>();
   TextOptions text;
   text.user_messages = true;
+  text.event_numbers = true;
   text.result_lines = 20;
   return std::make_unique<TextOutput>(stdout, stdout, text);
 }

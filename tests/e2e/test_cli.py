@@ -234,6 +234,8 @@ class Cli(unittest.TestCase):
         self.assertEqual(shown.code, 0)
         self.assertIn("> What is 17 + 25?", shown.out)
         self.assertIn("▸ bash:", shown.out)
+        ended = self.daemon.events(session)[-1]["seq"]
+        self.assertIn(f"[{ended}] answer · ", shown.out)  # the number that fork and rewind take
         tokens = self.ctl("show", session, "--tokens").out.splitlines()
         self.assertEqual(len(tokens), self.daemon.session(session)["tokens"])
         self.assertTrue(any(t.startswith("sampled ") for t in tokens))
