@@ -26,6 +26,7 @@ using sessions::internal::CrashPoint;
 constexpr int kDefaultPage = 100;
 constexpr int kMaxPage = 1000;
 constexpr char kVersion[] = "0.1.0";
+constexpr size_t kMaxTitleBytes = 80;  // of a title that nobody gave
 
 uint64_t DrawSeed() {
   std::random_device random;
@@ -45,6 +46,17 @@ absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* fiel
     out.position = point.position();
   }
   return out;
+}
+
+// The first line of `text` that says something, cut between characters.
+std::string TitleOf(const std::string& text) {
+  const size_t start = text.find_first_not_of(" \t\r\n");
+  if (start == std::string::npos) return "";
+  std::string title = text.substr(start, text.find_first_of("\r\n", start) - start);
+  if (title.size() <= kMaxTitleBytes) return title;
+  size_t end = kMaxTitleBytes;
+  while (end > 0 && (static_cast<unsigned char>(title[end]) & 0xC0) == 0x80) --end;
+  return title.substr(0, end) + "…";
 }
 
 // A prompt may be long and its tokens take a while: people change their minds meanwhile.
@@ -109,6 +121,11 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text,
   v1::UserMessage message;
   message.set_text(text);
   RETURN_IF_ERROR(StillWanted(*hold.session, abandoned));
+  {
+    std::lock_guard lock(hold.session->mutex);
+    v1::SessionConfig& config = *hold.session->meta.mutable_config();
+    if (config.title().empty()) config.set_title(TitleOf(text));
+  }
   CrashPoint("agentd.turn_starting");
   RETURN_IF_ERROR(Commit(hold,
                          {MakeEvent(started), MakeEvent(message),

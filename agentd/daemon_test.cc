@@ -270,6 +270,27 @@ TEST_F(DaemonTest, OneTurnAtATimeAndCancelInMidTool) {
   EXPECT_EQ(daemon_->Get(id)->state(), v1::SESSION_STATE_IDLE);
 }
 
+TEST_F(DaemonTest, TheFirstLineIsTheTitleOfASessionWithout) {
+  Start({"One.", "Two."});
+  const std::string id = NewSession(5);
+  EXPECT_EQ(daemon_->Get(id)->config().title(), "");
+  ASSERT_TRUE(RunTurn(*daemon_, id, "\n  Count the files\nand then go").ok());
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Something else").ok());
+  v1::CreateSessionRequest request;
+  request.mutable_config()->set_title("given");
+  request.mutable_config()->set_max_turn_tokens(20);
+  const std::string named = daemon_->Create(request)->id();
+  ASSERT_TRUE(RunTurn(*daemon_, named, "Hello").ok());
+  const std::string long_one = NewSession(5, 20);
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "ä";
+  ASSERT_TRUE(RunTurn(*daemon_, long_one, text).ok());
+  Start();  // it is stored
+  EXPECT_EQ(daemon_->Get(id)->config().title(), "Count the files");
+  EXPECT_EQ(daemon_->Get(named)->config().title(), "given");
+  EXPECT_EQ(daemon_->Get(long_one)->config().title(), text.substr(0, 80) + "…");
+}
+
 TEST_F(DaemonTest, CancelledBeforeItBeganLeavesNothing) {
   Start({"Done."});
   const std::string id = NewSession(5);

@@ -64,7 +64,8 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
       ->type_name("DIR")
       ->group(group);
-  app->add_option("--title", o->title, "What lists call it")->group(group);
+  app->add_option("--title", o->title, "What lists call it (default: the first line said)")
+      ->group(group);
   app->add_option("--system", o->system, "System text (default: the model's own)")->group(group);
   app->add_option("--tool", o->tools, "A tool it may call; repeat for more (default: all)")
       ->type_size(1)

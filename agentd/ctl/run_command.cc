@@ -80,6 +80,12 @@ int Fail(Output* output, const absl::Status& status, int exit_code) {
   return exit_code;
 }
 
+// The turn is known not to have begun, nor to begin later.
+bool NothingBegan(const TurnResult& result) {
+  return !result.status.ok() && !result.any_event && !result.left &&
+         !absl::IsUnavailable(result.status);
+}
+
 // A session that nothing was ever said in is of no use to anyone.
 void DropUnused(Client* client, const std::string& session_id) {
   api::DeleteSessionRequest request;
@@ -111,8 +117,19 @@ constexpr std::string_view kChatHelp =
 // The conversation of `chat`.
 class Chat {
  public:
-  Chat(TurnRunner* turns, Client* client, Output* output, std::string session_id)
-      : turns_(turns), client_(client), output_(output), session_id_(std::move(session_id)) {}
+  // Makes a new session only with the first message: whoever leaves before leaves nothing behind.
+  Chat(TurnRunner* turns, Client* client, Output* output, const RunOptions& options,
+       const api::CreateSessionRequest& create)
+      : turns_(turns), client_(client), output_(output), options_(options), create_(create) {}
+
+  // The session, shown when it is opened.
+  absl::Status Open() {
+    if (!session_id_.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const api::Session session, OpenSession(client_, options_, create_));
+    session_id_ = session.id();
+    output_->Session(session);
+    return absl::OkStatus();
+  }
 
   int Converse(bool prompt) {
     int exit_code = kAnswer;
@@ -130,16 +147,32 @@ class Chat {
   int Say(const std::string& message) {
     if (ValidUtf8Prefix(message) != message.size())
       return Fail(output_, InvalidArgument("that line is not UTF-8"), kUsage);
+    if (session_id_.empty()) {
+      turns_->HoldInterrupts(true);
+      if (const auto status = Open(); !status.ok()) {
+        turns_->HoldInterrupts(false);
+        return Fail(output_, status, ExitCodeOf(status));
+      }
+    }
     const auto before = client_->GetSession(session_id_);
     if (before.ok()) before_turn_ = before->last_seq();
     const TurnResult result = turns_->Run(client_, session_id_, message);
     if (!result.status.ok()) output_->Error(result.status, result.exit_code());
+    if (NothingBegan(result) && options_.session_id.empty() && before.ok() &&
+        before->last_seq() == 0) {
+      DropUnused(client_, session_id_);
+      session_id_.clear();
+    }
     return result.exit_code();
   }
 
   int Command(const std::string& command) {
     if (command == "/undo") return Undo();
     if (command == "/id") {
+      if (session_id_.empty()) {
+        output_->Notice("there is no session before the first message");
+        return kAnswer;
+      }
       const auto session = client_->GetSession(session_id_);
       if (!session.ok()) return Fail(output_, session.status(), ExitCodeOf(session.status()));
       output_->Session(*session);
@@ -167,7 +200,9 @@ class Chat {
   TurnRunner* const turns_;
   Client* const client_;
   Output* const output_;
-  const std::string session_id_;
+  const RunOptions& options_;
+  const api::CreateSessionRequest& create_;
+  std::string session_id_;  // empty: none yet
   std::optional<uint64_t> before_turn_;  // the last event before the last turn
 };
 
@@ -229,7 +264,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   TurnRunner turns(output.get());
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
-  if (options.session_id.empty()) turns.HoldInterrupts();  // or the new session would stay
+  if (options.session_id.empty()) turns.HoldInterrupts(true);  // or the new session would stay
   const auto session = OpenSession(client->get(), options, *create);
   if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
   // A person who names the session knows it.
@@ -238,8 +273,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   const TurnResult result = turns.Run(client->get(), session->id(), *text);
   if (!result.status.ok()) {
     output->Error(result.status, result.exit_code());
-    if (options.session_id.empty() && !result.any_event && !absl::IsUnavailable(result.status) &&
-        !result.left)
+    if (options.session_id.empty() && NothingBegan(result))
       DropUnused(client->get(), session->id());
   }
   return result.exit_code();
@@ -254,13 +288,14 @@ int ChatCommand(const GlobalOptions& global, const RunOptions& options) {
   TurnRunner turns(output.get());
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
-  const auto session = OpenSession(client->get(), options, *create);
-  if (!session.ok()) return Fail(output.get(), session.status(), ExitCodeOf(session.status()));
-  output->Session(*session);
+  Chat chat(&turns, client->get(), output.get(), options, *create);
+  if (!options.session_id.empty()) {
+    if (const auto status = chat.Open(); !status.ok())
+      return Fail(output.get(), status, ExitCodeOf(status));
+  }
 
   const bool prompt = isatty(STDIN_FILENO) == 1 && isatty(STDERR_FILENO) == 1;
   if (prompt) output->Notice("/help for what you can do here");
-  Chat chat(&turns, client->get(), output.get(), session->id());
   return chat.Converse(prompt);
 }
 

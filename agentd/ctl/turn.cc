@@ -119,9 +119,10 @@ TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, u
   return result;
 }
 
-void TurnRunner::HoldInterrupts() {
+void TurnRunner::HoldInterrupts(bool hold) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  hold_ = true;
+  hold_ = hold;
+  if (!hold && interrupted_early_) Interrupts::Die();
 }
 
 bool TurnRunner::BeginStream(Client* client, grpc::ClientContext* context,

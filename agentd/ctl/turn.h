@@ -40,8 +40,9 @@ class TurnRunner {
   ~TurnRunner();
 
   // From here on Ctrl-C does not end the process at once but makes the next Run return Cancelled
-  // without asking the daemon: for what has to be undone.
-  void HoldInterrupts();
+  // without asking the daemon: for what has to be undone. Called with false, or after that Run, all
+  // is as before.
+  void HoldInterrupts(bool hold);
   // Empty text goes on with an interrupted turn. Text must be valid UTF-8.
   TurnResult Run(Client* client, const std::string& session_id, std::string_view text);
   // Shows events from `from_seq` on until the daemon ends the stream or Ctrl-C, which here never

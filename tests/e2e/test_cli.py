@@ -404,6 +404,17 @@ class Cli(unittest.TestCase):
         said = [e["text"] for e in self.daemon.events(session) if e["type"] == "user_message"]
         self.assertEqual(said, ["Remember: the code for amber is K7Q2.", "What is the code for amber?"])
 
+    def test_chat_without_a_message_leaves_nothing(self):
+        before = self.ctl("sessions", "--json").out
+        done = self.ctl("chat", text="\n/id\n/undo\n")
+        self.assertEqual(done.code, 0, done)
+        self.assertEqual(self.ctl("sessions", "--json").out, before)
+
+    def test_untitled_sessions_are_called_by_their_first_line(self):
+        session = self.run_json("\nHello there, you\nand more").events[0]["id"]
+        row = next(row for row in self.ctl("sessions").out.splitlines() if row.startswith(session))
+        self.assertTrue(row.endswith("  Hello there, you"), row)
+
     def test_chat_undo(self):
         done = self.ctl("chat", text="Create a.txt with the text one\nReplace one with two in a.txt\n/undo\n")
         self.assertEqual(done.code, 0, done)
