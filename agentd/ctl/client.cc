@@ -14,6 +14,7 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "google/rpc/error_details.pb.h"
 
 namespace agentd::ctl {
 namespace {
@@ -59,6 +60,25 @@ absl::Status ConnectError(int error_number, const std::string& socket) {
                "no daemon answers at {} ({}). Start one: agentd --model DIR --data DIR --socket {}",
                socket, std::strerror(error_number),  // NOLINT(concurrency-mt-unsafe)
                socket);
+}
+
+// The stable name of an error, as "TURN_RUNNING"; empty if the daemon gave none.
+std::string ReasonOf(const grpc::Status& status) {
+  google::rpc::Status details;
+  google::rpc::ErrorInfo info;
+  if (!details.ParseFromString(status.error_details())) return "";
+  for (const google::protobuf::Any& detail : details.details())
+    if (detail.UnpackTo(&info)) return info.reason();
+  return "";
+}
+
+// The session that a message is about, if it begins with one.
+std::string SessionIn(const std::string& message) {
+  constexpr std::string_view kBefore = "session ";
+  if (!message.starts_with(kBefore)) return "ID";
+  const std::string id = message.substr(kBefore.size(), kSessionIdCharacters);
+  return id.size() == kSessionIdCharacters && id.find_first_of(" :") == std::string::npos ? id
+                                                                                          : "ID";
 }
 
 }  // namespace
@@ -155,7 +175,14 @@ absl::Status Client::ToStatus(const grpc::Status& status) const {
   const auto code = static_cast<absl::StatusCode>(status.error_code());
   std::string message = status.error_message();
   if (message.empty()) message = absl::StatusCodeToString(code);
-  if (code == absl::StatusCode::kNotFound && message.find("session") != std::string::npos) {
+  const std::string reason = ReasonOf(status);
+  if (reason == "TURN_RUNNING") {
+    message += fmt::format(". Follow it: agentctl watch {} --until-idle; end it: agentctl cancel {}",
+                           SessionIn(message), SessionIn(message));
+  } else if (reason == "TURN_INTERRUPTED" && code == absl::StatusCode::kFailedPrecondition) {
+    message += fmt::format(". Go on: agentctl run --session {}; end it: agentctl cancel {}",
+                           SessionIn(message), SessionIn(message));
+  } else if (code == absl::StatusCode::kNotFound && message.find("session") != std::string::npos) {
     message += ". List them: agentctl sessions";
   } else if (code == absl::StatusCode::kUnavailable) {
     message = fmt::format("the daemon at {} is not there any more ({})", socket_, message);

@@ -143,6 +143,15 @@ class Cli(unittest.TestCase):
         self.assertEqual(done.code, 3, done)
         self.assertEqual(done.of_type("turn_finished")[0]["end"], "call_limit")
 
+    def test_a_running_turn_is_pointed_to(self):
+        running = self.daemon.begin("run", "--json", LONG_TASK)
+        session = json.loads(running.stdout.readline())["id"]
+        wait_for_event(running, "tokens", sampled=True)
+        busy = self.ctl("run", "--session", session, "Hello")
+        running.communicate(timeout=100)
+        self.assertEqual(busy.code, 1, busy)
+        self.assertIn(f"agentctl watch {session} --until-idle", busy.err)
+
     def test_interrupt_cancels(self):
         running = self.daemon.begin("run", "--json", LONG_TASK)
         session = json.loads(running.stdout.readline())["id"]
