@@ -109,6 +109,7 @@ sigset_t BlockSignals() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGHUP);   // the terminal is gone: as good a reason to stop in good order
   sigaddset(&signals, SIGUSR1);  // from ourselves: the store can acknowledge nothing any more
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);

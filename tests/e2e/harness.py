@@ -76,9 +76,9 @@ class Daemon:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE_S)
 
-    def stop(self):
-        """SIGTERM; returns the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, number=signal.SIGTERM):
+        """SIGTERM, or another way to ask; returns the exit code."""
+        self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
     def remove(self):

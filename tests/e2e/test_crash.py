@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import signal
 import threading
 import time
 import unittest
@@ -134,12 +135,12 @@ class Crash(unittest.TestCase):
             self.assertEqual(daemon.tokens(session), daemon.tokens(whole.events[0]["id"]))
 
     def test_stop_and_start_in_mid_turn(self):
-        """SIGTERM parks the turn; the next daemon goes on with it."""
+        """SIGTERM and SIGHUP park the turn; the next daemon goes on with it."""
         with Daemon() as daemon:
             tasks, settings = [TASKS[0], TASKS[5]], ["--seed", "9"]
             tokens, files, _ = self.uninterrupted(daemon, tasks, settings)
             session = None
-            for task in tasks:
+            for task, number in zip(tasks, (signal.SIGTERM, signal.SIGHUP)):
                 where = ["--session", session] if session else ["--workspace", folder(FILES), "--max-tokens", "400", *settings]
                 running = daemon.begin("run", "--json", *where, task)
                 session = json.loads(running.stdout.readline())["id"]
@@ -150,7 +151,7 @@ class Crash(unittest.TestCase):
                 watching = [daemon.begin("watch", session, *more) for more in ([], ["--until-idle"])]
                 for watcher in watching:
                     watcher.stderr.readline()  # the session's line: it is there
-                self.assertEqual(daemon.stop(), 0)
+                self.assertEqual(daemon.stop(number), 0)
                 running.communicate()
                 self.assertEqual(running.returncode, 5)
                 for watcher in watching:  # the turn did not end, whatever they were told to wait for
