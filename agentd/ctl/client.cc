@@ -1,7 +1,9 @@
 #include "agentd/ctl/client.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -62,6 +64,18 @@ absl::Status ConnectError(int error_number, const std::string& socket) {
                socket);
 }
 
+// A daemon turns away everybody but its own user and root, without a word.
+absl::Status CheckOwner(const std::string& socket) {
+  struct stat info {};
+  const uid_t self = geteuid();
+  if (self == 0 || stat(socket.c_str(), &info) != 0 || info.st_uid == self)
+    return absl::OkStatus();
+  return Error(absl::StatusCode::kPermissionDenied,
+               "the daemon at {} serves user {} only, you are user {}: start one of your own: "
+               "agentd --model DIR --data DIR --socket PATH",
+               socket, info.st_uid, self);
+}
+
 // The stable name of an error, as "TURN_RUNNING"; empty if the daemon gave none.
 std::string ReasonOf(const grpc::Status& status) {
   google::rpc::Status details;
@@ -100,6 +114,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& socke
   if (path.size() >= sizeof(sockaddr_un::sun_path))
     return InvalidArgument("the socket's path is longer than {} bytes: {}",
                            sizeof(sockaddr_un::sun_path) - 1, path);
+  RETURN_IF_ERROR(CheckOwner(path));
   const auto deadline = std::chrono::steady_clock::now() +
                         std::chrono::duration_cast<std::chrono::steady_clock::duration>(
                             std::chrono::duration<double>(wait_seconds));

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <memory>
@@ -292,6 +293,19 @@ TEST(ClientTest, NoDaemonSaysHowToStartOne) {
   EXPECT_THAT(Text(client.status()), HasSubstr("agentd --model"));
   const auto too_long = Client::Connect("/" + std::string(200, 'x'), 0);
   EXPECT_TRUE(absl::IsInvalidArgument(too_long.status()));
+}
+
+TEST(ClientTest, AnotherUsersDaemonIsNamedAsSuch) {
+  if (geteuid() != 0) GTEST_SKIP() << "takes root to become another user";
+  const std::string path = "/tmp/agentd-ctl-test." + std::to_string(getpid());
+  std::fclose(std::fopen(path.c_str(), "w"));  // whatever it is: it is not asked
+  ASSERT_EQ(chown(path.c_str(), 4242, 4242), 0);
+  ASSERT_EQ(seteuid(65534), 0);
+  const absl::Status status = Client::Connect(path, 0).status();
+  ASSERT_EQ(seteuid(0), 0);
+  unlink(path.c_str());
+  EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+  EXPECT_THAT(Text(status), HasSubstr("serves user 4242 only, you are user 65534"));
 }
 
 }  // namespace
