@@ -21,6 +21,11 @@ using sessions::internal::CrashPoint;
 constexpr int kListPage = 1000;
 constexpr size_t kMaxSessionsInMemory = 256;
 
+absl::Status NoDataDirectory(const std::error_code& error, const std::string& what) {
+  return Annotate(ErrnoError(error.value(), what),
+                  "--data needs a directory that this user may write");
+}
+
 }  // namespace
 
 Daemon::Daemon(DaemonOptions options) : options_(std::move(options)) {}
@@ -37,10 +42,10 @@ absl::Status Daemon::MakeDirectories() {
     const std::filesystem::path directory = options_.data / name;
     std::error_code error;
     std::filesystem::create_directories(directory, error);
-    if (error) return ErrnoError(error.value(), "create directory " + directory.string());
+    if (error) return NoDataDirectory(error, "create directory " + directory.string());
     // Other users have no business in anybody's sessions.
     std::filesystem::permissions(directory, std::filesystem::perms::owner_all, error);
-    if (error) return ErrnoError(error.value(), "chmod " + directory.string());
+    if (error) return NoDataDirectory(error, "chmod " + directory.string());
   }
   return absl::OkStatus();
 }

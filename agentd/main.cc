@@ -74,7 +74,7 @@ void DefineFlags(CLI::App& app, Flags& flags) {
       ->check(CLI::IsMember({"auto", "manual"}))
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Threads of the engine (0: one per core)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 4096));
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -131,7 +131,11 @@ int Serve(const Flags& flags) {
   std::error_code error;
   const std::filesystem::path data = std::filesystem::absolute(flags.data, error);
   std::filesystem::create_directories(data, error);
-  if (error) return Fail(agentd::ErrnoError(error.value(), "create directory " + data.string()));
+  if (error) {
+    return Fail(agentd::Annotate(
+        agentd::ErrnoError(error.value(), "create directory " + data.string()),
+        "--data needs a directory that this user may write"));
+  }
   const std::filesystem::path socket = SocketPath(flags);
   auto listener = agentd::daemon::UnixListener::Bind(socket);
   if (!listener.ok()) return Fail(listener.status());
@@ -173,6 +177,7 @@ int main(int argc, char** argv) {
       "Exit codes: 0 stopped by a signal, 2 command line, 3 model or configuration, 4 another "
       "daemon holds the socket or the data, 5 store damaged, full or unable to sync, 1 anything "
       "else.");
+  app.set_version_flag("--version", AGENTD_VERSION);
   Flags flags;
   DefineFlags(app, flags);
   try {

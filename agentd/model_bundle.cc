@@ -111,9 +111,9 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
   std::error_code error;
   if (!std::filesystem::is_directory(directory, error)) {
     return NotFound(
-        "model directory {} does not exist; give --model a directory with config.json, "
-        "tokenizer.json and *.safetensors",
-        directory.string());
+        "model {} {}; give --model a directory with config.json, tokenizer.json and *.safetensors",
+        directory.string(),
+        std::filesystem::exists(directory, error) ? "is not a directory" : "does not exist");
   }
   auto bundle = std::make_unique<ModelBundle>();
   const std::filesystem::path plain = std::filesystem::weakly_canonical(directory, error);

@@ -28,7 +28,12 @@ constexpr std::chrono::seconds kComplainEvery{1};
 absl::StatusOr<UniqueFd> LockBeside(const std::filesystem::path& path) {
   const std::string lock_path = path.string() + ".lock";
   UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!lock.valid()) return ErrnoError(errno, "open " + lock_path);
+  if (!lock.valid()) {
+    const int why = errno;
+    return Annotate(ErrnoError(why, "open " + lock_path),
+                    why == ENOENT ? "--socket needs a directory that exists: make it"
+                                  : "--socket needs a directory that this user may write");
+  }
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return ErrnoError(errno, "lock " + lock_path);
     return FailedPrecondition(

@@ -3,10 +3,12 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "agentd/ctl/client.h"
 #include "agentd/ctl/commands.h"
 #include "agentd/ctl/exit_code.h"
+#include "agentd/ctl/text.h"
 
 namespace agentd::ctl {
 namespace {
@@ -59,6 +61,16 @@ CLI::Validator NotNegative() {
       "", "NotNegative");
 }
 
+// Its own check names a range up to 1.8e308.
+CLI::Validator AboveZero() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const bool fits = text.find_first_not_of("0") != std::string::npos && text[0] != '-';
+        return fits ? std::string() : text + " is not above zero";
+      },
+      "", "AboveZero");
+}
+
 void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   const std::string group = "A new session's settings";
   app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
@@ -85,10 +97,10 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
       ->check(NotNegative())
       ->group(group);
   app->add_option("--max-tokens", o->max_tokens, "Sampled tokens in a turn")
-      ->check(CLI::PositiveNumber)
+      ->check(AboveZero())
       ->group(group);
   app->add_option("--max-calls", o->max_calls, "Tool calls in a turn")
-      ->check(CLI::PositiveNumber)
+      ->check(AboveZero())
       ->group(group);
 }
 
@@ -125,7 +137,7 @@ void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, Sho
   sessions->add_flag("--json", list->json, "One session a line, as JSON");
   sessions->add_option("--limit", list->limit, "At most N (default: all)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(AboveZero());
   sessions->callback([&global, list, chosen] {
     *chosen = [&global, list] { return SessionsCommand(global, *list); };
   });
@@ -243,6 +255,13 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    // CLI11 would ask for a subcommand although one was given that it does not know.
+    const std::vector<std::string> rest = app.remaining();
+    if (app.get_subcommands().empty() && !rest.empty() && !rest[0].starts_with('-')) {
+      std::fprintf(stderr, "agentctl: there is no command \"%s\". List them: agentctl --help\n",
+                   Printable(rest[0]).c_str());
+      return kUsage;
+    }
     return app.exit(error) == 0 ? kAnswer : kUsage;
   }
   const int exit_code = chosen();

@@ -60,10 +60,19 @@ absl::Status CheckSessionChoice(const RunOptions& options) {
   return absl::OkStatus();
 }
 
+// The daemon names a field of the request; the user typed an option.
+absl::StatusOr<api::Session> InCommandsWords(absl::StatusOr<api::Session> made) {
+  constexpr std::string_view kField = "import_directory: ";
+  const std::string message = Text(made.status());
+  if (!message.starts_with(kField)) return made;
+  return absl::Status(made.status().code(), "--workspace: " + message.substr(kField.size()));
+}
+
 // The session that was named, or a new one.
 absl::StatusOr<api::Session> OpenSession(Client* client, const RunOptions& options,
                                          const api::CreateSessionRequest& create) {
-  if (options.session_id.empty()) return client->Call(&api::Agentd::Stub::CreateSession, create);
+  if (options.session_id.empty())
+    return InCommandsWords(client->Call(&api::Agentd::Stub::CreateSession, create));
   ASSIGN_OR_RETURN(const std::string id, client->Resolve(options.session_id));
   return client->GetSession(id);
 }

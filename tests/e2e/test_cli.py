@@ -8,7 +8,7 @@ import tempfile
 import time
 import unittest
 
-from harness import Daemon, first_gap, folder, tree, wait_until
+from harness import BIN, MODEL, Daemon, first_gap, folder, tree, wait_until
 
 # Long enough to meet while it runs.
 LONG_TASK = ("Create story.txt with these lines:\nthe quick brown fox jumps over the lazy dog\none two three four five six\n"
@@ -382,6 +382,20 @@ class Cli(unittest.TestCase):
         self.assertTrue(self.daemon.alive())
         self.assertEqual(self.ctl("run", "-q", "Hello").code, 0)
 
+    def test_usage_errors_name_what_was_typed(self):
+        unknown = self.ctl("frobnicate")
+        self.assertEqual(unknown.code, 2)
+        self.assertIn('no command "frobnicate"', unknown.err)
+        none = self.ctl()
+        self.assertEqual(none.code, 2)
+        self.assertNotIn("no command", none.err)
+        limit = self.ctl("sessions", "--limit", "0")
+        self.assertEqual(limit.code, 2)
+        self.assertIn("not above zero", limit.err)
+        overlapping = self.ctl("run", "--workspace", self.daemon.data, "Hello")
+        self.assertEqual(overlapping.code, 1)
+        self.assertIn("--workspace: ", overlapping.err)
+
     def test_numbers_below_zero_are_refused(self):
         for command in (["rewind", "x", "--to", "-1"], ["fork", "x", "--at", "-1"], ["fork", "x", "--at=-1"], ["fork", "x", "--position", "-1"],
                         ["watch", "x", "--from", "-1"], ["run", "x", "--seed", "-1"], ["fork", "x", "--seed=-1"]):
@@ -431,6 +445,30 @@ class Cli(unittest.TestCase):
         self.assertEqual(self.daemon.workspace(session)["a.txt"].strip(), b"one")
 
 
+class Starting(unittest.TestCase):
+    """What agentd says of a command line that it cannot follow."""
+
+    def refused(self, *arguments):
+        done = subprocess.run([BIN / "agentd", *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        self.assertNotEqual(done.returncode, 0, arguments)
+        return done.stderr.decode()
+
+    def test_version_stands_alone(self):
+        done = subprocess.run([BIN / "agentd", "--version"], capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done)
+        self.assertRegex(done.stdout.decode(), r"^\d+\.\d+\.\d+\n$")
+
+    def test_errors_name_the_mend(self):
+        there = folder({"file": "x"})
+        self.assertIn("not in range 0 to 4096", self.refused("--model", MODEL, "--data", there / "d", "--threads", "-1"))
+        missing = self.refused("--model", MODEL, "--data", there / "d", "--socket", there / "none" / "s")
+        self.assertIn("--socket needs a directory that exists", missing)
+        self.assertIn("--data needs a directory", self.refused("--model", MODEL, "--data", there / "file" / "d", "--socket", there / "s"))
+        model = self.refused("--model", there / "file", "--data", there / "d", "--socket", there / "s")
+        self.assertIn("is not a directory", model)
+        self.assertIn("does not exist", self.refused("--model", there / "none", "--data", there / "d", "--socket", there / "s"))
+
+
 class Unreachable(unittest.TestCase):
     def test_no_daemon(self):
         daemon = Daemon()
@@ -478,7 +516,6 @@ class Unreachable(unittest.TestCase):
 
     def test_second_daemon_is_refused(self):
         with Daemon() as daemon:
-            from harness import BIN, MODEL
             again = subprocess.run([BIN / "agentd", "--model", MODEL, "--data", daemon.data, "--socket", str(daemon.socket) + "2"], capture_output=True, timeout=60)
             self.assertNotEqual(again.returncode, 0)
             self.assertIn(str(daemon.process.pid).encode(), again.stderr)
