@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -121,7 +122,14 @@ constexpr std::string_view kChatHelp =
     "/undo  take the last turn back, with the files as they were before it\n"
     "/id    the session's id and workspace\n"
     "/quit  leave (the session stays: agentctl chat --session ID)\n"
+    "Only /WORD alone is a command: /etc/hosts is a message, and so is //word, said as /word.\n"
     "A line that ends with \\ goes on in the next one. Ctrl-C cancels a turn.";
+
+// "/word": paths have more than that.
+bool IsCommand(std::string_view line) {
+  return line.starts_with('/') &&
+         std::all_of(line.begin() + 1, line.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+}
 
 // The conversation of `chat`.
 class Chat {
@@ -146,7 +154,11 @@ class Chat {
     while (exit_code != kUnreachable && ReadMessage(prompt, &message)) {
       if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
       if (message == "/quit" || message == "/exit") break;
-      exit_code = message[0] == '/' ? Command(message) : Say(message);
+      if (message.starts_with("//")) {
+        exit_code = Say(message.substr(1));
+      } else {
+        exit_code = IsCommand(message) ? Command(message) : Say(message);
+      }
     }
     if (prompt) std::cerr << "\n";
     return exit_code;
@@ -185,8 +197,10 @@ class Chat {
       const auto session = client_->GetSession(session_id_);
       if (!session.ok()) return Fail(output_, session.status(), ExitCodeOf(session.status()));
       output_->Session(*session);
-    } else {
+    } else if (command == "/help") {
       output_->Notice(kChatHelp);
+    } else {
+      output_->Notice(fmt::format("there is no {}. {}", Printable(command), kChatHelp));
     }
     return kAnswer;
   }

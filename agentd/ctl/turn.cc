@@ -1,6 +1,7 @@
 #include "agentd/ctl/turn.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <utility>
@@ -159,7 +160,10 @@ bool TurnRunner::left() {
 void TurnRunner::OnInterrupt() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (stream_ == nullptr) {
-    if (!hold_ || interrupted_early_) Interrupts::Die();
+    if (!hold_ || interrupted_early_) {
+      if (isatty(STDERR_FILENO) == 1) std::fputs("\n", stderr);  // after the prompt and ^C
+      Interrupts::Die();
+    }
     interrupted_early_ = true;
     return;
   }

@@ -438,6 +438,14 @@ class Cli(unittest.TestCase):
         row = next(row for row in self.ctl("sessions").out.splitlines() if row.startswith(session))
         self.assertTrue(row.endswith("  Hello there, you"), row)
 
+    def test_chat_commands_and_what_only_looks_like_one(self):
+        done = self.ctl("chat", text="/frobnicate\n/help\n/etc/hosts is a file\n//undo\n")
+        self.assertEqual(done.code, 0, done)
+        self.assertIn("there is no /frobnicate", done.err)
+        session = self.daemon.ctl("sessions", "--json", "--limit", "1").events[0]["id"]
+        said = [e["text"] for e in self.daemon.events(session) if e["type"] == "user_message"]
+        self.assertEqual(said, ["/etc/hosts is a file", "/undo"])
+
     def test_chat_undo(self):
         done = self.ctl("chat", text="Create a.txt with the text one\nReplace one with two in a.txt\n/undo\n")
         self.assertEqual(done.code, 0, done)
