@@ -108,7 +108,9 @@ void TextOutput::OnTurnFinished(const api::TurnFinished& turn) {
   // Whoever came late to the turn has not seen the answer's tokens.
   if (!answered_ && turn.end() == api::TURN_END_ANSWER) Answer(turn.answer());
   EndLine();
-  if (const std::string why = EndExplained(turn); !why.empty())
+  // The summary begins with the end's name: "cancelled" needs no other words.
+  const bool said = turn.end() == api::TURN_END_CANCELLED && !options_.quiet;
+  if (const std::string why = EndExplained(turn); !why.empty() && !said)
     WriteLine(side_, side_style_.Red(Printable(why)));
   Side(TurnSummary(turn));
   answered_ = false;

@@ -135,6 +135,14 @@ TEST_F(TextOutputTest, EveryOtherEndIsExplained) {
   EXPECT_EQ(EndExplained(failed.turn_finished()), "disk full: free space in /d");
 }
 
+TEST_F(TextOutputTest, CancelledIsSaidOnce) {
+  Make({});
+  output_->Event(Finished(api::TURN_END_CANCELLED, ""));
+  const std::string side = side_.Text();
+  EXPECT_NE(side.find("cancelled"), std::string::npos);
+  EXPECT_EQ(side.find("cancelled"), side.rfind("cancelled")) << side;
+}
+
 TEST_F(TextOutputTest, QuietLeavesTheAnswer) {
   TextOptions options;
   options.quiet = true;
@@ -283,6 +291,12 @@ TEST(InfoTextTest, AMissingWallStandsOut) {
   wall->set_detail("kernel without CONFIG_SECCOMP");
   EXPECT_THAT(InfoText(info), HasSubstr("MISSING"));
   EXPECT_THAT(InfoText(info), HasSubstr("CONFIG_SECCOMP"));
+  const std::string name = "a wall with a name that is longer than the forty columns of a table";
+  info.add_tools()->set_name("bash");
+  info.add_walls()->set_name(name);
+  const std::string text = InfoText(info);
+  EXPECT_THAT(text, HasSubstr(name + " not available\n"));
+  EXPECT_THAT(text, HasSubstr("seccomp" + std::string(name.size() - 7, ' ') + " MISSING"));
   wall->set_available(true);
   EXPECT_THAT(InfoText(info), Not(HasSubstr("MISSING")));
 }

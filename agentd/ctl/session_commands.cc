@@ -1,6 +1,7 @@
 // The commands that look at sessions or change them without starting a turn.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -283,12 +284,15 @@ std::string InfoText(const api::ServerInfo& info) {
   line("context", fmt::format("{} tokens", info.context_limit_tokens()));
   line("sessions", fmt::format("{} ({} running)", info.sessions(), info.running_turns()));
   line("data", fmt::format("{} ({})", info.data_directory(), Bytes(info.store_bytes())));
+  size_t width = 12;
+  for (const api::ToolInfo& tool : info.tools()) width = std::max(width, tool.name().size());
+  for (const api::Wall& wall : info.walls()) width = std::max(width, wall.name().size());
   text += "tools\n";
   for (const api::ToolInfo& tool : info.tools())
-    text += fmt::format("  {:<12} {}\n", OneLine(tool.name(), 40), Flags(tool));
+    text += fmt::format("  {:<{}} {}\n", Printable(tool.name()), width, Flags(tool));
   text += "walls around tools\n";
   for (const api::Wall& wall : info.walls())
-    text += fmt::format("  {:<12} {}{}\n", OneLine(wall.name(), 40), WallState(wall),
+    text += fmt::format("  {:<{}} {}{}\n", Printable(wall.name()), width, WallState(wall),
                         wall.detail().empty() ? "" : " (" + OneLine(wall.detail(), 160) + ")");
   return text;
 }
