@@ -24,7 +24,7 @@ namespace agentd::daemon {
 namespace {
 
 constexpr char kChildData[] = "AGENTD_TEST_CHILD_DATA";
-constexpr char kChildAction[] = "AGENTD_TEST_CHILD_ACTION";  // "turn", "long", "fork", "rewind"
+constexpr char kChildAction[] = "AGENTD_TEST_CHILD_ACTION";  // "turn", "long", "fork"...
 constexpr uint64_t kSeed = 4242;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -197,6 +197,12 @@ TEST(CrashChild, DISABLED_Lives) {
   auto daemon =
       Daemon::Start(action == "long" ? LongOptions(data) : TestOptions(data, TheScript()));
   ASSERT_TRUE(daemon.ok()) << daemon.status();
+  if (action == "import") {
+    v1::CreateSessionRequest request;
+    request.set_import_directory(std::string(data) + ".import");
+    ASSERT_TRUE((*daemon)->Create(request).ok());
+    return;
+  }
   std::string id = FindTheSession(**daemon);
   if (action == "long") {
     // The first life makes the session, later ones go on by themselves.
@@ -449,6 +455,23 @@ TEST(CrashTest, KvThatDoesNotFitIsComputedAndStoredAgain) {
     limit = point->position - 1;
   }
   EXPECT_GT(offered, 0);
+}
+
+TEST(CrashTest, AnImportThatWasCutOffLeavesNothing) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = directory.path() / "data";
+  std::filesystem::create_directory(data.string() + ".import");
+  std::ofstream(data.string() + ".import/file") << "text";
+  const int status = Wait(StartChild(data, "agentd.imported", "import"));
+  ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137);
+  EXPECT_FALSE(std::filesystem::is_empty(data / "workspaces"));
+  DaemonOptions options = TestOptions(data, TheScript());
+  options.resume = false;
+  auto daemon = Daemon::Start(options);
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  EXPECT_EQ((*daemon)->List({})->sessions_size(), 0);
+  EXPECT_EQ((*daemon)->Info()->sessions(), 0);
+  EXPECT_TRUE(std::filesystem::is_empty(data / "workspaces"));
 }
 
 TEST(CrashTest, DyingAgainWhileComingBack) {

@@ -207,6 +207,7 @@ absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& reque
   *meta.mutable_config() = config;
   meta.set_model_fingerprint(model_->fingerprint_hex);
   meta.set_model_name(model_->name);
+  if (!request.import_directory().empty()) meta.set_phase(v1::SessionMeta::IMPORTING);
   fresh.meta = meta.SerializeAsString();
   ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Create(fresh)));
   std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
@@ -230,6 +231,7 @@ absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_d
   // No tree means an empty workspace.
   if (import_directory.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
+  CrashPoint("agentd.imported");
   ASSIGN_OR_RETURN(sessions::WorkspaceSnapshot snapshot, store_->SnapshotWorkspace(workspace));
   ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
   RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(snapshot)}, v1::SessionMeta::IDLE));
@@ -260,11 +262,12 @@ absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequ
       auto it = sessions_.find(info.id);
       if (it != sessions_.end()) known = it->second;
     }
+    absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
+    if (meta.ok() && meta->phase() == v1::SessionMeta::IMPORTING) continue;  // not there yet
     if (known) {
       *response.add_sessions() = Describe(*known);
       continue;
     }
-    absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
     if (!meta.ok()) spdlog::warn("{}", Text(meta.status()));
     v1::Session& session = *response.add_sessions();
     session = Describe(info, meta.value_or(v1::SessionMeta()), /*running=*/false);
@@ -365,8 +368,14 @@ absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& reque
     config = session.meta.config();
   }
   hold.hot.reset();
-  ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, session, config));
-  RETURN_IF_ERROR(Settle(hold, old_seed, &rewound));
+  const absl::Status settled = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, session, config));
+    return Settle(hold, old_seed, &rewound);
+  }();
+  if (!settled.ok()) {
+    return Annotate(settled, fmt::format("session {} is rewound to event {}, but", session.id,
+                                         info.last_seq));
+  }
   return Describe(session);
 }
 

@@ -55,6 +55,8 @@ class Daemon {
   absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);
   absl::Status Delete(const std::string& session_id);
   absl::StatusOr<v1::Session> Fork(const v1::ForkSessionRequest& request);
+  // An error that says "is rewound to event N, but" means just that: the next turn puts the files
+  // right, or says what is in the way.
   absl::StatusOr<v1::Session> Rewind(const v1::RewindSessionRequest& request);
 
   struct Started {
@@ -79,7 +81,7 @@ class Daemon {
   explicit Daemon(DaemonOptions options);
   absl::Status Init();
   absl::Status MakeDirectories();
-  absl::Status ResumeTurns();
+  absl::Status TakeUpSessions();
 
   void ForgetIdle();
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);

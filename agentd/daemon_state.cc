@@ -33,7 +33,7 @@ Daemon::Daemon(DaemonOptions options) : options_(std::move(options)) {}
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
   RETURN_IF_ERROR(daemon->Init());
-  if (daemon->options_.resume) RETURN_IF_ERROR(daemon->ResumeTurns());
+  RETURN_IF_ERROR(daemon->TakeUpSessions());
   return daemon;
 }
 
@@ -117,8 +117,9 @@ void Daemon::JoinTurns() {
   for (auto& turn : turns) turn->Join();
 }
 
-// Goes on with every turn that was under way when the last daemon stopped.
-absl::Status Daemon::ResumeTurns() {
+// Erases what was never finished, goes on with every turn that was under way when the last daemon
+// stopped.
+absl::Status Daemon::TakeUpSessions() {
   std::string after;
   for (;;) {
     ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
@@ -129,9 +130,15 @@ absl::Status Daemon::ResumeTurns() {
         spdlog::error("{}", Text(meta.status()));
         continue;
       }
-      if (meta->phase() != v1::SessionMeta::RUNNING && meta->phase() != v1::SessionMeta::PARKED) {
+      if (meta->phase() == v1::SessionMeta::IMPORTING) {
+        spdlog::info("session {}: the daemon stopped while it was made; it is erased", info.id);
+        absl::Status deleted = Delete(info.id);
+        if (!deleted.ok()) spdlog::warn("session {}: {}", info.id, Text(deleted));
         continue;
       }
+      const bool under_way =
+          meta->phase() == v1::SessionMeta::RUNNING || meta->phase() == v1::SessionMeta::PARKED;
+      if (!under_way || !options_.resume) continue;
       CrashPoint("agentd.resuming");
       absl::StatusOr<Started> started = Run(info.id, "");
       if (!started.ok()) {

@@ -446,6 +446,26 @@ TEST_F(DaemonTest, ForkAndRewindGoOnFromAnyPosition) {
   EXPECT_TRUE(Gapless(after));
 }
 
+TEST_F(DaemonTest, ARewindThatCannotRestoreTheFilesSaysThatItTookEffect) {
+  Start({"One.", "Two."});
+  const std::string id = NewSession(7, 100);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+  // What waits for the tools of an earlier life finds no lock that it can open.
+  const std::filesystem::path lock = daemon_->runtime().LockOf(id);
+  std::filesystem::remove(lock);
+  std::filesystem::create_directory(lock);
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(id);
+  rewind.mutable_to()->set_seq(3);
+  const absl::Status status = daemon_->Rewind(rewind).status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("is rewound to event 3, but: "));
+  bool rewound = false;
+  for (const v1::Event& event : AllEvents(*daemon_, id)) rewound |= event.has_rewound();
+  EXPECT_TRUE(rewound);
+  std::filesystem::remove(lock);
+}
+
 // Looks at the session at the very moment that events are shown, on the thread that shows them.
 class Witness final : public EventListener {
  public:
