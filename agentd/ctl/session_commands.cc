@@ -177,8 +177,13 @@ int ShowCommand(const GlobalOptions& global, const ShowOptions& options) {
     api::WatchRequest request;
     request.set_session_id(target->session_id);
     request.set_from_seq(1);
+    request.set_timeline(session->timeline());
     const TurnResult result = turns.Watch(target->client.get(), request, session->last_seq());
     if (!result.status.ok()) return Fail(options.json, result.status);
+    if (result.rewound)
+      return Fail(options.json,
+                  FailedPrecondition("session {} was rewound while it was shown: ask again",
+                                     target->session_id));
   }
   output->Finish();
   return kAnswer;

@@ -109,7 +109,9 @@ TurnResult TurnRunner::Watch(Client* client, const api::WatchRequest& request, u
   while (!enough && stream->Read(&event)) {
     Note(event, &result);
     output_->Event(event);
-    enough = stop_at != 0 && event.seq() >= stop_at;
+    // What tells of another timeline is not stored, so it has no number.
+    result.rewound = result.rewound || (event.has_rewound() && event.seq() == 0);
+    enough = stop_at != 0 && (event.seq() >= stop_at || result.rewound);
   }
   if (enough) context.TryCancel();
   result.status = client->ToStatus(stream->Finish());

@@ -26,7 +26,8 @@ struct TurnResult {
   absl::Status status;
   std::optional<api::TurnEnd> end;
   bool any_event = false;
-  bool left = false;  // Ctrl-C ended the stream, not the turn
+  bool left = false;     // Ctrl-C ended the stream, not the turn
+  bool rewound = false;  // the session went on on another timeline while it was shown
   uint64_t last_seq = 0;
   int exit_code() const;
 };
@@ -46,7 +47,8 @@ class TurnRunner {
   // Empty text goes on with an interrupted turn. Text must be valid UTF-8.
   TurnResult Run(Client* client, const std::string& session_id, std::string_view text);
   // Shows events from `from_seq` on until the daemon ends the stream or Ctrl-C, which here never
-  // cancels the turn. With `stop_at`, ends after that event.
+  // cancels the turn. With `stop_at`, ends after that event, or when it may never come because the
+  // session was rewound.
   TurnResult Watch(Client* client, const api::WatchRequest& request, uint64_t stop_at);
 
  private:
