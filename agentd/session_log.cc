@@ -10,6 +10,14 @@ namespace {
 // Decoding runs ahead of the disk by this many commits at most.
 constexpr int kMaxPendingCommits = 128;
 
+int64_t KvBytes(const sessions::Commit& commit) {
+  size_t bytes = commit.anchor ? commit.anchor->payload.size() : 0;
+  for (const sessions::KvBlock& block : commit.blocks) {
+    for (const std::string& part : block.parts) bytes += part.size();
+  }
+  return static_cast<int64_t>(bytes);
+}
+
 }  // namespace
 
 struct SessionLog::State {
@@ -17,12 +25,16 @@ struct SessionLog::State {
   std::mutex mutex;
   std::condition_variable changed;
   int pending = 0;      // guarded by mutex
+  int64_t bytes = 0;    // guarded by mutex; KV of those pending
   absl::Status status;  // guarded by mutex; the first error
 };
 
 SessionLog::SessionLog(sessions::Store* store, std::shared_ptr<EventHub> hub,
-                       sessions::TimelineId timeline)
-    : store_(store), timeline_(timeline), state_(std::make_shared<State>()) {
+                       sessions::TimelineId timeline, int64_t max_pending_bytes)
+    : store_(store),
+      timeline_(timeline),
+      max_pending_bytes_(max_pending_bytes),
+      state_(std::make_shared<State>()) {
   state_->hub = std::move(hub);
 }
 
@@ -30,18 +42,23 @@ SessionLog::~SessionLog() { (void)Flush(); }
 
 absl::Status SessionLog::Submit(sessions::Commit commit) {
   commit.timeline = timeline_;
+  const int64_t bytes = KvBytes(commit);
   {
     std::unique_lock lock(state_->mutex);
-    state_->changed.wait(
-        lock, [this] { return state_->pending < kMaxPendingCommits || !state_->status.ok(); });
+    state_->changed.wait(lock, [this, bytes] {
+      const bool room = state_->bytes == 0 || state_->bytes + bytes <= max_pending_bytes_;
+      return (state_->pending < kMaxPendingCommits && room) || !state_->status.ok();
+    });
     if (!state_->status.ok()) return state_->status;
     ++state_->pending;
+    state_->bytes += bytes;
   }
   store_->CommitAsync(std::move(commit),
-                      [state = state_](absl::StatusOr<sessions::CommitResult> result) {
+                      [state = state_, bytes](absl::StatusOr<sessions::CommitResult> result) {
                         if (result.ok()) state->hub->Publish(result->events);
                         std::lock_guard lock(state->mutex);
                         --state->pending;
+                        state->bytes -= bytes;
                         if (!result.ok() && state->status.ok()) state->status = result.status();
                         state->changed.notify_all();
                       });

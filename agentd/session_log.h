@@ -2,6 +2,7 @@
 #ifndef AGENTD_AGENTD_SESSION_LOG_H_
 #define AGENTD_AGENTD_SESSION_LOG_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,10 +14,15 @@
 
 namespace agentd::daemon {
 
+// Of one session's KV on the way to the disk. A prefill makes it faster than a disk takes it.
+inline constexpr int64_t kMaxPendingBytes = int64_t{256} << 20;
+
 // Used by one thread (the running turn's); the store calls back on its own.
 class SessionLog {
  public:
-  SessionLog(sessions::Store* store, std::shared_ptr<EventHub> hub, sessions::TimelineId timeline);
+  // `max_pending_bytes` of KV may wait for the disk, or one commit's that has more.
+  SessionLog(sessions::Store* store, std::shared_ptr<EventHub> hub, sessions::TimelineId timeline,
+             int64_t max_pending_bytes = kMaxPendingBytes);
   // Waits for what is under way.
   ~SessionLog();
 
@@ -34,6 +40,7 @@ class SessionLog {
 
   sessions::Store* const store_;
   const sessions::TimelineId timeline_;
+  const int64_t max_pending_bytes_;
   const std::shared_ptr<State> state_;  // shared with callbacks under way
 };
 
