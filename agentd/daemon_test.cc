@@ -502,13 +502,36 @@ class Witness final : public EventListener {
   uint64_t next_ = 1;
 };
 
+TEST_F(DaemonTest, AFeedBeginsAtTheMessageThatItIsAskedFor) {
+  Start(Script(60, "Said and done."));
+  const std::string id = NewSession(7, 100);
+  uint64_t last = 0;
+  while (last < 300) {
+    ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
+    last = daemon_->Get(id)->last_seq();
+  }
+  const std::vector<v1::Event> all = AllEvents(*daemon_, id);
+  const auto session = *daemon_->Find(id);
+  for (uint64_t from = last - 30; from <= last; ++from) {
+    EventFeed feed(daemon_->runtime(), session, from, 0);
+    std::vector<v1::Event> events;
+    bool caught_up = false;
+    // One reading does: it does not begin with the first event.
+    ASSERT_TRUE(feed.Next(events, caught_up).ok());
+    ASSERT_EQ(events.size(), last - from + 1);
+    for (const v1::Event& event : events) {
+      EXPECT_EQ(event.SerializeAsString(), all[event.seq() - 1].SerializeAsString());
+    }
+  }
+}
+
 TEST_F(DaemonTest, WhatIsSeenIsSo) {
   Start({"One.", "Two."});
   const std::string id = NewSession(7, 100);
   const auto session = *daemon_->Find(id);
   const auto witness = std::make_shared<Witness>(session);
   session->hub->Add(witness);
-  EventFeed watcher(daemon_->runtime(), session, 1, 1, 0);
+  EventFeed watcher(daemon_->runtime(), session, 1, 0);
   ASSERT_TRUE(RunTurn(*daemon_, id, "Hello").ok());
   std::vector<v1::Event> before;
   for (bool caught_up = false; !caught_up;) ASSERT_TRUE(watcher.Next(before, caught_up).ok());

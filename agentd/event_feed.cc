@@ -89,14 +89,31 @@ v1::Event EventRenderer::Render(const sessions::Event& event, sessions::Timeline
 }
 
 EventFeed::EventFeed(const Runtime& runtime, std::shared_ptr<Session> session, uint64_t from_seq,
-                     uint64_t message_start, sessions::TimelineId timeline)
+                     sessions::TimelineId timeline)
     : runtime_(runtime),
       session_(std::move(session)),
       renderer_(*runtime.model, session_->id),
-      next_seq_(std::max<uint64_t>(std::min(message_start, from_seq), 1)),
       from_seq_(std::max<uint64_t>(from_seq, 1)) {
   const EventHub::View view = session_->hub->view();
   timeline_ = timeline == 0 ? view.timeline : timeline;
+}
+
+// Where to begin to render so that the text of event from_seq_ is what it was when it was written:
+// the last event at or before it after which a message begins.
+absl::StatusOr<uint64_t> EventFeed::MessageStart(const EventHub::View& view) const {
+  for (uint64_t end = std::min(from_seq_, view.last_seq); end > 1;) {
+    const uint64_t begin = end > kEventsPerRead ? end - kEventsPerRead + 1 : 1;
+    ASSIGN_OR_RETURN(
+        std::vector<sessions::Event> events,
+        runtime_.store->ReadEvents(view.timeline, begin, static_cast<int>(end - begin + 1)));
+    for (auto event = events.rbegin(); event != events.rend(); ++event) {
+      const bool prompt =
+          event->kind == static_cast<uint8_t>(sessions::EventKind::kTokens) && !event->sampled;
+      if (prompt || event->kind == KindOf<v1::TurnStarted>::value) return event->seq;
+    }
+    end = begin - 1;
+  }
+  return 1;
 }
 
 // The rewind that left the client's timeline. Where a later one cut it off the log, that one went
@@ -132,7 +149,7 @@ absl::Status EventFeed::Switch(const EventHub::View& view, std::vector<v1::Event
   out.push_back(std::move(event));
   timeline_ = view.timeline;
   from_seq_ = std::min(from_seq_, parting.to_seq() + 1);
-  next_seq_ = 1;
+  next_seq_ = 0;
   renderer_ = EventRenderer(*runtime_.model, session_->id);
   return absl::OkStatus();
 }
@@ -142,6 +159,9 @@ absl::Status EventFeed::Next(std::vector<v1::Event>& out, bool& caught_up) {
   caught_up = false;
   if (view.deleted) return NotFound("session {} was deleted", session_->id);
   if (view.timeline != timeline_) RETURN_IF_ERROR(Switch(view, out));
+  if (next_seq_ == 0) {
+    ASSIGN_OR_RETURN(next_seq_, MessageStart(view));
+  }
   if (next_seq_ > view.last_seq) {
     caught_up = true;
     return absl::OkStatus();

@@ -37,16 +37,16 @@ class EventRenderer {
 // One watcher's. One thread at a time.
 class EventFeed {
  public:
-  // Events from `from_seq` on. `message_start`: a number <= from_seq where no message is in the
-  // middle (1 always is one). `timeline`: which one the client knows; 0 = the current one.
+  // Events from `from_seq` on. `timeline`: which one the client knows; 0 = the current one.
   EventFeed(const Runtime& runtime, std::shared_ptr<Session> session, uint64_t from_seq,
-            uint64_t message_start, sessions::TimelineId timeline);
+            sessions::TimelineId timeline);
 
   // Appends what is stored now, a limited number at once. `caught_up`: nothing more is stored.
   absl::Status Next(std::vector<v1::Event>& out, bool& caught_up);
   uint64_t next_seq() const { return next_seq_; }
 
  private:
+  absl::StatusOr<uint64_t> MessageStart(const EventHub::View& view) const;
   absl::StatusOr<v1::Rewound> FirstRewindSince(const EventHub::View& view) const;
   absl::Status Switch(const EventHub::View& view, std::vector<v1::Event>& out);
 
@@ -54,8 +54,8 @@ class EventFeed {
   const std::shared_ptr<Session> session_;
   EventRenderer renderer_;
   sessions::TimelineId timeline_;
-  uint64_t next_seq_;  // to read
-  uint64_t from_seq_;  // first one to hand out
+  uint64_t next_seq_ = 0;  // to read; 0: not known yet
+  uint64_t from_seq_;      // first one to hand out
 };
 
 }  // namespace agentd::daemon

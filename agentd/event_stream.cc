@@ -33,13 +33,13 @@ class EventPump : public EventListener, public std::enable_shared_from_this<Even
   EventPump(Daemon* daemon, boost::asio::thread_pool* pool, Sink sink)
       : daemon_(daemon), strand_(pool->get_executor()), sink_(std::move(sink)) {}
 
-  void Follow(std::shared_ptr<Session> session, uint64_t from_seq, uint64_t message_start,
-              sessions::TimelineId timeline, End end) {
-    auto begin = [self = shared_from_this(), session, from_seq, message_start, timeline, end] {
+  void Follow(std::shared_ptr<Session> session, uint64_t from_seq, sessions::TimelineId timeline,
+              End end) {
+    auto begin = [self = shared_from_this(), session, from_seq, timeline, end] {
       if (self->finished_) return;
       self->session_ = session;
       self->end_ = end;
-      self->feed_.emplace(self->daemon_->runtime(), session, from_seq, message_start, timeline);
+      self->feed_.emplace(self->daemon_->runtime(), session, from_seq, timeline);
       session->hub->Add(self);
       self->Pump();
     };
@@ -200,7 +200,7 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::Event> {
                                  request.session_id(), request.from_seq(), newest->last_seq() + 1));
       }
     }
-    pump_->Follow(*session, request.from_seq(), /*message_start=*/1, request.timeline(),
+    pump_->Follow(*session, request.from_seq(), request.timeline(),
                   {.until_idle = request.until_idle()});
   }
   std::shared_ptr<EventPump> pump() { return pump_; }
@@ -279,7 +279,7 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
         daemon_->Run(session_id_, text_, [this] { return context_->IsCancelled(); });
     if (!turn.ok()) return pump_->Fail(turn.status());
     const uint64_t from = events_from_start_ ? 1 : turn->turn_seq;
-    pump_->Follow(turn->session, from, from, /*timeline=*/0,
+    pump_->Follow(turn->session, from, /*timeline=*/0,
                   {.after_turn = true, .skip_turns_before = turn->turn_seq});
   }
 

@@ -11,6 +11,8 @@ namespace {
 
 // A consumer that is this far behind gets no more tokens until it has read some.
 constexpr size_t kMaxBacklog = 2048;
+// State that nobody has taken yet is large: two such updates and the job waits.
+constexpr size_t kKvBacklog = kMaxBacklog / 2;
 // However many sessions decode, a prefill moves on by this much per Step.
 constexpr int kMinPrefillTokens = 64;
 
@@ -42,7 +44,10 @@ void Job::Push(JobUpdate update) {
 
 size_t Job::backlog() {
   std::lock_guard lock(mutex_);
-  return updates_.size();
+  const auto kv = std::count_if(updates_.begin(), updates_.end(), [](const JobUpdate& update) {
+    return update.kind == JobUpdate::Kind::kKv;
+  });
+  return updates_.size() + static_cast<size_t>(kv) * kKvBacklog;
 }
 
 Scheduler::Scheduler(std::unique_ptr<model::Engine> engine, SchedulerOptions options)

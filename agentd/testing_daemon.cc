@@ -135,7 +135,7 @@ std::vector<v1::Event> AllEvents(Daemon& daemon, const std::string& session_id) 
   absl::StatusOr<std::shared_ptr<Session>> session = daemon.Find(session_id);
   EXPECT_TRUE(session.ok()) << session.status();
   if (!session.ok()) return events;
-  EventFeed feed(daemon.runtime(), *session, 1, 1, 0);
+  EventFeed feed(daemon.runtime(), *session, 1, 0);
   for (bool caught_up = false; !caught_up;) {
     absl::Status status = feed.Next(events, caught_up);
     EXPECT_TRUE(status.ok()) << status;
