@@ -70,8 +70,7 @@ absl::Status StillWanted(Session& session, const std::function<bool()>& abandone
 
 }  // namespace
 
-absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id,
-                                            const std::string& text,
+absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id, const std::string& text,
                                             const std::function<bool()>& abandoned) {
   ASSIGN_OR_RETURN(Hold hold, Acquire(session_id, /*to_start_a_turn=*/true));
   {
@@ -373,8 +372,8 @@ absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& reque
     return Settle(hold, old_seed, &rewound);
   }();
   if (!settled.ok()) {
-    return Annotate(settled, fmt::format("session {} is rewound to event {}, but", session.id,
-                                         info.last_seq));
+    return Annotate(
+        settled, fmt::format("session {} is rewound to event {}, but", session.id, info.last_seq));
   }
   return Describe(session);
 }

@@ -132,9 +132,9 @@ int Serve(const Flags& flags) {
   const std::filesystem::path data = std::filesystem::absolute(flags.data, error);
   std::filesystem::create_directories(data, error);
   if (error) {
-    return Fail(agentd::Annotate(
-        agentd::ErrnoError(error.value(), "create directory " + data.string()),
-        "--data needs a directory that this user may write"));
+    return Fail(
+        agentd::Annotate(agentd::ErrnoError(error.value(), "create directory " + data.string()),
+                         "--data needs a directory that this user may write"));
   }
   const std::filesystem::path socket = SocketPath(flags);
   auto listener = agentd::daemon::UnixListener::Bind(socket);

@@ -70,8 +70,8 @@ class Session {
   // All guarded by mutex.
   sessions::SessionInfo info;  // as of the last time it was read; the hub knows the newest seq
   v1::SessionMeta meta;
-  bool busy = false;              // an operation owns the hot state
-  bool starting = false;          // that operation is a Run whose turn has not begun
+  bool busy = false;      // an operation owns the hot state
+  bool starting = false;  // that operation is a Run whose turn has not begun
   // Who asked meanwhile that the turn be cancelled; told when it has ended, or will not begin.
   std::vector<std::function<void(absl::Status)>> cancels;
   std::unique_ptr<HotState> hot;  // null: not loaded, or owned by an operation

@@ -98,9 +98,8 @@ absl::StatusOr<std::unique_ptr<UnixListener>> UnixListener::Bind(
   if (::lstat(text.c_str(), &made) != 0) return ErrnoError(errno, "stat " + text);
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
   if (!wake.valid()) return ErrnoError(errno, "eventfd");
-  return std::unique_ptr<UnixListener>(new UnixListener(path, {made.st_dev, made.st_ino},
-                                                        std::move(lock), std::move(socket),
-                                                        std::move(wake)));
+  return std::unique_ptr<UnixListener>(new UnixListener(
+      path, {made.st_dev, made.st_ino}, std::move(lock), std::move(socket), std::move(wake)));
 }
 
 absl::Status UnixListener::Start(OnConnection on_connection) {
@@ -164,9 +163,10 @@ bool UnixListener::MayStay(int peer) {
   const auto now = std::chrono::steady_clock::now();
   if (now - complained_ > kComplainEvery) {
     complained_ = now;
-    spdlog::warn("turned away pid {}: {} descriptors are in use, {} are allowed (ulimit -n), {} of "
-                 "them are kept for the daemon's own work",
-                 who.pid, peer, limit.rlim_cur, reserve);
+    spdlog::warn(
+        "turned away pid {}: {} descriptors are in use, {} are allowed (ulimit -n), {} of "
+        "them are kept for the daemon's own work",
+        who.pid, peer, limit.rlim_cur, reserve);
   }
   return false;
 }

@@ -119,9 +119,9 @@ class Database::Listener final : public rocksdb::EventListener {
 
 namespace {
 
-// RocksDB's own log is a text file in the store's directory, and a full disk ends the process there:
-// built with assertions, as Debian's is, the library aborts at the next line after one that did not
-// fit. What matters of it comes back to us as a Status.
+// RocksDB's own log is a text file in the store's directory, and a full disk ends the process
+// there: built with assertions, as Debian's is, the library aborts at the next line after one that
+// did not fit. What matters of it comes back to us as a Status.
 class NoLogFile final : public rocksdb::Logger {
  public:
   NoLogFile() : rocksdb::Logger(rocksdb::InfoLogLevel::FATAL_LEVEL) {}

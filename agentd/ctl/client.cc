@@ -68,8 +68,7 @@ absl::Status ConnectError(int error_number, const std::string& socket) {
 absl::Status CheckOwner(const std::string& socket) {
   struct stat info {};
   const uid_t self = geteuid();
-  if (self == 0 || stat(socket.c_str(), &info) != 0 || info.st_uid == self)
-    return absl::OkStatus();
+  if (self == 0 || stat(socket.c_str(), &info) != 0 || info.st_uid == self) return absl::OkStatus();
   return Error(absl::StatusCode::kPermissionDenied,
                "the daemon at {} serves user {} only, you are user {}: start one of your own: "
                "agentd --model DIR --data DIR --socket PATH",
@@ -128,9 +127,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& socke
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   auto channel =
       grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(), arguments);
-  const auto patience =
-      std::max<std::chrono::steady_clock::duration>(
-          deadline - std::chrono::steady_clock::now(), kGreetingPatience);
+  const auto patience = std::max<std::chrono::steady_clock::duration>(
+      deadline - std::chrono::steady_clock::now(), kGreetingPatience);
   if (!channel->WaitForConnected(std::chrono::system_clock::now() + patience))
     return Error(absl::StatusCode::kUnavailable,
                  "the daemon at {} is starting or stuck: it does not greet. Look at its log, or "
@@ -192,8 +190,9 @@ absl::Status Client::ToStatus(const grpc::Status& status) const {
   if (message.empty()) message = absl::StatusCodeToString(code);
   const std::string reason = ReasonOf(status);
   if (reason == "TURN_RUNNING") {
-    message += fmt::format(". Follow it: agentctl watch {} --until-idle; end it: agentctl cancel {}",
-                           SessionIn(message), SessionIn(message));
+    message +=
+        fmt::format(". Follow it: agentctl watch {} --until-idle; end it: agentctl cancel {}",
+                    SessionIn(message), SessionIn(message));
   } else if (reason == "TURN_INTERRUPTED" && code == absl::StatusCode::kFailedPrecondition) {
     message += fmt::format(". Go on: agentctl run --session {}; end it: agentctl cancel {}",
                            SessionIn(message), SessionIn(message));

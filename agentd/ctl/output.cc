@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "agentd/ctl/json.h"
 #include "base/status.h"
 
 namespace agentd::ctl {
 namespace {
 
-constexpr int kBarColumns = 30;
+constexpr size_t kBarColumns = 30;
+constexpr size_t kMinColumns = 20;  // whatever a terminal says of itself
 constexpr std::string_view kWhite = " \t\r\n";
 
 void Write(std::FILE* stream, std::string_view text) {
@@ -59,10 +62,9 @@ void TextOutput::Event(const api::Event& event) {
       answered_ = false;
       return;
     case api::Event::kToolStarted:
-      return Side(ToolCallLine(event.tool_started(), options_.max_columns));
+      return Side(ToolCallLine(event.tool_started(), Width()));
     case api::Event::kToolFinished:
-      return Side(
-          ToolResultLines(event.tool_finished(), options_.result_lines, options_.max_columns));
+      return Side(ToolResultLines(event.tool_finished(), options_.result_lines, Width()));
     case api::Event::kTurnFinished:
       return OnTurnFinished(event.turn_finished());
     case api::Event::kResumed:
@@ -122,7 +124,12 @@ void TextOutput::OnProgress(const api::Progress& progress) {
   // Over an open line the bar would overwrite text.
   if (!progress_shown_) EndLine();
   if (progress.done() >= progress.total()) return ClearProgress();
-  const std::string line = side_style_.Dim(ProgressLine(progress, kBarColumns));
+  // A line that wraps could not be drawn over: the bar shrinks, then the rest is cut.
+  const size_t width = Width() - 1;
+  const size_t others = Columns(ProgressLine(progress, 0));
+  const size_t bar = width > others ? std::min(width - others, kBarColumns) : 0;
+  const std::string line =
+      side_style_.Dim(OneLine(ProgressLine(progress, static_cast<int>(bar)), width));
   Write(side_, fmt::format("\r{}\033[K", line));
   std::fflush(side_);
   progress_shown_ = true;
@@ -164,6 +171,13 @@ void TextOutput::Reasoning(std::string_view text) {
   Write(side_, side_style_.Dim(Printable(text)));
   std::fflush(side_);
   open_ = Open::kReasoning;
+}
+
+size_t TextOutput::Width() const {
+  const size_t number = Number().size();
+  const size_t there = side_is_terminal_ ? TerminalColumns(side_) : 0;
+  if (there == 0) return options_.max_columns;
+  return std::clamp(there - std::min(there, number), kMinColumns, options_.max_columns);
 }
 
 std::string TextOutput::Number() const {

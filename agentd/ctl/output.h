@@ -43,11 +43,12 @@ class JsonOutput : public Output {
 
 struct TextOptions {
   bool user_messages = false;  // show what the user said (a transcript; not a turn just typed)
-  bool event_numbers = false;  // before what is not answer text: fork --at and rewind --to take them
+  bool event_numbers =
+      false;  // before what is not answer text: fork --at and rewind --to take them
   bool reasoning = true;
   bool quiet = false;        // answers and errors only
   size_t result_lines = 3;   // of a tool's result
-  size_t max_columns = 110;  // of a line about a tool
+  size_t max_columns = 110;  // of a line about a tool; less on a terminal that has less
 };
 
 // Answers on `answer` as they come, everything else on `side` (the same stream, for a transcript).
@@ -70,6 +71,8 @@ class TextOutput : public Output {
   void OnWaiting(const std::string& what);
   void Answer(std::string_view text);
   void Reasoning(std::string_view text);
+  // Columns that a line on `side` may take.
+  size_t Width() const;
   // "[12] " for the event being shown, or nothing.
   std::string Number() const;
   // A dimmed line on `side`.

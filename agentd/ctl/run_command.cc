@@ -225,7 +225,7 @@ class Chat {
   Output* const output_;
   const RunOptions& options_;
   const api::CreateSessionRequest& create_;
-  std::string session_id_;  // empty: none yet
+  std::string session_id_;               // empty: none yet
   std::optional<uint64_t> before_turn_;  // the last event before the last turn
 };
 

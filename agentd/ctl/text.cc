@@ -1,10 +1,12 @@
 #include "agentd/ctl/text.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <vector>
 
 #include "agentd/ctl/json.h"
@@ -34,6 +36,37 @@ size_t CharacterBytes(std::string_view text) {
     return 4;
   }
   return 0;
+}
+
+// Of a valid one.
+char32_t CodePoint(std::string_view character) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(character[i]); };
+  if (character.size() == 1) return byte(0);
+  char32_t point = byte(0) & (0xFFU >> (character.size() + 1));
+  for (size_t i = 1; i < character.size(); ++i) point = point << 6 | (byte(i) & 0x3FU);
+  return point;
+}
+
+struct CodePoints {
+  char32_t first, last;
+};
+// East_Asian_Width W and F of UAX #11, in blocks.
+constexpr CodePoints kWide[] = {{0x1100, 0x115F},   {0x2E80, 0x303E},   {0x3041, 0xA4CF},
+                                {0xA960, 0xA97C},   {0xAC00, 0xD7A3},   {0xF900, 0xFAFF},
+                                {0xFE30, 0xFE6F},   {0xFF00, 0xFF60},   {0xFFE0, 0xFFE6},
+                                {0x1F300, 0x1F64F}, {0x1F680, 0x1F6FF}, {0x1F900, 0x1F9FF},
+                                {0x1FA70, 0x1FAFF}, {0x20000, 0x3FFFD}};
+constexpr CodePoints kWithoutWidth[] = {
+    {0x0300, 0x036F}, {0x200B, 0x200F}, {0x20D0, 0x20FF}, {0xFE00, 0xFE0F}, {0xFE20, 0xFE2F}};
+
+// `character` is a valid one.
+size_t CharacterColumns(std::string_view character) {
+  const char32_t point = CodePoint(character);
+  const auto among = [point](const CodePoints& range) {
+    return point >= range.first && point <= range.last;
+  };
+  if (std::any_of(std::begin(kWithoutWidth), std::end(kWithoutWidth), among)) return 0;
+  return std::any_of(std::begin(kWide), std::end(kWide), among) ? 2 : 1;
 }
 
 bool IsControl(std::string_view character) {
@@ -114,17 +147,13 @@ std::string OneLine(std::string_view text, size_t max_columns) {
   const std::string visible = Printable(text.substr(0, std::min(text.size(), 4 * max_columns + 4)));
   std::string out;
   size_t columns = 0;
+  size_t cut = 0;  // bytes of `out` that leave a column for the mark of the cut
   std::string_view rest = visible;
   while (!rest.empty()) {
-    if (columns == max_columns) {
-      // Makes room for the mark of the cut.
-      while (!out.empty() && (static_cast<unsigned char>(out.back()) & 0xC0) == 0x80)
-        out.pop_back();
-      if (!out.empty()) out.pop_back();
-      return out + "…";
-    }
     const size_t bytes = std::max<size_t>(CharacterBytes(rest), 1);
     const std::string_view character = rest.substr(0, bytes);
+    const size_t width = CharacterColumns(character);
+    if (columns + width > max_columns) return out.substr(0, cut) + "…";
     if (character == "\n") {
       out.append("⏎");
     } else if (character == "\t") {
@@ -132,7 +161,8 @@ std::string OneLine(std::string_view text, size_t max_columns) {
     } else {
       out.append(character);
     }
-    ++columns;
+    columns += width;
+    if (columns < max_columns) cut = out.size();
     rest.remove_prefix(bytes);
   }
   return out;
@@ -169,7 +199,7 @@ std::string ToolResultLines(const api::ToolFinished& result, size_t max_lines, s
   const size_t shown = lines.size() <= max_lines + 1 ? lines.size() : max_lines;
   for (size_t i = 0; i < shown; ++i) {
     if (i > 0) out += "\n  ";
-    out += OneLine(lines[i], max_columns);
+    out += OneLine(lines[i], max_columns - Columns(i == 0 ? out : "  "));
   }
   if (shown < lines.size()) out += fmt::format("\n  … {} more lines", lines.size() - shown);
   return out;
@@ -229,10 +259,19 @@ std::string Ago(int64_t then_us, int64_t now_us) {
   return fmt::format("{} d ago", seconds / 86400);
 }
 
+size_t TerminalColumns(std::FILE* stream) {
+  winsize size{};
+  return ioctl(fileno(stream), TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
 size_t Columns(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  }));
+  size_t columns = 0;
+  while (!text.empty()) {
+    const size_t bytes = std::max<size_t>(CharacterBytes(text), 1);
+    columns += CharacterColumns(text.substr(0, bytes));
+    text.remove_prefix(bytes);
+  }
+  return columns;
 }
 
 size_t ValidUtf8Prefix(std::string_view text) {

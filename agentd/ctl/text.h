@@ -35,7 +35,7 @@ class Style {
 // wrote cannot drive the terminal. Bytes that are not UTF-8 become U+FFFD.
 std::string Printable(std::string_view text);
 
-// Printable, on one line (newlines become "⏎"), cut to `max_columns` characters with "…".
+// Printable, on one line (newlines become "⏎"), cut to `max_columns` columns with "…".
 std::string OneLine(std::string_view text, size_t max_columns);
 
 // "▸ bash: wc -l x.txt". The first argument stands alone, others follow as name=value. Arguments
@@ -43,7 +43,7 @@ std::string OneLine(std::string_view text, size_t max_columns);
 std::string ToolCallLine(const api::ToolStarted& call, size_t max_columns);
 
 // "◂ 12"; at most `max_lines` lines of the result, then how many are left out. Anything but
-// success is named first ("◂ refused: ..."). No newline at the end.
+// success is named first ("◂ refused: ..."). At least 20 columns. No newline at the end.
 std::string ToolResultLines(const api::ToolFinished& result, size_t max_lines, size_t max_columns);
 
 // "answer · 812 prompt + 46 sampled tokens · 2 tool calls · 1.20 s"
@@ -59,7 +59,10 @@ std::string Bytes(int64_t bytes);            // "512 B", "1.5 KiB"
 // Counts and dates of a table: "3 s ago", "5 min ago", "2 h ago", "4 d ago".
 std::string Ago(int64_t then_us, int64_t now_us);
 
-// Characters that the text takes, counting one column for each code point.
+// The terminal's width, or 0 if `stream` is none or it does not say.
+size_t TerminalColumns(std::FILE* stream);
+// Columns that valid UTF-8 takes on a terminal: two for each East Asian wide character or picture,
+// none for a combining mark.
 size_t Columns(std::string_view text);
 // The length of the longest prefix that is valid UTF-8: text.size() when all of it is.
 size_t ValidUtf8Prefix(std::string_view text);

@@ -67,6 +67,15 @@ TEST(OneLine, CutsAtColumnsNotBytes) {
   EXPECT_LE(Columns(OneLine(std::string(100000, 'x'), 50)), 50u);
 }
 
+TEST(OneLine, WideCharactersTakeTwoColumns) {
+  EXPECT_EQ(Columns("こa👋"), 5u);
+  EXPECT_EQ(Columns("e\u0301"), 1u);
+  EXPECT_EQ(OneLine("こんにちは", 10), "こんにちは");
+  EXPECT_EQ(OneLine("こんにちは", 9), "こんにち…");
+  EXPECT_EQ(OneLine("こんにちは", 8), "こんに…");
+  EXPECT_EQ(OneLine("aこ", 2), "a…");
+}
+
 api::ToolStarted Call(const std::string& name, const std::string& arguments) {
   api::ToolStarted call;
   call.set_name(name);

@@ -1,10 +1,14 @@
 """agentctl against a real daemon: what it prints, what it refuses, its exit codes, its JSON."""
+import fcntl
 import json
 import os
 import pty
+import re
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 
@@ -418,6 +422,17 @@ class Cli(unittest.TestCase):
         plain = on_terminal(self.daemon.command("run", "What is 17 + 25?"), {"NO_COLOR": "1"})
         self.assertNotIn(b"\033[2m", plain)
 
+    def test_narrow_terminal(self):
+        path = folder({"long.txt": "Read this other text: " + "all the birds of the wood sing at dawn and none of them knows why. " * 60})
+        shown = on_terminal(self.daemon.command("run", "--file", path / "long.txt"), {"NO_COLOR": "1"}, columns=40).decode()
+        bars = re.findall(r"prefill [^\r\x1b]*", shown)
+        self.assertTrue(bars, shown)
+        self.assertLess(max(map(len, bars)), 40, bars)
+        shown = on_terminal(self.daemon.command("run", "Run `echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa`"), {"NO_COLOR": "1"}, columns=40).decode()
+        tools = [line for line in shown.splitlines() if line[:1] in ("▸", "◂")]
+        self.assertTrue(tools, shown)
+        self.assertLessEqual(max(map(len, tools)), 40, tools)
+
     def test_chat_reads_a_pipe(self):
         done = self.ctl("chat", text="Remember: the code for amber is K7Q2.\n\nWhat is the code for amber?\n/id\n/quit\nnever said\n")
         self.assertEqual(done.code, 0, done)
@@ -558,9 +573,10 @@ def processes_with(text):
     return found
 
 
-def on_terminal(command, environment):
+def on_terminal(command, environment, columns=80):
     """The output of a command whose three streams are a terminal."""
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm", "NO_COLOR": "", **environment})
     os.close(slave)
     out = b""
