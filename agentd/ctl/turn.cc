@@ -13,6 +13,7 @@
 namespace agentd::ctl {
 namespace {
 
+constexpr char kCancelling[] = "\nagentctl: cancelling (Ctrl-C again to leave)\n";
 // Between two requests to cancel a turn that is about to begin.
 constexpr std::chrono::milliseconds kCancelAgain{50};
 
@@ -167,6 +168,7 @@ void TurnRunner::OnInterrupt() {
       Interrupts::Die();
     }
     interrupted_early_ = true;
+    std::fputs(kCancelling, stderr);
     return;
   }
   ++interrupts_in_turn_;
@@ -184,7 +186,7 @@ void TurnRunner::OnInterrupt() {
 void TurnRunner::AskToCancel(Client* client, const std::string& session_id) {
   api::CancelRequest request;
   request.set_session_id(session_id);
-  std::fputs("\nagentctl: cancelling (Ctrl-C again to leave)\n", stderr);
+  std::fputs(kCancelling, stderr);
   grpc::Status answer;
   do {
     grpc::ClientContext* context = nullptr;

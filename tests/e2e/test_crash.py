@@ -148,19 +148,28 @@ class Crash(unittest.TestCase):
                     event = json.loads(line)
                     if event["type"] == "tokens" and event["sampled"]:
                         break
-                watching = [daemon.begin("watch", session, *more) for more in ([], ["--until-idle"])]
-                for watcher in watching:
-                    watcher.stderr.readline()  # the session's line: it is there
                 self.assertEqual(daemon.stop(number), 0)
                 running.communicate()
-                self.assertEqual(running.returncode, 5)
-                for watcher in watching:  # the turn did not end, whatever they were told to wait for
-                    _, err = watcher.communicate()
-                    self.assertEqual(watcher.returncode, 5, err)
                 daemon.start()
                 daemon.ctl("watch", session, "--until-idle")
             self.assertEqual(daemon.tokens(session), tokens)
             self.assertEqual(daemon.workspace(session), files)
+
+    def test_watchers_learn_that_the_daemon_stops(self):
+        """The turn did not end, whatever they were told to wait for."""
+        with Daemon() as daemon:
+            running = daemon.begin("run", "--json", "Run `sleep 100`")
+            session = json.loads(running.stdout.readline())["id"]
+            for line in running.stdout:
+                if json.loads(line)["type"] == "tool_started":
+                    break
+            watching = [daemon.begin("watch", session, *more) for more in ([], ["--until-idle"])]
+            for watcher in watching:
+                watcher.stderr.readline()  # the session's line: it is there
+            self.assertEqual(daemon.stop(), 0)
+            for client in (running, *watching):
+                _, err = client.communicate(timeout=60)
+                self.assertEqual(client.returncode, 5, err)
 
     def test_resume_by_hand(self):
         with Daemon("--resume", "manual") as daemon:
