@@ -70,9 +70,13 @@ class SlowStore final : public sessions::Store {
     return No();
   }
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest&, int64_t) override { return No(); }
-  absl::StatusOr<sessions::TreeId> SnapshotWorkspace(const std::filesystem::path&) override {
+  void DropBlock(const sessions::BlockHash&) override {}
+  void DropAnchor(const Sha256Digest&) override {}
+  absl::StatusOr<sessions::WorkspaceSnapshot> SnapshotWorkspace(
+      const std::filesystem::path&) override {
     return No();
   }
+  absl::Status ClearWorkspace(const std::filesystem::path&) override { return No(); }
   absl::Status RestoreWorkspace(const sessions::TreeId&, const std::filesystem::path&) override {
     return No();
   }

@@ -20,12 +20,6 @@
 #define ASSERT_OK(expression) ASSERT_TRUE(::agentd::sessions::testing::IsOk(expression))
 #define EXPECT_OK(expression) EXPECT_TRUE(::agentd::sessions::testing::IsOk(expression))
 
-// RocksDB's compression comes without TSan instrumentation and often without RocksDB's own frames
-// above it: its working memory, which RocksDB hands from thread to thread, looks like a race.
-extern "C" __attribute__((used)) inline const char* __tsan_default_suppressions() {
-  return "race:libzstd.so";
-}
-
 namespace agentd::sessions::testing {
 
 inline ::testing::AssertionResult IsOk(const absl::Status& status) {
