@@ -115,12 +115,6 @@ struct Member {
   std::string text;  // the value as it was written
 };
 
-std::string_view Trimmed(std::string_view text) {
-  const size_t begin = text.find_first_not_of(" \t\r\n");
-  if (begin == std::string_view::npos) return "";
-  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
-}
-
 // The members of an object, which IsJsonObject has accepted. Values are carried as text: reading
 // and printing a number again may change it (1.10, 12345678901234567890).
 std::vector<Member> MembersOf(std::string_view object) {

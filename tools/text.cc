@@ -78,6 +78,12 @@ std::string CleanUtf8(std::string_view bytes) {
   return out;
 }
 
+std::string_view Trimmed(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return "";
+  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
+}
+
 std::string JsonString(std::string_view text) {
   std::string out = "\"";
   for (char c : CleanUtf8(text)) {

@@ -1,4 +1,5 @@
-// Small text functions that the layer shares: valid UTF-8, JSON text, cutting what is too long.
+// Small text functions that the layer shares: valid UTF-8, JSON text, trimming, cutting what is too
+// long.
 #ifndef AGENTD_TOOLS_TEXT_H_
 #define AGENTD_TOOLS_TEXT_H_
 
@@ -23,6 +24,9 @@ class Utf8Cleaner {
 };
 
 std::string CleanUtf8(std::string_view bytes);
+
+// Without the blanks, tabs and line ends around it.
+std::string_view Trimmed(std::string_view text);
 
 // `text` (cleaned) as a JSON string with quotes, escaped the way Python's
 // json.dumps(ensure_ascii=False) does.
