@@ -123,6 +123,7 @@ class Database {
   absl::Status ProbeSpace();
   absl::Status OpenRocksDb(const InternalOptions& options);
   absl::Status MayWrite();
+  absl::Status HandOver(const rocksdb::WriteOptions& options, rocksdb::WriteBatch& batch);
   rocksdb::ColumnFamilyHandle* Handle(Column column) const {
     return handles_[1 + static_cast<size_t>(column)];
   }
