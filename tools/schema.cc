@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <valijson/adapters/nlohmann_json_adapter.hpp>
 #include <valijson/schema.hpp>
 #include <valijson/schema_parser.hpp>
@@ -139,7 +140,7 @@ std::vector<Member> MembersOf(std::string_view object) {
       begin = i + 1;
     } else if ((depth == 1 && c == ',') || ends) {
       const std::string_view value = Trimmed(object.substr(begin, i - begin));
-      if (!value.empty()) members.push_back({std::move(name), std::string(value)});
+      if (!value.empty()) members.push_back({std::exchange(name, ""), std::string(value)});
       begin = i + 1;
     }
   }

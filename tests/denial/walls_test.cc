@@ -164,7 +164,7 @@ TEST_F(WallsTest, ASwappedLinkLeadsTheFileToolsNowhere) {
     EXPECT_TRUE(put.output == "Wrote 11 bytes to l" || put.output.starts_with("Error: l: "))
         << put.output;
   }
-  std::ofstream(workspace() / "stop");
+  std::ofstream(workspace() / "stop") << "now";
   swapper.join();
   EXPECT_GT(read, 0);
   std::ifstream in(secret);
