@@ -12,7 +12,7 @@ status=0
 for target in "${targets[@]}"; do
   corpus=build/fuzz/corpus/$target
   mkdir -p "$corpus"
-  if build/fuzz/fuzz/"$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -print_final_stats=1 \
+  if build/fuzz/fuzz/"$target" -max_total_time="$seconds" -timeout=30 -rss_limit_mb=4096 -print_final_stats=1 \
     -artifact_prefix="build/fuzz/$target-" "$corpus" >"build/fuzz/$target.log" 2>&1; then
     echo "[figure] $target: $(grep -oE 'stat::number_of_executed_units: *[0-9]+' "build/fuzz/$target.log" | grep -oE '[0-9]+$') runs, no finding"
   else
