@@ -13,6 +13,7 @@
 #include "agentd/hold.h"
 #include "agentd/rpc_status.h"
 #include "agentd/turn.h"
+#include "agentd/utf8.h"
 #include "agentd/workspace_import.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
@@ -52,11 +53,8 @@ absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* fiel
 std::string TitleOf(const std::string& text) {
   const size_t start = text.find_first_not_of(" \t\r\n");
   if (start == std::string::npos) return "";
-  std::string title = text.substr(start, text.find_first_of("\r\n", start) - start);
-  if (title.size() <= kMaxTitleBytes) return title;
-  size_t end = kMaxTitleBytes;
-  while (end > 0 && (static_cast<unsigned char>(title[end]) & 0xC0) == 0x80) --end;
-  return title.substr(0, end) + "…";
+  return CutUtf8(text.substr(start, text.find_first_of("\r\n", start) - start), kMaxTitleBytes,
+                 "…");
 }
 
 // A prompt may be long and its tokens take a while: people change their minds meanwhile.

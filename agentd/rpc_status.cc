@@ -12,14 +12,6 @@ constexpr char kReasonUrl[] = "agentd/reason";
 // text may take three there. What is longer is refused whole, with an error that says nothing.
 constexpr size_t kMaxMessageBytes = 1024;
 
-// `text` is valid UTF-8 and stays so.
-std::string Cut(std::string text) {
-  if (text.size() <= kMaxMessageBytes) return text;
-  size_t end = kMaxMessageBytes;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-  return text.substr(0, end) + "...";
-}
-
 }  // namespace
 
 absl::Status WithReason(absl::Status status, const std::string& reason) {
@@ -31,7 +23,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   // The numbers of absl's and gRPC's codes are the same.
   const int code = static_cast<int>(status.code());
-  const std::string message = Cut(ValidUtf8(Text(status)));
+  const std::string message = CutUtf8(ValidUtf8(Text(status)), kMaxMessageBytes, "...");
   google::rpc::ErrorInfo info;
   info.set_domain("agentd");
   absl::optional<absl::Cord> reason = status.GetPayload(kReasonUrl);
