@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/json_file.h"
 
 namespace agentd::daemon {
 namespace {
@@ -94,7 +95,7 @@ absl::Status ParseField(const std::string& key, const nlohmann::json& value,
 
 absl::StatusOr<AgentDefaults> ParseAgentDefaults(const std::string& json,
                                                  const std::string& source) {
-  const nlohmann::json parsed = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
+  ASSIGN_OR_RETURN(const nlohmann::json parsed, model::ParseJson(json, source));
   if (!parsed.is_object()) return InvalidArgument("{}: not a JSON object", source);
   AgentDefaults defaults;
   for (const auto& [key, value] : parsed.items()) {

@@ -127,6 +127,9 @@ absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& model_dir
 }
 
 absl::StatusOr<Json> ParseJson(std::string_view text, const std::string& source) {
+  // The parser takes a NUL for the end of the text, and what follows would go unread.
+  if (text.find('\0') != std::string_view::npos)
+    return InvalidArgument("{}: not valid JSON: byte {} is NUL", source, text.find('\0'));
   Checker checker;
   if (!Json::sax_parse(text.begin(), text.end(), &checker))
     return InvalidArgument("{}: {}", source, checker.problem());

@@ -390,6 +390,8 @@ TEST(TokenizerFileTest, ErrorsNameTheField) {
   EXPECT_THAT(Text(ReadTextFile("tests/golden").status()), HasSubstr("read tests/golden"));
   EXPECT_THAT(Text(Tokenizer::Parse("{\"a\"", "t.json").status()),
               HasSubstr("t.json: not valid JSON: parse error at line 1, column 5"));
+  EXPECT_THAT(Text(Tokenizer::Parse(std::string("{}\0{", 4), "t.json").status()),
+              HasSubstr("t.json: not valid JSON: byte 2 is NUL"));
   EXPECT_THAT(Text(Tokenizer::Parse("{\"model\": 1, \"model\": 2}", "t.json").status()),
               HasSubstr("\"model\" occurs twice"));
   const std::string deep = std::string(3000000, '[') + std::string(3000000, ']');

@@ -137,7 +137,9 @@ bool IsJson(std::string_view text, int max_depth) {
       --depth;
     }
   }
-  return nlohmann::json::accept(text.begin(), text.end());
+  // The parser takes a NUL for the end of the text, and what follows would go unread.
+  return text.find('\0') == std::string_view::npos &&
+         nlohmann::json::accept(text.begin(), text.end());
 }
 
 bool IsJsonObject(std::string_view text) {

@@ -125,6 +125,11 @@ TEST(RegistryTest, SaysWhatIsWrongWithArguments) {
   EXPECT_TRUE(registry.FitArguments("list_dir", "{}").ok());
   const std::string deep = R"({"command": )" + std::string(100'000, '[') + "}";
   EXPECT_FALSE(registry.FitArguments("bash", deep).ok());
+  // A NUL ends no text.
+  const std::string object = R"({"command": "ls"})";
+  EXPECT_TRUE(registry.FitArguments("bash", object).ok());
+  EXPECT_EQ(agentd::Text(registry.FitArguments("bash", object + '\0' + ", x").status()),
+            "Error: bash: the arguments are not a JSON object");
 }
 
 TEST(RegistryTest, MendsPlainSlips) {
