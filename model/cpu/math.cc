@@ -15,7 +15,7 @@ constexpr double kRounder = 0x1.8p52;              // x + it - it rounds to an i
 }  // namespace
 
 double Exp(double x) {
-  if (x < -708) return 0;
+  if (!(x >= -708)) return std::isnan(x) ? x : 0;
   x = std::min(x, 709.0);
   const double n = (x * 0x1.71547652b82fep0 + kRounder) - kRounder;
   const double r = (x - n * kLn2High) - n * kLn2Low;

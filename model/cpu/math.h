@@ -9,7 +9,7 @@
 
 namespace agentd::model {
 
-double Exp(double x);                                 // 0 below -708, largest finite above 709
+double Exp(double x);                                 // 0 below -708, largest finite above 709; NaN of NaN
 double Log(double x);                                 // x positive and normal
 void SinCos(double x, double* sine, double* cosine);  // |x| <= 2^26
 

@@ -1,0 +1,90 @@
+// What kernels are told about a batch and about where its sequences' state lies. Plain structs,
+// passed by value or lying in device memory; every pointer is a device pointer.
+#ifndef AGENTD_MODEL_CUDA_BATCH_H_
+#define AGENTD_MODEL_CUDA_BATCH_H_
+
+#include <cstdint>
+
+namespace agentd::model::cuda {
+
+// Numbers of rows. `low`: the checkpoint has FP8 or FP4 weights and the rules of spec section 4
+// hold. Then values that those rules round are stored as BF16 (__nv_bfloat16), otherwise as float:
+// such buffers are void* here ("Value").
+
+// A product's output: `planes` partial sums [rows][row_stride] of slices of K, plane_stride floats
+// apart. The product is ((p0 + p1) + p2) + ..., in F32.
+struct Planes {
+  const float* data = nullptr;
+  int planes = 1;
+  int64_t plane_stride = 0;
+  int row_stride = 0;
+};
+
+// Where things lie in a sequence's state: model/state_layout.h for kernels.
+struct StateShape {
+  bool low = false;
+  int window = 0;       // sliding_window
+  int ring = 0;         // window keys kept per layer
+  int channels = 0;     // c
+  int rotary = 0;       // r, the last channels
+  int entry_bytes = 0;  // of a KV entry
+  int index_channels = 0;
+  int key_bytes = 0;  // of an indexer key
+  int csa_layers = 0;
+  int hca_layers = 0;
+  int64_t frontier_floats = 0;
+};
+
+// Consecutive rows of one sequence.
+struct SegmentView {
+  int64_t start = 0;  // position of its first row
+  int row_begin = 0;
+  int rows = 0;
+  // Pages by block of 256 tokens. Index page: [csa_layers][64][key_bytes], then
+  // [hca_layers][2][entry_bytes]. CSA page: [csa_layers][64][entry_bytes]; nullptr if not resident.
+  uint8_t* const* index_pages = nullptr;
+  uint8_t* const* csa_pages = nullptr;
+  uint8_t* rings = nullptr;    // [layers][ring][entry_bytes]: position p at p % ring
+  float* frontiers = nullptr;  // [slots][frontier_floats]
+  // [rows + 1]: row j starts from frontier slots[j] and leaves slots[j + 1]. -1: not kept (never of
+  // slots[0]).
+  const int* slots = nullptr;
+};
+
+struct BatchView {
+  int rows = 0;
+  int segment_count = 0;
+  const SegmentView* segments = nullptr;  // [segment_count]
+  const int* segment_of = nullptr;        // [rows]
+  const int* positions = nullptr;         // [rows]
+  const int* tokens = nullptr;            // [rows]
+};
+
+#if defined(__CUDACC__)
+// Addresses of entries of one segment; `number`: among the layers of its kind.
+__device__ inline uint8_t* IndexKeyAt(const StateShape& s, const SegmentView& g, int number,
+                                      int64_t entry) {
+  return g.index_pages[entry / 64] + (int64_t(number) * 64 + entry % 64) * s.key_bytes;
+}
+__device__ inline uint8_t* HcaEntryAt(const StateShape& s, const SegmentView& g, int number,
+                                      int64_t entry) {
+  return g.index_pages[entry / 2] + int64_t(s.csa_layers) * 64 * s.key_bytes +
+         (int64_t(number) * 2 + entry % 2) * s.entry_bytes;
+}
+// Call only where the block is resident.
+__device__ inline uint8_t* CsaEntryAt(const StateShape& s, const SegmentView& g, int number,
+                                      int64_t entry) {
+  return g.csa_pages[entry / 64] + (int64_t(number) * 64 + entry % 64) * s.entry_bytes;
+}
+// The key of position p as row `row` of this segment sees it: own keys of this batch are in
+// `window_keys` [rows of the batch][entry_bytes] of the layer, older ones in the ring.
+__device__ inline const uint8_t* WindowKeyAt(const StateShape& s, const SegmentView& g, int layer,
+                                             const uint8_t* window_keys, int64_t p) {
+  if (p >= g.start) return window_keys + (g.row_begin + (p - g.start)) * s.entry_bytes;
+  return g.rings + (int64_t(layer) * s.ring + p % s.ring) * s.entry_bytes;
+}
+#endif
+
+}  // namespace agentd::model::cuda
+
+#endif  // AGENTD_MODEL_CUDA_BATCH_H_
