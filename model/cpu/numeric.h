@@ -57,14 +57,15 @@ inline float E2M1ToFloat(uint8_t code) {
   return (code & 8) != 0 ? -kValues[code & 7] : kValues[code & 7];
 }
 
-// Nearest, ties to the even code; |value| <= 6.
+// Nearest, ties to the even code; |value| <= 6. (NaN, which only numbers that overflowed give,
+// becomes some number.)
 inline uint8_t FloatToE2M1(float value) {
   const uint8_t sign = std::signbit(value) ? 8 : 0;
   const float a = std::fabs(value);
   // a + 2^23 - 2^23 rounds to an integer, ties to even.
   if (a < 2) return sign | static_cast<uint8_t>((a * 2 + 0x1p23f) - 0x1p23f);
   if (a < 4) return sign | static_cast<uint8_t>(2 + ((a + 0x1p23f) - 0x1p23f));
-  return sign | static_cast<uint8_t>(4 + ((a * 0.5f + 0x1p23f) - 0x1p23f));
+  return sign | (a > 5 ? 7 : 6);
 }
 
 // 2^ceil(log2(value)) of a positive normal value, as its exponent.
