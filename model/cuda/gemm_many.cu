@@ -1,0 +1,246 @@
+// Products of many rows (prefill): a block computes 256 rows of weights times a tile of tokens. One
+// warpgroup copies the tokens' values into a ring of shared memory; two others take two tiles of 64
+// rows each, straight from memory into registers, make them BF16 there and issue wgmma with the
+// weights as its register operand: while one converts, the matrix units work for the other.
+//
+// Arithmetic: 256 x 128 x 64 products are 1,024 cycles of the matrix units, for which 28 KiB (FP8)
+// come from L2.
+#include "model/cuda/gemm_common.cuh"
+#include "model/cuda/gemm_kernels.h"
+#include "model/cuda/launch.cuh"
+#include "model/cuda/wgmma.cuh"
+
+namespace agentd::model::cuda {
+namespace {
+
+constexpr int kRows = 256;  // of weights
+constexpr int kThreads = 384;
+constexpr int kStages = 6;
+constexpr int kLag = 2;  // stages whose copies may be under way
+
+template <int kTokens>
+struct Shared {
+  __nv_bfloat16 tokens[kStages][8][kTokens][8];  // [k / 8][token][k % 8]
+  uint64_t full[kStages];
+  uint64_t empty[kStages];
+};
+
+__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count));
+}
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void FenceAsyncProxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// One thread's share of a stage: 16 bytes of each of some tokens.
+template <int kTokens>
+__device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared) {
+  constexpr int kCopies = kTokens / 16;
+  const int thread = int(threadIdx.x) % 128;
+  const int lane = thread % 32;
+  const int columns = job.weight.columns;
+  // 8 tokens x 4 pieces of 16 bytes a warp and copy: whole sectors of 64 bytes of memory, whole
+  // lines of 128 bytes of shared memory.
+  const int piece = lane / 8 + thread / 32 % 2 * 4;
+  const __nv_bfloat16* rows[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int n = (i * 2 + thread / 64) * 8 + lane % 8;
+    rows[i] = n < work.count ? static_cast<const __nv_bfloat16*>(job.x) +
+                                   int64_t(SourceRow(job, work.first + n)) * job.x_stride
+                             : nullptr;
+  }
+  const int steps = work.step_end - work.step_begin;
+  for (int i = 0; i < steps + kLag; ++i) {
+    if (i < steps) {
+      const int stage = i % kStages;
+      if (i >= kStages) BarrierWait(&shared->empty[stage], (i / kStages - 1) & 1);
+      const int column = (work.step_begin + i) * 64 + piece * 8;
+      const int bytes = max(0, min(16, (columns - column) * 2));
+#pragma unroll
+      for (int c = 0; c < kCopies; ++c) {
+        const int n = (c * 2 + thread / 64) * 8 + lane % 8;
+        const bool there = rows[c] != nullptr && bytes > 0;
+        CopyAsync16(SharedAddress(&shared->tokens[stage][piece][n][0]),
+                    there ? rows[c] + column : static_cast<const __nv_bfloat16*>(job.x),
+                    there ? bytes : 0);
+      }
+    }
+    CopyCommit();
+    if (i >= kLag) {
+      CopyWait<kLag>();
+      FenceAsyncProxy();
+      BarrierArrive(&shared->full[(i - kLag) % kStages]);
+    }
+  }
+}
+
+template <MatrixType kType>
+__device__ __forceinline__ void LoadStep(const uint8_t* data, const uint8_t* scales, int columns,
+                                         int step, int lane, Piece<kType>* piece) {
+#pragma unroll
+  for (int p = 0; p < Piece<kType>::kParts; ++p) {
+    // Blocks of other tokens read the same weights: they stay in L2.
+    piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
+        data + (int64_t(step) * Piece<kType>::kParts + p) * 512 + lane * 16));
+  }
+  piece->LoadScale(scales, columns, step, lane);
+}
+
+template <MatrixType kType, int kTokens>
+__device__ void Consume(const GemmJob& job, const Work& work, Shared<kTokens>* shared) {
+  const int warpgroup = int(threadIdx.x) / 128 - 1;
+  const int warp = int(threadIdx.x) / 32 % 4;
+  const int lane = int(threadIdx.x) % 32;
+  const int columns = job.weight.columns;
+  const int steps = DivideUpInt(columns, 64);
+  const int last_tile = DivideUpInt(job.weight.rows, 64) - 1;
+  const int first_tile = work.m_tile * (kRows / 64) + warpgroup * 2;
+  const uint8_t* data[2];
+  const uint8_t* scales[2];
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    // A tile beyond the matrix computes the last one again and stores nothing.
+    const int m16 = min(first_tile + t, last_tile) * 4 + warp;
+    data[t] = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
+              int64_t(m16) * steps * Piece<kType>::kParts * 512;
+    scales[t] = job.weight.scales + work.expert * job.expert_scales +
+                int64_t(m16) * ScaleRowBytes<kType>(columns);
+  }
+  Piece<kType> pieces[2];
+#pragma unroll
+  for (int t = 0; t < 2; ++t)
+    LoadStep<kType>(data[t], scales[t], columns, work.step_begin, lane, &pieces[t]);
+
+  float sums[2][kTokens / 2];
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sums[t][i] = 0;
+  }
+  const int count = work.step_end - work.step_begin;
+  for (int i = 0; i < count; ++i) {
+    const int stage = i % kStages;
+    uint32_t fragments[2][4][4];
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) pieces[t].Fragment(j, fragments[t][j]);
+      if (i + 1 < count) {
+        LoadStep<kType>(data[t], scales[t], columns, work.step_begin + i + 1, lane, &pieces[t]);
+      }
+    }
+    BarrierWait(&shared->full[stage], i / kStages & 1);
+    const uint32_t tokens = SharedAddress(&shared->tokens[stage][0][0][0]);
+    WgmmaFence();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        Wgmma<kTokens>::Run(sums[t], fragments[t][j],
+                            WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128), 1);
+      }
+    }
+    WgmmaCommit();
+    // The compiler serialises every product if fragments are written while some are under way; the
+    // other warpgroup keeps the matrix units busy meanwhile.
+    WgmmaWait<0>();
+    if (lane == 0) BarrierArrive(&shared->empty[stage]);
+  }
+
+  GridDependencyWait();
+  float* y = job.y + work.slice * job.plane_stride;
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    if (first_tile + t > last_tile) continue;
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) {
+      const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      const int m = (first_tile + t) * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
+      if (row < work.count && m < job.weight.rows)
+        y[int64_t(work.first + row) * job.y_stride + m] = sums[t][i] * job.weight.factor;
+    }
+  }
+}
+
+template <int kTokens>
+__global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_constant__ GemmArgs a) {
+  extern __shared__ __align__(128) uint8_t bytes[];
+  auto* shared = reinterpret_cast<Shared<kTokens>*>(bytes);
+  GridDependencyLaunch();
+  Work work = FindWork(a, kRows, kTokens);
+  if (work.job < 0) return;
+  const GemmJob& job = a.jobs[work.job];
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      BarrierInit(&shared->full[i], 128);
+      BarrierInit(&shared->empty[i], 8);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  if (job.grouped) {
+    GridDependencyWait();
+    FindTile(a, &work);
+    if (work.job < 0) return;
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    GridDependencyWait();
+    Produce<kTokens>(job, work, shared);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    switch (job.weight.type) {
+      case MatrixType::kBf16:
+        Consume<MatrixType::kBf16, kTokens>(job, work, shared);
+        break;
+      case MatrixType::kFp8:
+        Consume<MatrixType::kFp8, kTokens>(job, work, shared);
+        break;
+      case MatrixType::kFp4:
+        Consume<MatrixType::kFp4, kTokens>(job, work, shared);
+        break;
+      case MatrixType::kF32:
+        break;
+    }
+  }
+}
+
+template <int kTokens>
+void Start(const GemmArgs& args, dim3 grid, cudaStream_t stream) {
+  static const bool allowed = [] {
+    AllowSharedBytes(ManyRowsKernel<kTokens>, sizeof(Shared<kTokens>));
+    return true;
+  }();
+  (void)allowed;
+  Launch(ManyRowsKernel<kTokens>, grid, dim3(kThreads), sizeof(Shared<kTokens>), stream, args);
+}
+
+}  // namespace
+
+void GemmManyRows(const GemmArgs& args, int tile, int tile_limit, cudaStream_t stream) {
+  unsigned units = 0;
+  for (int i = 0; i < args.job_count; ++i) {
+    const Matrix& w = args.jobs[i].weight;
+    units += unsigned(DivideUpInt(w.rows, kRows) * w.slices);
+  }
+  const dim3 grid(units, unsigned(tile_limit));
+  if (tile == 64) return Start<64>(args, grid, stream);
+  Start<128>(args, grid, stream);
+}
+
+}  // namespace agentd::model::cuda

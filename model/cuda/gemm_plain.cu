@@ -1,0 +1,124 @@
+// Products in plain F32: float checkpoints, and F32 weights of others. A warp computes one output
+// of up to four rows; lane l takes columns l, l + 32, ..., a fixed tree adds the lanes.
+#include <type_traits>
+
+#include "model/cuda/gemm_common.cuh"
+#include "model/cuda/gemm_kernels.h"
+#include "model/cuda/launch.cuh"
+
+namespace agentd::model::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kTokens = 4;
+
+__device__ __forceinline__ float Number(float x) { return x; }
+__device__ __forceinline__ float Number(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename Weight, typename Input>
+__device__ void Run(const GemmJob& job, const Work& work) {
+  const int columns = job.weight.columns;
+  const int lane = int(threadIdx.x) % 32;
+  const int m = work.m_tile * kWarps + int(threadIdx.x) / 32;
+  if (m >= job.weight.rows) return;
+  const auto* weight =
+      reinterpret_cast<const Weight*>(static_cast<const uint8_t*>(job.weight.data) +
+                                      work.expert * job.expert_data) +
+      int64_t(m) * columns;
+  for (int begin = 0; begin < work.count; begin += kTokens) {
+    const Input* rows[kTokens];
+    float sums[kTokens] = {};
+#pragma unroll
+    for (int n = 0; n < kTokens; ++n) {
+      const int row = work.first + min(begin + n, work.count - 1);
+      rows[n] = static_cast<const Input*>(job.x) + int64_t(SourceRow(job, row)) * job.x_stride;
+    }
+    for (int k = lane; k < columns; k += 32) {
+      const float w = Number(weight[k]);
+#pragma unroll
+      for (int n = 0; n < kTokens; ++n) sums[n] = sums[n] + w * Number(rows[n][k]);
+    }
+#pragma unroll
+    for (int n = 0; n < kTokens; ++n) {
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2)
+        sums[n] = sums[n] + __shfl_xor_sync(0xFFFFFFFFu, sums[n], step);
+      if (lane == 0 && begin + n < work.count)
+        job.y[int64_t(work.first + begin + n) * job.y_stride + m] = sums[n];
+    }
+  }
+}
+
+template <typename Input>
+__global__ void __launch_bounds__(kWarps * 32) PlainKernel(const __grid_constant__ GemmArgs a) {
+  GridDependencyLaunch();
+  GridDependencyWait();
+  Work work = FindWork(a, kWarps, 16);
+  if (work.job < 0) return;
+  const GemmJob& job = a.jobs[work.job];
+  if (job.grouped) FindTile(a, &work);
+  if (work.job < 0) return;
+  if (job.weight.type == MatrixType::kF32) {
+    Run<float, Input>(job, work);
+  } else {
+    Run<__nv_bfloat16, Input>(job, work);
+  }
+}
+
+}  // namespace
+
+void GemmPlain(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
+  unsigned units = 0;
+  for (int i = 0; i < args.job_count; ++i) {
+    units += unsigned(DivideUpInt(args.jobs[i].weight.rows, kWarps) * args.jobs[i].weight.slices);
+  }
+  const dim3 grid(units, unsigned(tile_limit));
+  if (args.low) {
+    Launch(PlainKernel<__nv_bfloat16>, grid, dim3(kWarps * 32), 0, stream, args);
+  } else {
+    Launch(PlainKernel<float>, grid, dim3(kWarps * 32), 0, stream, args);
+  }
+}
+
+int ChooseSlices(int rows, int columns) {
+  // Few rows of long columns: more blocks. 1,024 columns are 64 KiB of FP8 to a block of 64 rows.
+  if (rows > 8192 || columns < 2048) return 1;
+  return min(8, columns / 1024);
+}
+
+int GemmTile(int rows) {
+  for (int tile : {8, 16, 32, 64}) {
+    if (rows <= tile) return tile;
+  }
+  return 128;
+}
+
+// Plain jobs and packed ones of one call become two launches.
+void Gemm(const GemmArgs& args, cudaStream_t stream) {
+  GemmArgs plain = args;
+  GemmArgs packed = args;
+  plain.job_count = packed.job_count = 0;
+  bool grouped = false;
+  bool dense = false;
+  for (int i = 0; i < args.job_count; ++i) {
+    const GemmJob& job = args.jobs[i];
+    const bool is_plain = job.weight.type == MatrixType::kF32 || job.weight.plain_bf16;
+    (is_plain ? plain.jobs[plain.job_count++] : packed.jobs[packed.job_count++]) = job;
+    (job.grouped ? grouped : dense) = true;
+  }
+  if (args.rows == 0 && !grouped) return;
+  auto limit = [&](int tile) {
+    return std::max(dense ? DivideUpInt(args.rows, tile) : 0, grouped ? args.tile_limit : 0);
+  };
+  // Tiles of grouped jobs were cut to group_tile rows: all jobs of a launch have the same.
+  const int tile = grouped ? args.group_tile : GemmTile(args.rows);
+  if (plain.job_count > 0) GemmPlain(plain, limit(grouped ? tile : 16), stream);
+  if (packed.job_count == 0) return;
+  if (tile <= 32) {
+    GemmFewRows(packed, tile, limit(tile), stream);
+  } else {
+    GemmManyRows(packed, tile, limit(tile), stream);
+  }
+}
+
+}  // namespace agentd::model::cuda
