@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "model/cpu/forward.h"
-#include "model/cpu/kv_format.h"
-#include "model/cpu/math.h"
 #include "model/cpu/test_util.h"
+#include "model/kv_format.h"
+#include "model/math.h"
 
 namespace agentd::model {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "model/cpu/forward.h"
-#include "model/cpu/numeric.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 

@@ -4,9 +4,9 @@
 #include <cstring>
 
 #include "model/cpu/forward-inl.h"
-#include "model/cpu/kv_format.h"
-#include "model/cpu/math.h"
-#include "model/cpu/numeric.h"
+#include "model/kv_format.h"
+#include "model/math.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "model/cpu/forward-inl.h"
-#include "model/cpu/math.h"
-#include "model/cpu/numeric.h"
+#include "model/math.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "model/cpu/forward-inl.h"
-#include "model/cpu/kv_format.h"
-#include "model/cpu/math.h"
+#include "model/kv_format.h"
+#include "model/math.h"
 
 namespace agentd::model {
 

@@ -10,8 +10,8 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
-#include "model/cpu/numeric.h"
 #include "model/cpu/packed_matrix.h"
+#include "model/numeric.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace agentd::model {

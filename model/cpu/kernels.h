@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "model/cpu/packed_matrix.h"
+#include "model/kv_format.h"
 
 namespace agentd::model {
 
@@ -66,14 +67,6 @@ void FoldPooling(const float* in, const float* k, const float* gate, const float
                  size_t stride, bool first, float* out);
 // weighted / sum of one state, or of two joined (a == nullptr: b alone).
 void FinishPooling(const float* a, const float* b, int n, size_t stride, float* out);
-
-// Storage of one KV entry: see kv_format.h.
-struct EntryShape {
-  int channels = 0;  // c
-  int rotary = 0;    // r
-  bool low_precision = false;
-  int bytes = 0;
-};
 
 // Attention of some heads of one token over `n` entries in a given order, with a sink without
 // value.

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "model/cpu/kernels.h"
-#include "model/cpu/math.h"
 #include "model/cpu/simd_targets.h"
+#include "model/math.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/cpu/kernels_attention.cc"

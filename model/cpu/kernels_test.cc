@@ -11,9 +11,9 @@
 #include <random>
 
 #include "model/cpu/forward.h"
-#include "model/cpu/kv_format.h"
-#include "model/cpu/math.h"
 #include "model/cpu/test_util.h"
+#include "model/kv_format.h"
+#include "model/math.h"
 #include "model/reference/reference.h"
 
 namespace agentd::model {

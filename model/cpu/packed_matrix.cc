@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "base/status.h"
-#include "model/cpu/numeric.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 namespace {

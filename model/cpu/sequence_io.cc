@@ -15,9 +15,9 @@
 #include <utility>
 
 #include "base/status.h"
-#include "model/cpu/kv_format.h"
-#include "model/cpu/numeric.h"
 #include "model/cpu/sequence.h"
+#include "model/kv_format.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 namespace {

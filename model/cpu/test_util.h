@@ -13,8 +13,8 @@
 
 #include "base/status.h"
 #include "model/checkpoint.h"
-#include "model/cpu/numeric.h"
 #include "model/engine.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 

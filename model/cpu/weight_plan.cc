@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "base/status.h"
-#include "model/cpu/numeric.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "base/status.h"
 #include "model/cpu/memory.h"
-#include "model/cpu/numeric.h"
 #include "model/cpu/weight_plan.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 namespace {

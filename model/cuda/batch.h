@@ -41,9 +41,11 @@ struct SegmentView {
   int row_begin = 0;
   int rows = 0;
   // Pages by block of 256 tokens. Index page: [csa_layers][64][key_bytes], then
-  // [hca_layers][2][entry_bytes]. CSA page: [csa_layers][64][entry_bytes]; nullptr if not resident.
+  // [hca_layers][2][entry_bytes]. CSA pages are [64][entry_bytes] of one layer: of block b and layer
+  // `number` csa_pages[number * csa_stride + b]; nullptr if not resident.
   uint8_t* const* index_pages = nullptr;
   uint8_t* const* csa_pages = nullptr;
+  int64_t csa_stride = 0;
   uint8_t* rings = nullptr;    // [layers][ring][entry_bytes]: position p at p % ring
   float* frontiers = nullptr;  // [slots][frontier_floats]
   // [rows + 1]: row j starts from frontier slots[j] and leaves slots[j + 1]. -1: not kept (never of
@@ -71,10 +73,14 @@ __device__ inline uint8_t* HcaEntryAt(const StateShape& s, const SegmentView& g,
   return g.index_pages[entry / 2] + int64_t(s.csa_layers) * 64 * s.key_bytes +
          (int64_t(number) * 2 + entry % 2) * s.entry_bytes;
 }
-// Call only where the block is resident.
+// The page of a CSA entry; nullptr if it is not resident.
+__device__ inline uint8_t* CsaPageOf(const SegmentView& g, int number, int64_t entry) {
+  return g.csa_pages[number * g.csa_stride + entry / 64];
+}
+// Call only where the page is resident.
 __device__ inline uint8_t* CsaEntryAt(const StateShape& s, const SegmentView& g, int number,
                                       int64_t entry) {
-  return g.csa_pages[entry / 64] + (int64_t(number) * 64 + entry % 64) * s.entry_bytes;
+  return CsaPageOf(g, number, entry) + (entry % 64) * s.entry_bytes;
 }
 // The key of position p as row `row` of this segment sees it: own keys of this batch are in
 // `window_keys` [rows of the batch][entry_bytes] of the layer, older ones in the ring.

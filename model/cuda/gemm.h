@@ -91,7 +91,7 @@ struct GemmJob {
   const int* row_index = nullptr;
 };
 
-inline constexpr int kMaxGemmJobs = 10;
+inline constexpr int kMaxGemmJobs = 20;
 
 // Rows of a tile for `rows` rows: 8, 16 or 32 for few, 64 or 128 for many.
 int GemmTile(int rows);

@@ -55,7 +55,7 @@ struct Piece<MatrixType::kBf16> {
   static constexpr int kParts = 4;
   static constexpr int kAhead = 2;  // steps of weights in flight of a warp: 128 bytes a lane
   uint4 raw[kParts];
-  __device__ __forceinline__ void LoadScale(const uint8_t*, int, int, int) {}
+  __device__ __forceinline__ void LoadScale(const uint8_t*, int, int) {}
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
     a[0] = raw[j].x, a[1] = raw[j].y, a[2] = raw[j].z, a[3] = raw[j].w;
   }
@@ -68,9 +68,7 @@ struct Piece<MatrixType::kFp8> {
   uint4 raw[kParts];
   uint32_t scale;
   // scales of 16 rows: units of 512 columns, 64 bytes each.
-  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int columns, int step,
-                                            int lane) {
-    (void)columns;
+  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int step, int lane) {
     scale = *reinterpret_cast<const uint16_t*>(scales + step / 8 * 64 + lane / 4 * 8 +
                                                step / 2 % 4 * 2);
   }
@@ -94,9 +92,7 @@ struct Piece<MatrixType::kFp4> {
   uint4 raw[kParts];
   uint32_t scale;
   // units of 256 columns, 128 bytes each.
-  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int columns, int step,
-                                            int lane) {
-    (void)columns;
+  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int step, int lane) {
     scale =
         *reinterpret_cast<const uint32_t*>(scales + step / 4 * 128 + lane / 4 * 16 + step % 4 * 4);
   }

@@ -35,38 +35,39 @@ __device__ __forceinline__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Inputs of `steps` steps from `step` on into one buffer.
+// Inputs of a chunk from `step` on into one buffer; columns beyond the matrix become zeros.
 template <int kTiles>
 __device__ __forceinline__ void LoadInputs(const GemmJob& job, const Work& work, int step,
-                                           int steps, __nv_bfloat16* buffer) {
-  const int chunks = steps * 8;  // of 16 bytes a row
-  for (int i = int(threadIdx.x); i < work.count * chunks; i += kThreads) {
-    const int n = i / chunks;
-    const int chunk = i % chunks;
-    const int column = step * 64 + chunk * 8;
+                                           __nv_bfloat16* buffer) {
+  constexpr int kPieces = ChunkSteps<kTiles>() * 8;  // of 16 bytes a row
+  for (int i = int(threadIdx.x); i < work.count * kPieces; i += kThreads) {
+    const int n = i / kPieces;
+    const int piece = i % kPieces;
+    const int column = step * 64 + piece * 8;
     const int bytes = max(0, min(16, (job.weight.columns - column) * 2));
     const auto* row = static_cast<const __nv_bfloat16*>(job.x) +
                       int64_t(SourceRow(job, work.first + n)) * job.x_stride;
-    CopyAsync16(SharedAddress(buffer + n * RowStride<kTiles>() + chunk * 8),
+    CopyAsync16(SharedAddress(buffer + n * RowStride<kTiles>() + piece * 8),
                 bytes > 0 ? row + column : row, bytes);
   }
   CopyCommit();
 }
 
-template <MatrixType kType, int kTiles>
-__device__ __forceinline__ void LoadPiece(const uint8_t* data, const uint8_t* scales, int columns,
-                                          int step, int lane, Piece<kType>* piece) {
+template <MatrixType kType>
+__device__ __forceinline__ void LoadPiece(const uint8_t* data, const uint8_t* scales, int step,
+                                          int lane, Piece<kType>* piece) {
   constexpr int kParts = Piece<kType>::kParts;
 #pragma unroll
   for (int p = 0; p < kParts; ++p)
     piece->raw[p] = LoadWeights(data + (int64_t(step) * kParts + p) * 512 + lane * 16);
-  piece->LoadScale(scales, columns, step, lane);
+  piece->LoadScale(scales, step, lane);
 }
 
 template <MatrixType kType, int kTiles>
 __device__ void Run(const GemmArgs& a, Work work, __nv_bfloat16* shared) {
-  constexpr int kAhead = Piece<kType>::kAhead;
   constexpr int kChunk = ChunkSteps<kTiles>();
+  constexpr int kAhead = Piece<kType>::kAhead < kChunk ? Piece<kType>::kAhead : kChunk;
+  constexpr int kBufferElements = 8 * kTiles * RowStride<kTiles>();
   const GemmJob& job = a.jobs[work.job];
   const int lane = int(threadIdx.x) % 32;
   const int columns = job.weight.columns;
@@ -86,44 +87,40 @@ __device__ void Run(const GemmArgs& a, Work work, __nv_bfloat16* shared) {
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     if (work.step_begin + i < work.step_end)
-      LoadPiece<kType, kTiles>(data, scales, columns, work.step_begin + i, lane, &pieces[i]);
+      LoadPiece<kType>(data, scales, work.step_begin + i, lane, &pieces[i]);
   }
   if (!job.grouped) GridDependencyWait();
 
-  auto steps_at = [&](int step) { return min(kChunk, work.step_end - step); };
-  LoadInputs<kTiles>(job, work, work.step_begin, steps_at(work.step_begin), shared);
+  LoadInputs<kTiles>(job, work, work.step_begin, shared);
   float sums[kTiles][4] = {};
-  int buffer = 1;
-  for (int base = work.step_begin; base < work.step_end; base += kAhead) {
+  int buffer = 0;
+  for (int chunk = work.step_begin; chunk < work.step_end; chunk += kChunk, buffer ^= 1) {
+    CopyWait<0>();
+    __syncthreads();
+    if (chunk + kChunk < work.step_end)
+      LoadInputs<kTiles>(job, work, chunk + kChunk, shared + (buffer ^ 1) * kBufferElements);
+    const __nv_bfloat16* inputs =
+        shared + buffer * kBufferElements + lane / 4 * RowStride<kTiles>() + lane % 4 * 2;
+    const int last = min(chunk + kChunk, work.step_end);
+    for (int base = chunk; base < last; base += kAhead, inputs += kAhead * 64) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int step = base + i;
-      if (step >= work.step_end) break;
-      const int within = (step - work.step_begin) % kChunk;
-      if (within == 0) {
-        CopyWait<0>();
-        __syncthreads();
-        buffer ^= 1;
-        if (step + kChunk < work.step_end) {
-          LoadInputs<kTiles>(job, work, step + kChunk, steps_at(step + kChunk),
-                             shared + (buffer ^ 1) * 8 * kTiles * RowStride<kTiles>());
+      for (int i = 0; i < kAhead; ++i) {
+        const int step = base + i;
+        if (step >= last) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          uint32_t fragment[4];
+          pieces[i].Fragment(j, fragment);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            const auto* b = reinterpret_cast<const uint32_t*>(inputs + n * 8 * RowStride<kTiles>() +
+                                                              i * 64 + j * 16);
+            MultiplyAdd(sums[n], fragment, b[0], b[4]);
+          }
         }
+        if (step + kAhead < work.step_end)
+          LoadPiece<kType>(data, scales, step + kAhead, lane, &pieces[i]);
       }
-      const __nv_bfloat16* inputs = shared + buffer * 8 * kTiles * RowStride<kTiles>() +
-                                    lane / 4 * RowStride<kTiles>() + within * 64 + lane % 4 * 2;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t fragment[4];
-        pieces[i].Fragment(j, fragment);
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          const auto* b =
-              reinterpret_cast<const uint32_t*>(inputs + n * 8 * RowStride<kTiles>() + j * 16);
-          MultiplyAdd(sums[n], fragment, b[0], b[4]);
-        }
-      }
-      if (step + kAhead < work.step_end)
-        LoadPiece<kType, kTiles>(data, scales, columns, step + kAhead, lane, &pieces[i]);
     }
   }
 
@@ -141,7 +138,9 @@ __device__ void Run(const GemmArgs& a, Work work, __nv_bfloat16* shared) {
 }
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == 4 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kTiles == 1   ? 6
+                                            : kTiles == 2 ? 5
+                                                          : 4)
     FewRowsKernel(const __grid_constant__ GemmArgs a) {
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   GridDependencyLaunch();

@@ -90,15 +90,15 @@ __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* s
 }
 
 template <MatrixType kType>
-__device__ __forceinline__ void LoadStep(const uint8_t* data, const uint8_t* scales, int columns,
-                                         int step, int lane, Piece<kType>* piece) {
+__device__ __forceinline__ void LoadStep(const uint8_t* data, const uint8_t* scales, int step,
+                                         int lane, Piece<kType>* piece) {
 #pragma unroll
   for (int p = 0; p < Piece<kType>::kParts; ++p) {
     // Blocks of other tokens read the same weights: they stay in L2.
     piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
         data + (int64_t(step) * Piece<kType>::kParts + p) * 512 + lane * 16));
   }
-  piece->LoadScale(scales, columns, step, lane);
+  piece->LoadScale(scales, step, lane);
 }
 
 template <MatrixType kType, int kTokens>
@@ -124,7 +124,7 @@ __device__ void Consume(const GemmJob& job, const Work& work, Shared<kTokens>* s
   Piece<kType> pieces[2];
 #pragma unroll
   for (int t = 0; t < 2; ++t)
-    LoadStep<kType>(data[t], scales[t], columns, work.step_begin, lane, &pieces[t]);
+    LoadStep<kType>(data[t], scales[t], work.step_begin, lane, &pieces[t]);
 
   float sums[2][kTokens / 2];
 #pragma unroll
@@ -141,7 +141,7 @@ __device__ void Consume(const GemmJob& job, const Work& work, Shared<kTokens>* s
 #pragma unroll
       for (int j = 0; j < 4; ++j) pieces[t].Fragment(j, fragments[t][j]);
       if (i + 1 < count) {
-        LoadStep<kType>(data[t], scales[t], columns, work.step_begin + i + 1, lane, &pieces[t]);
+        LoadStep<kType>(data[t], scales[t], work.step_begin + i + 1, lane, &pieces[t]);
       }
     }
     BarrierWait(&shared->full[stage], i / kStages & 1);

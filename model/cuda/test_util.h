@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "model/cpu/numeric.h"
 #include "model/cuda/device.h"
+#include "model/numeric.h"
 
 namespace agentd::model::cuda {
 

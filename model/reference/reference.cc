@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "model/cpu/math.h"
-#include "model/cpu/numeric.h"
+#include "model/math.h"
+#include "model/numeric.h"
 
 namespace agentd::model::reference {
 namespace {

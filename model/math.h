@@ -1,24 +1,34 @@
-#include "model/cpu/math.h"
+// Elementary functions with one defined result everywhere: IEEE add, multiply, divide and square
+// root only, no libm (whose last bits differ between machines). Double precision; a few ulp. Device
+// code may include this too, as numeric.h.
+#ifndef AGENTD_MODEL_MATH_H_
+#define AGENTD_MODEL_MATH_H_
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdint>
+#include <vector>
+
+#include "model/numeric.h"
 
 namespace agentd::model {
-namespace {
+
+struct Config;
+
+namespace math_internal {
 
 constexpr double kLn2High = 0x1.62e42feep-1;       // 33 bits: n * it is exact for |n| < 2^20
 constexpr double kLn2Low = 0x1.a39ef35793c76p-33;  // ln 2 - kLn2High
 constexpr double kRounder = 0x1.8p52;              // x + it - it rounds to an integer
 
-}  // namespace
+}  // namespace math_internal
 
-double Exp(double x) {
-  if (!(x >= -708)) return std::isnan(x) ? x : 0;
+// 0 below -708, largest finite above 709; NaN of NaN.
+AGENTD_HOST_DEVICE inline double Exp(double x) {
+  if (!(x >= -708)) return x != x ? x : 0;
   x = std::min(x, 709.0);
-  const double n = (x * 0x1.71547652b82fep0 + kRounder) - kRounder;
-  const double r = (x - n * kLn2High) - n * kLn2Low;
+  const double n = (x * 0x1.71547652b82fep0 + math_internal::kRounder) - math_internal::kRounder;
+  const double r = (x - n * math_internal::kLn2High) - n * math_internal::kLn2Low;
   double sum = 1;
   for (int i = 14; i >= 1; --i) sum = 1 + sum * r / i;
   const auto exponent = static_cast<int64_t>(n);
@@ -29,7 +39,8 @@ double Exp(double x) {
   return sum * half * rest;
 }
 
-double Log(double x) {
+// x positive and normal.
+AGENTD_HOST_DEVICE inline double Log(double x) {
   uint64_t bits = std::bit_cast<uint64_t>(x);
   int64_t exponent = static_cast<int64_t>(bits >> 52) - 1023;
   double m = std::bit_cast<double>((bits & 0xFFFFFFFFFFFFFull) | 0x3FF0000000000000ull);
@@ -43,15 +54,16 @@ double Log(double x) {
   double sum = 0;
   for (int i = 23; i >= 3; i -= 2) sum = (sum + 1.0 / i) * s2;
   const double n = static_cast<double>(exponent);
-  return n * kLn2High + (2 * s + (2 * s * sum + n * kLn2Low));
+  return n * math_internal::kLn2High + (2 * s + (2 * s * sum + n * math_internal::kLn2Low));
 }
 
-void SinCos(double x, double* sine, double* cosine) {
+// |x| <= 2^26.
+AGENTD_HOST_DEVICE inline void SinCos(double x, double* sine, double* cosine) {
   // pi/2 in three parts of 33 bits: n * part is exact for |n| < 2^20, and the rest is below 2^-99.
   constexpr double kPart1 = 0x1.921fb544p+0;
   constexpr double kPart2 = 0x1.0b4611a6p-34;
   constexpr double kPart3 = 0x1.3198a2e037073p-69;
-  const double n = (x * 0x1.45f306dc9c883p-1 + kRounder) - kRounder;
+  const double n = (x * 0x1.45f306dc9c883p-1 + math_internal::kRounder) - math_internal::kRounder;
   const double r = ((x - n * kPart1) - n * kPart2) - n * kPart3;
   const double r2 = r * r;
   double s = 1;
@@ -75,7 +87,8 @@ void SinCos(double x, double* sine, double* cosine) {
   }
 }
 
-float Softplus(float x) {
+// log(1 + e^x), as the published code computes it: x itself above 20.
+AGENTD_HOST_DEVICE inline float Softplus(float x) {
   if (x > 20) return x;
   const double e = Exp(x);
   // log(1 + e) loses e's last bits below 2^-20; the first two terms of the series are then exact to
@@ -83,7 +96,8 @@ float Softplus(float x) {
   return static_cast<float>(e < 1e-6 ? e - 0.5 * e * e : Log(1 + e));
 }
 
-float ExpF32(float x) {
+// F32 e^x: the same arithmetic as the SIMD kernels' exponential, lane for lane.
+AGENTD_HOST_DEVICE inline float ExpF32(float x) {
   // e^x = 2^n e^r with |r| <= ln(2)/2; Taylor to r^7 leaves 1e-8 relative. Below -87 it is 0.
   if (!(x >= -87.0f)) return 0;
   x = std::min(x, 88.0f);
@@ -100,46 +114,14 @@ float ExpF32(float x) {
   return p * std::bit_cast<float>(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
 }
 
-float Sigmoid(float x) { return 1.0f / (1.0f + ExpF32(-x)); }
+// 1 / (1 + e^-x) in F32 arithmetic throughout.
+AGENTD_HOST_DEVICE inline float Sigmoid(float x) { return 1.0f / (1.0f + ExpF32(-x)); }
 
-std::vector<double> RopeFrequencies(const Config& config, bool compressed) {
-  const int r = config.qk_rope_head_dim;
-  const double log_base = Log(compressed ? config.compress_rope_theta : config.rope_theta);
-  const RopeScaling& scaling = config.rope_scaling;
-  const bool yarn = compressed && scaling.original_max_position_embeddings > 0;
-  double low = 0;
-  double high = 0;
-  if (yarn) {
-    constexpr double kTwoPi = 6.283185307179586;
-    auto dim = [&](double rotations) {
-      const double turns = double(scaling.original_max_position_embeddings) / (kTwoPi * rotations);
-      return r * Log(turns) / (2 * log_base);
-    };
-    low = std::max(std::floor(dim(scaling.beta_fast)), 0.0);
-    high = std::min(std::ceil(dim(scaling.beta_slow)), double(r - 1));
-    if (low == high) high += 0.001;
-  }
-  std::vector<double> frequencies(static_cast<size_t>(r / 2));
-  for (int i = 0; i < r / 2; ++i) {
-    double frequency = Exp(-(2.0 * i / r) * log_base);
-    if (yarn) {
-      const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
-      frequency = frequency * (1 - ramp) + frequency / scaling.factor * ramp;
-    }
-    frequencies[static_cast<size_t>(i)] = frequency;
-  }
-  return frequencies;
-}
-
-void RopeTable(const std::vector<double>& frequencies, double position, float* cosine,
-               float* sine) {
-  for (size_t i = 0; i < frequencies.size(); ++i) {
-    double s = 0;
-    double c = 0;
-    SinCos(position * frequencies[i], &s, &c);
-    cosine[i] = static_cast<float>(c);
-    sine[i] = static_cast<float>(s);
-  }
-}
+// Rotary frequencies, one for each of the r/2 pairs.
+std::vector<double> RopeFrequencies(const Config& config, bool compressed);
+// cos and sin of position * frequency, as F32, for each pair.
+void RopeTable(const std::vector<double>& frequencies, double position, float* cosine, float* sine);
 
 }  // namespace agentd::model
+
+#endif  // AGENTD_MODEL_MATH_H_

@@ -8,14 +8,20 @@
 //   [c/2] bytes of two E2M1 codes (low nibble: the even channel), [ceil(c/32)] E8M0 scales.  c=128:
 //   68 bytes.
 // Of a float checkpoint both are [c] F32. All numbers are little-endian.
-#ifndef AGENTD_MODEL_CPU_KV_FORMAT_H_
-#define AGENTD_MODEL_CPU_KV_FORMAT_H_
+#ifndef AGENTD_MODEL_KV_FORMAT_H_
+#define AGENTD_MODEL_KV_FORMAT_H_
 
 #include <cstdint>
 
-#include "model/cpu/kernels.h"
-
 namespace agentd::model {
+
+// Storage of one KV entry.
+struct EntryShape {
+  int channels = 0;  // c
+  int rotary = 0;    // r
+  bool low_precision = false;
+  int bytes = 0;
+};
 
 EntryShape MakeEntryShape(int channels, int rotary, bool low_precision);
 int IndexKeyBytes(int channels, bool low_precision);
@@ -38,4 +44,4 @@ void QuantizeFp4(float* values, int n);
 
 }  // namespace agentd::model
 
-#endif  // AGENTD_MODEL_CPU_KV_FORMAT_H_
+#endif  // AGENTD_MODEL_KV_FORMAT_H_

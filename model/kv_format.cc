@@ -1,9 +1,10 @@
-#include "model/cpu/kv_format.h"
+#include "model/kv_format.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "model/cpu/numeric.h"
+#include "model/numeric.h"
 
 namespace agentd::model {
 namespace {

@@ -1,0 +1,91 @@
+// One timeline's state on a device, in the storage types of model/kv_format.h.
+#ifndef AGENTD_MODEL_CUDA_SEQUENCE_H_
+#define AGENTD_MODEL_CUDA_SEQUENCE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/anchor.h"
+#include "model/cuda/batch.h"
+#include "model/cuda/device.h"
+#include "model/cuda/page_pool.h"
+#include "model/sequence_base.h"
+
+namespace agentd::model::cuda {
+
+// What an engine's sequences share.
+struct SequenceMemory {
+  SequenceMemory(const StateLayout& layout, cudaStream_t stream_in)
+      : index_pages(layout.index_bytes(), 64, "index pages of sequences"),
+        csa_pages(size_t(layout.csa_layers) * layout.csa_bytes(), 64, "CSA pages of sequences"),
+        stream(stream_in) {}
+
+  PagePool index_pages;  // of a block: BlockPayload::index
+  PagePool csa_pages;    // of a block: its entries of all CSA layers
+  const cudaStream_t stream;
+};
+
+class CudaSequence final : public SequenceBase {
+ public:
+  CudaSequence(const StateLayout& layout, SequenceMemory* memory)
+      : SequenceBase(layout), memory_(memory) {}
+  ~CudaSequence() override { DropBlocks(0); }
+  CudaSequence(const CudaSequence&) = delete;
+  CudaSequence& operator=(const CudaSequence&) = delete;
+
+  int64_t memory_bytes() const override;
+
+  // After BeginRows: what kernels are told, but for rows and slots.
+  SegmentView View() const;
+  float* SlotAt(int slot) const {
+    return frontiers_.as<float>() + size_t(slot) * layout().frontier_floats;
+  }
+
+ private:
+  struct SavedBytes;
+  struct Block {
+    uint8_t* index = nullptr;
+    uint8_t* csa = nullptr;          // nullptr: none of its layers is resident
+    std::vector<bool> resident;      // [csa_layers]
+  };
+
+  absl::Status AddBlock(bool with_csa) override;
+  void DropBlocks(int64_t keep) override;
+  absl::Status WriteIndex(int64_t block, std::string_view bytes) override;
+  bool HasCsa(int64_t block, int csa_layer) const override {
+    return blocks_[size_t(block)].resident[size_t(csa_layer)];
+  }
+  absl::Status WriteCsa(int64_t block, int csa_layer, std::string_view entries) override;
+  absl::StatusOr<BlockPayload> ReadBlock(int64_t block) const override;
+  absl::Status GrowSlots(int slots) override;
+  absl::Status ZeroSlot(int slot) override;
+  absl::StatusOr<std::string> ReadAnchor(int64_t position, int slot) const override;
+  absl::Status WriteAnchor(std::string_view anchor, int64_t position, int slot) override;
+  absl::StatusOr<std::unique_ptr<const Contents>> SaveContents(
+      std::span<const int> slots) const override;
+  absl::Status RestoreContents(const Contents& contents, std::span<const int> slots) override;
+
+  size_t RingBytes() const {
+    return layout().layers.size() * size_t(layout().ring) * size_t(layout().entry.bytes);
+  }
+  absl::Status GrowTables(int64_t blocks);
+  absl::Status PutTableEntries(int64_t block);
+  absl::Status Copy(void* to, const void* from, size_t bytes) const;
+
+  SequenceMemory* const memory_;
+  std::vector<Block> blocks_;
+  // Device tables of pages: index [capacity], then CSA [csa_layers][capacity].
+  DeviceMemory tables_;
+  int64_t table_capacity_ = 0;
+  DeviceMemory rings_;
+  DeviceMemory frontiers_;
+  int slots_ = 0;
+};
+
+}  // namespace agentd::model::cuda
+
+#endif  // AGENTD_MODEL_CUDA_SEQUENCE_H_
