@@ -10,34 +10,6 @@
 
 namespace agentd::model {
 
-StateLayout::StateLayout(const Config& config, bool low_precision_in)
-    : window(config.sliding_window),
-      ring(config.sliding_window + kMaxTruncateTokens),
-      channels(config.head_dim),
-      index_channels(config.index_head_dim),
-      low_precision(low_precision_in),
-      mtp(config.num_nextn_predict_layers > 0),
-      entry(MakeEntryShape(config.head_dim, config.qk_rope_head_dim, low_precision_in)),
-      key_bytes(IndexKeyBytes(config.index_head_dim, low_precision_in)),
-      stream_floats(size_t(config.hc_mult) * size_t(config.hidden_size)) {
-  size_t floats = 0;
-  for (LayerKind kind : config.layer_kinds) {
-    Layer layer{.kind = kind};
-    layer.frontier = floats;
-    if (kind == LayerKind::kCsa) {
-      layer.number = csa_layers++;
-      layer.index_frontier = floats + CsaFrontier(channels);
-      floats = layer.index_frontier + CsaFrontier(index_channels);
-    } else if (kind == LayerKind::kHca) {
-      layer.number = hca_layers++;
-      floats += HcaFrontier(channels);
-    }
-    layers.push_back(layer);
-  }
-  if (mtp) layers.push_back(Layer{});
-  frontier_floats = floats + stream_floats;
-}
-
 CpuSequence::CpuSequence(const StateLayout& layout)
     : layout_(layout), streams_offset_(layout.frontier_floats - layout.stream_floats) {
   rings_.resize(layout.layers.size());
@@ -196,7 +168,7 @@ absl::Status CpuSequence::ImportCsa(int64_t block, int csa_layer, std::string_vi
     return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
                            block, csa_layer, entries.size(), layout_.csa_bytes());
   }
-  if (!AreEntries(entries))
+  if (!AreEntries(layout_, entries))
     return DataLoss("entries of block {}, CSA layer {} are damaged", block, csa_layer);
   Buffer<uint8_t>& csa = blocks_[size_t(block)]->csa[size_t(csa_layer)];
   if (csa.size() == 0) --missing_;

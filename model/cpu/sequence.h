@@ -9,57 +9,15 @@
 #include <string_view>
 #include <vector>
 
+#include "model/anchor.h"
 #include "model/config.h"
 #include "model/cpu/buffer.h"
 #include "model/cpu/kernels.h"
 #include "model/cpu/weights.h"
 #include "model/engine.h"
+#include "model/state_layout.h"
 
 namespace agentd::model {
-
-inline constexpr int kCsaPerBlock = kBlockTokens / 4;
-inline constexpr int kHcaPerBlock = kBlockTokens / 128;
-
-// Where things lie in a sequence of one model. Immutable.
-struct StateLayout {
-  struct Layer {
-    LayerKind kind = LayerKind::kSwa;
-    int number = 0;             // among the layers of its kind
-    size_t frontier = 0;        // floats into a frontier
-    size_t index_frontier = 0;  // CSA: the indexer's
-  };
-  StateLayout(const Config& config, bool low_precision);
-
-  std::vector<Layer> layers;  // the MTP block's last
-  int window = 0;             // sliding_window
-  int ring = 0;               // window keys kept: what Truncate may go back included
-  int csa_layers = 0;
-  int hca_layers = 0;
-  int channels = 0;  // c
-  int index_channels = 0;
-  bool low_precision = false;
-  bool mtp = false;
-  EntryShape entry;
-  int key_bytes = 0;           // of an indexer key
-  size_t stream_floats = 0;    // H * d
-  size_t frontier_floats = 0;  // compressor states, then the streams after the last token
-
-  // Of one block.
-  size_t keys_bytes() const {
-    return size_t(kCsaPerBlock) * size_t(key_bytes);
-  }  // of one CSA layer
-  size_t csa_bytes() const {
-    return size_t(kCsaPerBlock) * size_t(entry.bytes);
-  }  // of one CSA layer
-  size_t index_bytes() const {
-    return size_t(csa_layers) * keys_bytes() +
-           size_t(hca_layers) * kHcaPerBlock * size_t(entry.bytes);
-  }
-  // Frontier of one CSA compressor of n channels: previous block's first half, this block's first
-  // half, its second half, each [3][n] (see FoldPooling). Of an HCA compressor: [3][n].
-  static size_t CsaFrontier(int n) { return size_t(9) * size_t(n); }
-  static size_t HcaFrontier(int n) { return size_t(3) * size_t(n); }
-};
 
 // A sequence is written by Forward in three steps: BeginRows names the frontiers that the rows will
 // write, the layers append entries (beyond position(), so they do not count yet), CommitRows makes
@@ -132,15 +90,9 @@ class CpuSequence final : public Sequence {
   void Clear();
   void AddBlock(bool with_csa);
   int TakeSlot();
-  // The bytes are a whole number of entries or indexer keys.
-  bool AreEntries(std::string_view bytes) const;
-  bool AreIndexKeys(std::string_view bytes) const;
   absl::Status ImportBlockChecked(const BlockPayload& payload);
-  absl::Status CheckAnchorSize(std::string_view anchor) const;
   absl::Status ImportAnchorChecked(std::string_view anchor);
-  // The frontier as an anchor stores it: what the open blocks have, zeros elsewhere.
-  std::vector<float> CanonicalFrontier() const;
-  size_t OpenBlockBytes() const;
+  AnchorBuffers Parts();
 
   const StateLayout& layout_;
   const size_t streams_offset_;
