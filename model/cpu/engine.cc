@@ -129,7 +129,8 @@ absl::Status CpuEngine::Step(std::span<StepRow> rows) {
   }
   for (size_t i = 0; total > max_batch_rows_ && i < rows.size(); ++i) {
     auto* sequence = static_cast<CpuSequence*>(rows[i].sequence);
-    if (rows[i].status.ok() && !sequence->all_resident()) saved[i] = sequence->Save();
+    if (!rows[i].status.ok() || sequence->all_resident()) continue;
+    ASSIGN_OR_RETURN(saved[i], sequence->Save());
   }
   std::vector<int> row_of_segment;
   std::vector<size_t> done;
@@ -153,7 +154,7 @@ absl::Status CpuEngine::Step(std::span<StepRow> rows) {
     for (size_t s = 0; s < batch_.segments.size(); ++s) {
       const size_t i = size_t(row_of_segment[s]);
       if (rows[i].status.ok() || saved[i] == nullptr) continue;
-      static_cast<CpuSequence*>(rows[i].sequence)->Restore(*saved[i]);
+      RETURN_IF_ERROR(static_cast<CpuSequence*>(rows[i].sequence)->Restore(*saved[i]));
     }
   }
 }
@@ -163,7 +164,8 @@ void CpuEngine::RunBatch(std::span<StepRow> rows, std::span<const int> row_of_se
   const size_t wide = layout_.stream_floats;
   float* streams = streams_.Reserve(size_t(batch_.rows) * wide);
   forward_.Begin(&batch_);
-  for (Segment& segment : batch_.segments) segment.sequence->BeginRows(segment.rows);
+  for (Segment& segment : batch_.segments)
+    AGENTD_CHECK(segment.sequence->BeginRows(segment.rows).ok());
   forward_.Embed(streams);
   for (int layer = 0; layer < config_.num_hidden_layers; ++layer) forward_.Layer(layer, streams);
   if (layout_.mtp) forward_.MtpKeys(streams);
@@ -174,12 +176,12 @@ void CpuEngine::RunBatch(std::span<StepRow> rows, std::span<const int> row_of_se
     if (!segment.status.ok()) continue;
     for (int j = std::max(0, segment.rows - CpuSequence::kKeptRows); j < segment.rows; ++j) {
       const float* from = streams + size_t(segment.row_begin + j) * wide;
-      std::copy(from, from + wide,
-                segment.sequence->Frontier(j + 1) + segment.sequence->streams_offset());
+      std::copy(from, from + wide, segment.sequence->Frontier(j + 1) + layout_.streams_offset());
     }
     const size_t offset = size_t(segment.row_begin) * size_t(layout_.entry.bytes);
-    segment.sequence->CommitRows(segment.rows, forward_.window_keys() + offset,
-                                 forward_.window_key_stride());
+    segment.sequence->StoreWindowKeys(segment.rows, forward_.window_keys() + offset,
+                                      forward_.window_key_stride(), /*mtp_in_place=*/false);
+    segment.sequence->CommitRows(segment.rows);
   }
 }
 
@@ -265,12 +267,13 @@ absl::Status CpuEngine::RunLayer(int layer, std::span<const TokenId> tokens,
     batch_.Clear();
     batch_.Add(&sequence, int64_t(begin), tokens.subspan(begin, count));
     forward_.Begin(&batch_);
-    sequence.BeginRows(int(count));
+    RETURN_IF_ERROR(sequence.BeginRows(int(count)));
     float* streams = streams_out.data() + begin * wide;
     std::copy_n(streams_in.data() + begin * wide, count * wide, streams);
     forward_.Layer(layer, streams);
-    sequence.CommitRows(int(count), forward_.window_keys(), forward_.window_key_stride(),
-                        /*mtp_in_place=*/true);
+    sequence.StoreWindowKeys(int(count), forward_.window_keys(), forward_.window_key_stride(),
+                             /*mtp_in_place=*/true);
+    sequence.CommitRows(int(count));
   }
   return absl::OkStatus();
 }

@@ -1,0 +1,247 @@
+#include "model/sequence_base.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "model/anchor.h"
+
+namespace agentd::model {
+
+struct SequenceBase::Saved {
+  std::vector<int64_t> positions;  // of the history; the last is the sequence's
+  std::unique_ptr<const Contents> contents;
+};
+
+void SequenceBase::Clear() {
+  KeepBlocks(0);
+  FreeHistory();
+  history_.push_back({0, -1});
+  position_ = 0;
+  imported_blocks_ = 0;
+  importing_ = false;
+  missing_ = 0;
+}
+
+absl::Status SequenceBase::Start() {
+  if (history_.back().slot >= 0) return absl::OkStatus();
+  RETURN_IF_ERROR(ReserveSlots(1));
+  RETURN_IF_ERROR(ZeroSlot(free_slots_.back()));
+  history_.back().slot = TakeSlot();
+  return absl::OkStatus();
+}
+
+absl::Status SequenceBase::NewBlock(bool with_csa) {
+  RETURN_IF_ERROR(AddBlock(with_csa));
+  ++blocks_;
+  return absl::OkStatus();
+}
+
+void SequenceBase::KeepBlocks(int64_t count) {
+  if (blocks_ > count) DropBlocks(count);
+  blocks_ = std::min(blocks_, count);
+}
+
+absl::Status SequenceBase::ReserveSlots(size_t count) {
+  if (free_slots_.size() >= count) return absl::OkStatus();
+  const int more = int(count - free_slots_.size());
+  RETURN_IF_ERROR(GrowSlots(slots_ + more));
+  for (int i = 0; i < more; ++i) free_slots_.push_back(slots_++);
+  return absl::OkStatus();
+}
+
+int SequenceBase::TakeSlot() {
+  const int slot = free_slots_.back();
+  free_slots_.pop_back();
+  return slot;
+}
+
+void SequenceBase::FreeHistory() {
+  for (const HistoryEntry& entry : history_) {
+    if (entry.slot >= 0) free_slots_.push_back(entry.slot);
+  }
+  history_.clear();
+}
+
+absl::Status SequenceBase::CheckReady() const {
+  if (!importing_) return absl::OkStatus();
+  return FailedPrecondition("{} blocks were imported, but no anchor: import the anchor first",
+                            imported_blocks_);
+}
+
+absl::Status SequenceBase::Truncate(int64_t position) {
+  RETURN_IF_ERROR(CheckReady());
+  if (position > position_ || position < history_.front().position) {
+    return Error(absl::StatusCode::kOutOfRange,
+                 "cannot truncate to position {}: it must lie in [{}, {}]", position,
+                 history_.front().position, position_);
+  }
+  while (history_.back().position > position) {
+    free_slots_.push_back(history_.back().slot);
+    history_.pop_back();
+  }
+  position_ = position;
+  return absl::OkStatus();
+}
+
+absl::Status SequenceBase::BeginRows(int rows) {
+  RETURN_IF_ERROR(Start());
+  while (blocks_ * kBlockTokens < position_ + rows) RETURN_IF_ERROR(NewBlock(/*with_csa=*/true));
+  const int kept = std::min(rows, kKeptRows);
+  RETURN_IF_ERROR(ReserveSlots(size_t(kept)));
+  // Until they are committed they stay free: a call that fails leaves nothing to clean up.
+  row_slots_.assign(1, history_.back().slot);
+  row_slots_.insert(row_slots_.end(), size_t(rows - kept), -1);
+  row_slots_.insert(row_slots_.end(), free_slots_.rbegin(), free_slots_.rbegin() + kept);
+  return absl::OkStatus();
+}
+
+void SequenceBase::CommitRows(int rows) {
+  AGENTD_CHECK(row_slots_.size() == size_t(rows) + 1);
+  for (int row = 1; row <= rows; ++row) {
+    const int slot = row_slots_[size_t(row)];
+    if (slot < 0) continue;
+    AGENTD_CHECK(!free_slots_.empty() && free_slots_.back() == slot);
+    free_slots_.pop_back();
+    history_.push_back({position_ + row, slot});
+  }
+  position_ += rows;
+  while (history_.front().position < position_ - kMaxTruncateTokens) {
+    free_slots_.push_back(history_.front().slot);
+    history_.pop_front();
+  }
+}
+
+absl::Status SequenceBase::FetchCsa(int64_t block, int csa_layer) {
+  if (!source_) {
+    return FailedPrecondition(
+        "entries of block {}, CSA layer {} were not imported and there is no source for them",
+        block, csa_layer);
+  }
+  absl::StatusOr<std::string> entries = source_(block, csa_layer);
+  if (!entries.ok())
+    return Annotate(entries.status(),
+                    fmt::format("entries of block {}, CSA layer {}", block, csa_layer));
+  return ImportCsa(block, csa_layer, *entries);
+}
+
+absl::Status SequenceBase::ImportCsa(int64_t block, int csa_layer, std::string_view entries) {
+  if (block < 0 || block >= imported_blocks_ || csa_layer < 0 || csa_layer >= layout_.csa_layers) {
+    return InvalidArgument("block {}, CSA layer {} was not imported ({} blocks, {} CSA layers)",
+                           block, csa_layer, imported_blocks_, layout_.csa_layers);
+  }
+  if (entries.size() != layout_.csa_bytes()) {
+    return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
+                           block, csa_layer, entries.size(), layout_.csa_bytes());
+  }
+  if (!AreEntries(layout_, entries))
+    return DataLoss("entries of block {}, CSA layer {} are damaged", block, csa_layer);
+  const bool had = HasCsa(block, csa_layer);
+  RETURN_IF_ERROR(WriteCsa(block, csa_layer, entries));
+  if (!had) --missing_;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BlockPayload> SequenceBase::ExportBlock(int64_t block) const {
+  RETURN_IF_ERROR(CheckReady());
+  if (block < 0 || (block + 1) * kBlockTokens > position_) {
+    return InvalidArgument("block {} is not complete at position {}", block, position_);
+  }
+  for (int layer = 0; layer < layout_.csa_layers; ++layer) {
+    if (HasCsa(block, layer)) continue;
+    return FailedPrecondition(
+        "entries of block {}, CSA layer {} are not resident: export them where they came from",
+        block, layer);
+  }
+  return ReadBlock(block);
+}
+
+absl::Status SequenceBase::ImportBlock(const BlockPayload& payload) {
+  if (position_ != 0) {
+    return FailedPrecondition(
+        "blocks can be imported into an empty sequence only; this one is at position {}",
+        position_);
+  }
+  absl::Status status = ImportBlockChecked(payload);
+  if (!status.ok()) Clear();
+  return status;
+}
+
+absl::Status SequenceBase::ImportBlockChecked(const BlockPayload& payload) {
+  if (payload.index.size() != layout_.index_bytes()) {
+    return InvalidArgument("block {}: its index part has {} bytes, {} are required",
+                           imported_blocks_, payload.index.size(), layout_.index_bytes());
+  }
+  if (!payload.csa.empty() && payload.csa.size() != size_t(layout_.csa_layers)) {
+    return InvalidArgument("block {}: it has entries of {} CSA layers, {} are required",
+                           imported_blocks_, payload.csa.size(), layout_.csa_layers);
+  }
+  const std::string_view index = payload.index;
+  const size_t keys = size_t(layout_.csa_layers) * layout_.keys_bytes();
+  if (!AreIndexKeys(layout_, index.substr(0, keys)) || !AreEntries(layout_, index.substr(keys)))
+    return DataLoss("block {}: its index part is damaged", imported_blocks_);
+  // Rows that failed may have left blocks beyond the position.
+  KeepBlocks(imported_blocks_);
+  RETURN_IF_ERROR(NewBlock(/*with_csa=*/false));
+  RETURN_IF_ERROR(WriteIndex(imported_blocks_, index));
+  importing_ = true;
+  ++imported_blocks_;
+  missing_ += layout_.csa_layers;
+  for (int layer = 0; layer < int(payload.csa.size()); ++layer) {
+    if (payload.csa[size_t(layer)].empty()) continue;
+    RETURN_IF_ERROR(ImportCsa(imported_blocks_ - 1, layer, payload.csa[size_t(layer)]));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> SequenceBase::ExportAnchor() const {
+  RETURN_IF_ERROR(CheckReady());
+  if (last_slot() >= 0) return ReadAnchor(position_, last_slot());
+  const std::vector<float> zeros(layout_.frontier_floats);
+  return EncodeAnchor(layout_, 0, {.frontier = zeros.data()});
+}
+
+absl::Status SequenceBase::ImportAnchor(std::string_view anchor) {
+  if (position_ != 0) {
+    return FailedPrecondition(
+        "an anchor can be imported into an empty sequence only; this one is at position {}",
+        position_);
+  }
+  absl::Status status = ImportAnchorChecked(anchor);
+  if (!status.ok()) Clear();
+  return status;
+}
+
+absl::Status SequenceBase::ImportAnchorChecked(std::string_view anchor) {
+  ASSIGN_OR_RETURN(const int64_t t, CheckAnchor(layout_, imported_blocks_, anchor));
+  RETURN_IF_ERROR(Start());
+  KeepBlocks(imported_blocks_);
+  if (t % kBlockTokens != 0) RETURN_IF_ERROR(NewBlock(/*with_csa=*/true));
+  RETURN_IF_ERROR(WriteAnchor(anchor, t, last_slot()));
+  history_.back().position = t;
+  position_ = t;
+  importing_ = false;
+  return absl::OkStatus();
+}
+
+std::vector<int> SequenceBase::HistorySlots() const {
+  std::vector<int> slots;
+  for (const HistoryEntry& entry : history_) slots.push_back(entry.slot);
+  return slots;
+}
+
+absl::StatusOr<std::shared_ptr<const SequenceBase::Saved>> SequenceBase::Save() {
+  RETURN_IF_ERROR(Start());
+  auto saved = std::make_shared<Saved>();
+  for (const HistoryEntry& entry : history_) saved->positions.push_back(entry.position);
+  ASSIGN_OR_RETURN(saved->contents, SaveContents(HistorySlots()));
+  return saved;
+}
+
+absl::Status SequenceBase::Restore(const Saved& saved) {
+  FreeHistory();
+  for (const int64_t position : saved.positions) history_.push_back({position, TakeSlot()});
+  position_ = saved.positions.back();
+  return RestoreContents(*saved.contents, HistorySlots());
+}
+
+}  // namespace agentd::model
