@@ -2,7 +2,7 @@
 find_package(hwy REQUIRED)
 
 agentd_library(agentd_model
-  SOURCES anchor.cc config.cc checkpoint.cc kv_format.cc math.cc sequence_base.cc state_layout.cc
+  SOURCES anchor.cc config.cc checkpoint.cc engine.cc engine_base.cc kv_format.cc math.cc sequence_base.cc state_layout.cc
           cpu/ceiling.cc cpu/engine.cc cpu/forward.cc cpu/forward_attention.cc cpu/forward_moe.cc cpu/forward_mtp.cc
           cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_linear.cc
           cpu/memory.cc cpu/packed_matrix.cc cpu/sequence.cc cpu/thread_pool.cc

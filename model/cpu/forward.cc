@@ -10,26 +10,6 @@
 
 namespace agentd::model {
 
-void Batch::Clear() {
-  segments.clear();
-  tokens.clear();
-  positions.clear();
-  segment_of.clear();
-  rows = 0;
-}
-
-void Batch::Add(CpuSequence* sequence, int64_t start, std::span<const TokenId> row_tokens) {
-  const int count = static_cast<int>(row_tokens.size());
-  segments.push_back(
-      {.sequence = sequence, .start = start, .row_begin = rows, .rows = count, .status = {}});
-  tokens.insert(tokens.end(), row_tokens.begin(), row_tokens.end());
-  for (int i = 0; i < count; ++i) {
-    positions.push_back(start + i);
-    segment_of.push_back(static_cast<int>(segments.size()) - 1);
-  }
-  rows += count;
-}
-
 Forward::Forward(const Config& config, const Weights& weights, const StateLayout& layout,
                  ThreadPool* pool)
     : config_(config),

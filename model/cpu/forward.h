@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "model/batch.h"
 #include "model/config.h"
 #include "model/cpu/buffer.h"
 #include "model/cpu/kernels.h"
@@ -18,26 +19,6 @@
 #include "model/cpu/weights.h"
 
 namespace agentd::model {
-
-// Consecutive rows of one sequence.
-struct Segment {
-  CpuSequence* sequence = nullptr;
-  int64_t start = 0;  // position of its first row
-  int row_begin = 0;
-  int rows = 0;
-  absl::Status status;  // not OK: its rows' numbers mean nothing and must not be committed
-};
-
-struct Batch {
-  std::vector<Segment> segments;
-  std::vector<TokenId> tokens;     // [rows]
-  std::vector<int64_t> positions;  // [rows]
-  std::vector<int> segment_of;     // [rows]
-  int rows = 0;
-
-  void Clear();
-  void Add(CpuSequence* sequence, int64_t start, std::span<const TokenId> row_tokens);
-};
 
 class Forward {
  public:
@@ -119,6 +100,10 @@ class Forward {
   void Moe(const LayerWeights& w);
   void Route(const LayerWeights& w, int row, const float* scores);
 
+  // Of a segment; the engine makes no others.
+  static CpuSequence& SequenceOf(const Segment& segment) {
+    return static_cast<CpuSequence&>(*segment.sequence);
+  }
   const float* EmbeddingRow(TokenId token, float* out) const;  // [d], in `out`
   static bool Quantized(const PackedMatrix& m) {
     return m.type == WeightType::kFp8 || m.type == WeightType::kFp4;

@@ -231,8 +231,8 @@ void Forward::Fold(const Pooling& p, int begin, int end) {
     const float* k = p.k + size_t(row) * width + begin;
     const float* gate = p.gate + size_t(row) * width + begin;
     const float* ape = c.ape.data() + size_t(slot) * width + begin;
-    const float* in = p.segment->sequence->Frontier(row) + p.frontier + begin;
-    float* out = p.segment->sequence->Frontier(row + 1) + p.frontier + begin;
+    const float* in = SequenceOf(*p.segment).Frontier(row) + p.frontier + begin;
+    float* out = SequenceOf(*p.segment).Frontier(row + 1) + p.frontier + begin;
     const bool first = slot == 0;
     const bool closes = slot == c.ratio - 1;
     float* pooled = p.pooled + size_t(t / c.ratio - first_entry) * stride + begin;
@@ -267,7 +267,7 @@ void Forward::Emit(const Pooling& p, int64_t entry, const float* pooled, float* 
           values);
   RopeTable(compressed_frequencies_, double(entry) * c.ratio, scratch, scratch + pairs);
   Rope(values + c.channels - r, scratch, scratch + pairs, false);
-  CpuSequence& sequence = *p.segment->sequence;
+  CpuSequence& sequence = SequenceOf(*p.segment);
   if (p.index) {
     if (low_) HadamardBf16(values, c.channels);
     EncodeIndexKey(c.channels, low_, values, sequence.IndexKey(p.number, entry));
@@ -363,7 +363,7 @@ void Forward::ScoreEntries(int layer, std::span<const int> rows) {
   pool_->Run(int(tasks.size()), [&](int index, int worker) {
     const Task& task = tasks[size_t(index)];
     const int row = rows[size_t(task.first)];
-    CpuSequence& sequence = *batch_->segments[size_t(batch_->segment_of[size_t(row)])].sequence;
+    CpuSequence& sequence = SequenceOf(batch_->segments[size_t(batch_->segment_of[size_t(row)])]);
     const int64_t visible = (batch_->positions[size_t(row + task.count - 1)] + 1) / 4;
     for (int64_t first = int64_t(task.tile) * kPanel;
          first < std::min(visible, int64_t(task.tile + kTilesPerTask) * kPanel); first += kPanel) {
@@ -395,13 +395,14 @@ void Forward::ScoreEntries(int layer, std::span<const int> rows) {
 void Forward::Fetch(int layer) {
   const int number = layout_.layers[size_t(layer)].number;
   for (Segment& segment : batch_->segments) {
-    if (segment.sequence->all_resident()) continue;
+    CpuSequence& sequence = SequenceOf(segment);
+    if (sequence.all_resident()) continue;
     for (int row = segment.row_begin; segment.status.ok() && row < segment.row_begin + segment.rows;
          ++row) {
       const int32_t* selected = selected_.data() + size_t(row) * size_t(config_.index_topk);
       for (int i = 0; segment.status.ok() && i < selected_count_[size_t(row)]; ++i) {
-        if (segment.sequence->CsaEntry(number, selected[i]) == nullptr) {
-          segment.status = segment.sequence->FetchCsa(selected[i] / kCsaPerBlock, number);
+        if (sequence.CsaEntry(number, selected[i]) == nullptr) {
+          segment.status = sequence.FetchCsa(selected[i] / kCsaPerBlock, number);
         }
       }
     }
@@ -412,7 +413,7 @@ void Forward::Fetch(int layer) {
 int Forward::ListEntries(int layer, int row, std::vector<const uint8_t*>* entries) {
   const StateLayout::Layer& place = layout_.layers[size_t(layer)];
   const Segment& segment = batch_->segments[size_t(batch_->segment_of[size_t(row)])];
-  CpuSequence& sequence = *segment.sequence;
+  CpuSequence& sequence = SequenceOf(segment);
   const int64_t t = batch_->positions[size_t(row)];
   const uint8_t* own = window_keys_.data() + size_t(layer) * window_key_stride();
   entries->clear();

@@ -57,7 +57,7 @@ void Forward::MtpKeys(const float* streams) {
       if (segment.start + j == 0) continue;
       const int row = segment.row_begin + j;
       const float* from =
-          j == 0 ? segment.sequence->LastStreams() : streams + size_t(row - 1) * wide;
+          j == 0 ? SequenceOf(segment).LastStreams() : streams + size_t(row - 1) * wide;
       rows.push_back({from, batch_->tokens[size_t(row)], segment.start + j - 1, row});
     }
   }
