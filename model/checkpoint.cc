@@ -54,14 +54,13 @@ absl::StatusOr<Tensor> ParseEntry(const std::string& file, const std::string& na
   const auto dtype = entry.find("dtype");
   if (dtype == entry.end() || !dtype->is_string()) return bad("dtype is missing");
   const std::string& dtype_name = dtype->get_ref<const std::string&>();
-  const auto* info = std::find_if(kDTypes.begin(), kDTypes.end(),
-                                  [&](const DTypeInfo& d) { return d.name == dtype_name; });
-  if (info == kDTypes.end()) {
+  const std::optional<DType> known = DTypeFromName(dtype_name);
+  if (!known) {
     return bad(fmt::format(
         "dtype {} is unknown (F32, BF16, F8_E4M3, F8_E8M0, I8, I32, I64 are implemented)",
         dtype_name.substr(0, 40)));
   }
-  tensor.dtype = info->dtype;
+  tensor.dtype = *known;
   const auto shape = entry.find("shape");
   if (shape == entry.end() || !shape->is_array()) return bad("shape is missing");
   uint64_t elements = 1;
@@ -82,7 +81,7 @@ absl::StatusOr<Tensor> ParseEntry(const std::string& file, const std::string& na
   }
   const uint64_t begin = (*offsets)[0].get<uint64_t>();
   const uint64_t end = (*offsets)[1].get<uint64_t>();
-  const uint64_t bytes = elements * uint64_t(info->bytes);
+  const uint64_t bytes = elements * uint64_t(DTypeBytes(tensor.dtype));
   if (end < begin || end - begin != bytes) {
     return bad(fmt::format("data_offsets [{}, {}] do not hold {} {} = {} bytes", begin, end,
                            dtype_name, ShapeText(tensor.shape), bytes));
@@ -133,6 +132,13 @@ int DTypeBytes(DType dtype) {
   return 0;
 }
 
+std::optional<DType> DTypeFromName(std::string_view name) {
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.name == name) return info.dtype;
+  }
+  return std::nullopt;
+}
+
 std::string ShapeText(std::span<const int64_t> shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -150,7 +156,14 @@ struct Checkpoint::Mapping {
   }
 };
 
+Checkpoint::Checkpoint(std::vector<fs::path> files) : files_(std::move(files)) {}
+
 Checkpoint::~Checkpoint() = default;
+
+void Checkpoint::Insert(Tensor tensor) {
+  std::string name = tensor.name;
+  tensors_.emplace(std::move(name), std::move(tensor));
+}
 
 absl::StatusOr<std::unique_ptr<Checkpoint::Mapping>> Checkpoint::Map(const fs::path& path) {
   const std::string file = path.string();

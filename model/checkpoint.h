@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,7 @@ enum class DType { kF32, kBf16, kF8E4M3, kF8E8M0, kI8, kI64, kI32 };
 
 std::string_view DTypeName(DType dtype);  // as in safetensors: "BF16"
 int DTypeBytes(DType dtype);
+std::optional<DType> DTypeFromName(std::string_view name);
 
 // A tensor's bytes inside the mapping; valid as long as its Checkpoint. Row-major, last dimension
 // contiguous. The bytes may lie at any alignment.
@@ -86,7 +88,9 @@ class Checkpoint {
   Sha256Digest Fingerprint(std::string_view config_text) const;
 
  protected:
-  Checkpoint() = default;
+  // `files`: names for messages, of tensors that lie in no file.
+  explicit Checkpoint(std::vector<std::filesystem::path> files = {});
+  void Insert(Tensor tensor);
 
  private:
   struct Mapping;

@@ -15,6 +15,9 @@
 #include "model/checkpoint.h"
 #include "model/engine.h"
 #include "model/numeric.h"
+#ifdef AGENTD_TEST_NEEDS_DEVICE
+#include "model/cuda/test_util.h"
+#endif
 
 namespace agentd::model {
 
@@ -29,8 +32,22 @@ namespace agentd::model {
     EXPECT_TRUE(status_.ok()) << Text(status_); \
   } while (false)
 
+// The tests of what an engine promises are built once for every backend.
+#ifndef AGENTD_TEST_BACKEND
+#define AGENTD_TEST_BACKEND "cpu"
+#endif
+#ifdef AGENTD_TEST_NEEDS_DEVICE
+class NeedsDevice : public ::testing::Environment {
+ public:
+  void SetUp() override { AGENTD_REQUIRE_DEVICE(); }
+};
+inline const ::testing::Environment* const kNeedsDevice =
+    ::testing::AddGlobalTestEnvironment(new NeedsDevice);
+#endif
+
 inline std::unique_ptr<Engine> LoadEngine(const std::string& directory,
-                                          const EngineOptions& options = {}) {
+                                          EngineOptions options = {}) {
+  options.backend = AGENTD_TEST_BACKEND;
   auto engine = Engine::Load(directory, options);
   if (!engine.ok()) {
     ADD_FAILURE() << Text(engine.status());

@@ -5,11 +5,11 @@
 #include "base/status.h"
 #include "model/checkpoint.h"
 #include "model/cpu/thread_pool.h"
-#include "model/cpu/weights.h"
 #include "model/inspect.h"
 #include "model/json_file.h"
 #include "model/v4/command.h"
 #include "model/v4/shapes.h"
+#include "model/weight_plan.h"
 
 namespace agentd::model::v4 {
 namespace {
