@@ -34,6 +34,7 @@ struct Flags {
   std::string resume = "auto";
   std::string log_level = "info";
   std::string helper_dir;
+  std::string backend = "cpu";
   int threads = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
@@ -73,7 +74,10 @@ void DefineFlags(CLI::App& app, Flags& flags) {
                  "Turns that were under way: go on at once, or wait for Run")
       ->check(CLI::IsMember({"auto", "manual"}))
       ->capture_default_str();
-  app.add_option("--threads", flags.threads, "Threads of the engine (0: one per core)")
+  app.add_option("--backend", flags.backend, "What evaluates the model: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--threads", flags.threads, "Threads of the cpu backend (0: one per core)")
       ->check(CLI::Range(0, 4096));
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
@@ -146,7 +150,9 @@ int Serve(const Flags& flags) {
   options.data = data;
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";
+  options.engine.backend = flags.backend;
   options.engine.threads = flags.threads;
+  options.engine.max_batch_rows = flags.batch_tokens;
   options.scheduler.batch_tokens = flags.batch_tokens;
   options.fatal = [&store_failed](const absl::Status& status) {
     if (store_failed.exchange(true)) return;

@@ -14,14 +14,35 @@ if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 # Contraction of a*b+c into one FMA would make results depend on the compiler: the numerics contract forbids it.
-add_compile_options(-Wall -Wextra -Werror -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-missing-field-initializers;-ffp-contract=off;-fno-math-errno>")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # False positives of GCC 12 in inlined standard-library code at -O2 and with sanitizers.
-  add_compile_options(-Wno-restrict -Wno-stringop-overflow -Wno-maybe-uninitialized -Wno-array-bounds)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict;-Wno-stringop-overflow;-Wno-maybe-uninitialized;-Wno-array-bounds>")
 endif()
 if(AGENTD_SANITIZE)
-  add_compile_options(-fsanitize=${AGENTD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${AGENTD_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>")
   add_link_options(-fsanitize=${AGENTD_SANITIZE})
+endif()
+
+# The CUDA backend is built where a toolkit is found. Its kernels are for compute capability 9.0 alone (wgmma).
+set(AGENTD_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (where nvcc is found), ON or OFF")
+if(NOT AGENTD_CUDA STREQUAL "OFF")
+  find_program(AGENTD_NVCC nvcc HINTS /usr/local/cuda/bin)
+  if(AGENTD_NVCC)
+    set(CMAKE_CUDA_COMPILER ${AGENTD_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES 90a)
+    if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+    endif()
+    enable_language(CUDA)
+    # CMake 3.25 does not know that this nvcc has C++20.
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    find_package(CUDAToolkit REQUIRED)
+    set(AGENTD_HAS_CUDA TRUE)
+  elseif(AGENTD_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "AGENTD_CUDA is ON, but no nvcc was found: add it to PATH, or set AGENTD_NVCC")
+  endif()
 endif()
 
 find_package(Threads REQUIRED)

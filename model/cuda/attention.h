@@ -23,7 +23,7 @@ struct SelectArgs {
   int heads = 0;
   int topk = 0;
   const void* q = nullptr;         // [rows][heads][index_channels] Value
-  const float* weights = nullptr;  // [rows][heads]
+  const float* weights = nullptr;  // [rows][heads]; if low, BF16 values
   int64_t max_visible = 0;         // an upper bound of the rows' visible entries
   void* scratch = nullptr;         // SelectScratch(...) bytes
   int* selected = nullptr;         // [rows][topk]
@@ -33,12 +33,13 @@ int64_t SelectScratch(int rows, int64_t max_visible, int topk);
 void Select(const SelectArgs& args, cudaStream_t stream);
 
 // Marks the CSA blocks that rows [row_begin, row_end) selected and that are not resident: appends
-// {segment, block} to `missing`, at most `limit`, possibly repeated; *count is how many there were.
+// {segment, block} to `missing`, at most `limit`, possibly repeated; *count becomes how many there
+// were.
 void FindMissing(const SelectArgs& args, int2* missing, int limit, int* count, cudaStream_t stream);
 
 // Attention of rows [row_begin, row_end) over window keys (oldest first), then compressed entries
-// (ascending), with a sink per head; then, if low, to BF16; the rotary part turned back, and again
-// to BF16.
+// (ascending; those not resident are zeros), with a sink per head; then, if low, to BF16; the
+// rotary part turned back, and again to BF16.
 enum class EntryKind { kWindow, kCsa, kHca };  // what is seen beside the window
 struct AttendArgs {
   BatchView batch;

@@ -41,8 +41,9 @@ struct SegmentView {
   int row_begin = 0;
   int rows = 0;
   // Pages by block of 256 tokens. Index page: [csa_layers][64][key_bytes], then
-  // [hca_layers][2][entry_bytes]. CSA pages are [64][entry_bytes] of one layer: of block b and layer
-  // `number` csa_pages[number * csa_stride + b]; nullptr if not resident.
+  // [hca_layers][2][entry_bytes]. CSA pages are [64][entry_bytes] of one layer: of block b and
+  // layer `number` csa_pages[number * csa_stride + b]; nullptr if not resident.
+  // Pages are aligned to 16 bytes, all other arrays to as much at least.
   uint8_t* const* index_pages = nullptr;
   uint8_t* const* csa_pages = nullptr;
   int64_t csa_stride = 0;

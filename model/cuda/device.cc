@@ -24,10 +24,9 @@ absl::Status CudaStatus(cudaError_t error, const std::string& call) {
   if (error == cudaErrorMemoryAllocation) code = absl::StatusCode::kResourceExhausted;
   if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ||
       error == cudaErrorInitializationError || error == cudaErrorSystemDriverMismatch) {
-    code = absl::StatusCode::kUnavailable;
+    code = absl::StatusCode::kNotFound;
   }
-  return Error(code, fmt::format("CUDA: {}: {} ({})", call, cudaGetErrorString(error),
-                                 cudaGetErrorName(error)));
+  return Error(code, "CUDA: {}: {} ({})", call, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
 absl::Status CheckDevice() {
@@ -35,8 +34,8 @@ absl::Status CheckDevice() {
   const absl::Status status = CudaStatus(cudaGetDeviceCount(&count), "look for a device");
   if (!status.ok() || count == 0) {
     (void)cudaGetLastError();
-    return Error(absl::StatusCode::kUnavailable,
-                 "no usable CUDA device" + (status.ok() ? "" : ": " + Text(status)));
+    return Error(absl::StatusCode::kNotFound, "no usable CUDA device{}",
+                 status.ok() ? "" : ": " + Text(status));
   }
   cudaDeviceProp device = {};
   int current = 0;
@@ -44,7 +43,7 @@ absl::Status CheckDevice() {
   if (got.ok()) got = CudaStatus(cudaGetDeviceProperties(&device, current), "device properties");
   if (!got.ok()) return got;
   if (device.major != kMajor || device.minor != kMinor) {
-    return Error(absl::StatusCode::kUnavailable,
+    return Error(absl::StatusCode::kNotFound,
                  "the CUDA device {} has compute capability {}.{}; this build has kernels for "
                  "{}.{} (H100, H200) only",
                  device.name, device.major, device.minor, kMajor, kMinor);

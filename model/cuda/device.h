@@ -19,7 +19,7 @@ namespace agentd::model::cuda {
 // is no usable device, Internal otherwise.
 absl::Status CudaStatus(cudaError_t error, const std::string& call);
 
-// OK if this machine has a device that this build runs on; else Unavailable with the reason.
+// OK if this machine has a device that this build runs on; else NotFound with the reason.
 absl::Status CheckDevice();
 
 // Bytes of device memory. A failed allocation names `what` and how much is free.

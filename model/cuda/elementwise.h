@@ -3,7 +3,11 @@
 // stream's owner's to fetch (cudaGetLastError).
 //
 // A row's numbers depend on that row (and its sequence) alone: sums run in one fixed order whatever
-// the batch. Pointers are device pointers; "Value": batch.h.
+// the batch. Pointers are device pointers; "Value": batch.h. Memory need not be aligned (but is
+// faster so). Widths are any, up to: 16 streams, a hidden size of 31744, normed rows of 32768,
+// heads of 2048 channels, entries of 4096, 1024 experts, 64 of them per token; more is refused by
+// abort(). Rotary channels and those of a head or entry are even; index_channels is a power of two
+// if low.
 #ifndef AGENTD_MODEL_CUDA_ELEMENTWISE_H_
 #define AGENTD_MODEL_CUDA_ELEMENTWISE_H_
 
@@ -68,12 +72,14 @@ struct MixFinishArgs {
 };
 void MixFinish(const MixFinishArgs& args, cudaStream_t stream);
 
-// The low rank of the queries and the rows' own window keys.
+// The low rank of the queries and the rows' own window keys; either alone where the other's data is
+// nullptr.
 struct LatentArgs {
   int rows = 0;
   bool low = false;
   float eps = 0;
-  Planes q;  // [rows][q_rank]: normed by q_norm into q_out (Value) and, rounded to FP8, q_fp8
+  Planes q;  // [rows][q_rank] (data nullptr: none): normed by q_norm into q_out (Value) and,
+             // rounded to FP8, q_fp8
   int q_rank = 0;
   const float* q_norm = nullptr;
   void* q_out = nullptr;
@@ -89,7 +95,8 @@ void Latents(const LatentArgs& args, cudaStream_t stream);
 
 // One compressor of one layer: folds the rows into the frontiers, and writes the entry (or indexer
 // key) of every block that closes to the sequences' pages. Frontier layout and arithmetic:
-// Forward::Fold and Forward::Emit of the CPU backend.
+// Forward::Fold and Forward::Emit of the CPU backend. Of a segment's slots those that are kept
+// differ from slots[0] and from each other.
 struct PoolArgs {
   BatchView batch;
   int max_segment_rows = 0;  // the largest `rows` of a segment
@@ -210,6 +217,12 @@ struct CommitArgs {
   int64_t stream_floats = 0;
 };
 void Commit(const CommitArgs& args, cudaStream_t stream);
+
+// Rows of `bytes` (a multiple of 4): out[i] = in[rows[i]], and out[rows[i]] = in[i].
+void GatherRows(const void* in, const int* rows, int count, int64_t bytes, void* out,
+                cudaStream_t stream);
+void ScatterRows(const void* in, const int* rows, int count, int64_t bytes, void* out,
+                 cudaStream_t stream);
 
 }  // namespace agentd::model::cuda
 

@@ -10,14 +10,8 @@ namespace agentd::model::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
-// Scores of the indexer are kept for as many rows at a time as fit this.
-constexpr int64_t kSelectScratchBytes = int64_t{256} << 20;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-int64_t PlaneBytes(const Matrix& m, int64_t rows) {
-  return Aligned(int64_t(m.slices) * rows * m.rows * 4);
-}
 
 }  // namespace
 
@@ -60,11 +54,8 @@ absl::Status Forward::Allocate(int max_rows, int max_logit_rows) {
   const int64_t mixes = int64_t(2 + h_) * h_;
   const int64_t chunks = (d_ + kMixChunk - 1) / kMixChunk;
   const int64_t visible = config_.max_position_embeddings / 4 + 1;
-  const int64_t entries = layout_.window + std::max<int64_t>(config_.index_topk,
-                                                             config_.max_position_embeddings / 128);
-  select_scratch_bytes_ =
-      std::max(SelectScratch(1, visible, config_.index_topk),
-               std::min(kSelectScratchBytes, SelectScratch(max_rows, visible, config_.index_topk)));
+  const int64_t entries =
+      layout_.window + std::max<int64_t>(config_.index_topk, config_.max_position_embeddings / 128);
   region_bytes_ = std::max(AttentionBytes(max_rows), MoeBytes(max_rows));
 
   int64_t total = 0;
@@ -85,9 +76,9 @@ absl::Status Forward::Allocate(int max_rows, int max_logit_rows) {
   want(&logits_, int64_t(max_logit_rows) * config_.vocab_size * 4 * weights_.head.slices);
   want(&head_streams_, int64_t(max_logit_rows) * wide * value);
   want(&region_, region_bytes_);
-  want(&select_scratch_, layout_.csa_layers > 0 ? select_scratch_bytes_ : 1);
-  want(&attend_scratch_, AttendScratch(max_rows, config_.num_attention_heads, layout_.channels,
-                                       int(entries)));
+  want(&select_scratch_, SelectScratch(max_rows, visible, config_.index_topk));
+  want(&attend_scratch_,
+       AttendScratch(max_rows, config_.num_attention_heads, layout_.channels, int(entries)));
   ASSIGN_OR_RETURN(memory_, DeviceMemory::Allocate(
                                 size_t(total), fmt::format("the buffers of {} rows", max_rows)));
   for (const auto& [pointer, offset] : parts) *pointer = memory_.as<uint8_t>() + offset;
@@ -115,10 +106,9 @@ Planes Forward::Take(const Matrix& weight, int rows) {
 
 void* Forward::TakeValues(int64_t count) { return TakeArray<uint8_t>(count * (low_ ? 2 : 4)); }
 
-template <typename T>
-T* Forward::TakeArray(int64_t count) {
-  T* out = reinterpret_cast<T*>(region_ + taken_);
-  taken_ += Aligned(count * int64_t(sizeof(T)));
+void* Forward::TakeBytes(int64_t bytes) {
+  void* out = region_ + taken_;
+  taken_ += Aligned(bytes);
   AGENTD_CHECK(taken_ <= region_bytes_);
   return out;
 }
@@ -133,8 +123,8 @@ void Forward::Begin(const BatchShape& batch) {
 }
 
 void Forward::Embed() {
-  cuda::Embed(batch_.view.tokens, rows_, weights_.embed.data, weights_.embed.type != MatrixType::kF32,
-              h_, d_, low_, streams_, stream_);
+  cuda::Embed(batch_.view.tokens, rows_, weights_.embedding.data, weights_.embedding.plain_bf16, h_,
+              d_, low_, streams_, stream_);
 }
 
 GemmArgs Forward::NewGemm(int rows) const {
@@ -156,21 +146,19 @@ void Forward::Add(GemmArgs* args, const Matrix& weight, const void* x, int x_str
   job.plane_stride = y.plane_stride;
 }
 
-const void* Forward::Input(const Matrix& weight) const {
-  return IsQuantized(weight) ? y_fp8_ : y_;
-}
+const void* Forward::Input(const Matrix& weight) const { return IsQuantized(weight) ? y_fp8_ : y_; }
 
-void Forward::MixIn(const HyperConnection& hc, const DeviceVector& norm) {
+void Forward::MixIn(void* streams, const HyperConnection& hc, const DeviceVector& norm) {
   const int outputs = (2 + h_) * h_;
   MixDot({.rows = rows_,
           .h = h_,
           .d = d_,
           .low = low_,
-          .streams = streams_,
+          .streams = streams,
           .sub = sub_,
           .post = post_,
           .comb = comb_,
-          .fn = hc.fn.floats(),
+          .fn = static_cast<const float*>(hc.fn.data),
           .outputs = outputs,
           .partial = partial_},
          stream_);
@@ -178,7 +166,7 @@ void Forward::MixIn(const HyperConnection& hc, const DeviceVector& norm) {
              .h = h_,
              .d = d_,
              .low = low_,
-             .streams = streams_,
+             .streams = streams,
              .partial = partial_,
              .outputs = outputs,
              .base = hc.base.data,
@@ -211,10 +199,10 @@ void Forward::Fold() {
 
 absl::Status Forward::Layer(int layer, const Fetch& fetch) {
   const LayerWeights& w = weights_.layer(layer);
-  MixIn(w.hc_attn, w.attn_norm);
+  MixIn(streams_, w.hc_attn, w.attn_norm);
   RETURN_IF_ERROR(Attention(layer, w, fetch));
-  MixIn(w.hc_ffn, w.ffn_norm);
-  Moe(w);
+  MixIn(streams_, w.hc_ffn, w.ffn_norm);
+  Moe(layer, w);
   return absl::OkStatus();
 }
 
@@ -232,7 +220,7 @@ void Forward::Logits(const int* rows, int count, bool mtp) {
           .d = d_,
           .low = low_,
           .streams = streams,
-          .fn = hc.fn.floats(),
+          .fn = static_cast<const float*>(hc.fn.data),
           .outputs = h_,
           .partial = partial_},
          stream_);
@@ -256,9 +244,8 @@ void Forward::Logits(const int* rows, int count, bool mtp) {
   Gemm(args, stream_);
 }
 
-void Forward::MtpInputs(const MtpNormArgs& rows) {
+void Forward::MtpInputs(const MtpNormArgs& rows, void* out) {
   const MtpWeights& mtp = *weights_.mtp;
-  taken_ = 0;
   MtpNormArgs args = rows;
   args.h = h_;
   args.d = d_;
@@ -266,8 +253,8 @@ void Forward::MtpInputs(const MtpNormArgs& rows) {
   args.e_fp8 = IsQuantized(mtp.e_proj);
   args.h_fp8 = IsQuantized(mtp.h_proj);
   args.eps = float(config_.rms_norm_eps);
-  args.table = weights_.embed.data;
-  args.table_bf16 = weights_.embed.type != MatrixType::kF32;
+  args.table = weights_.embedding.data;
+  args.table_bf16 = weights_.embedding.plain_bf16;
   args.streams = streams_;
   args.enorm = mtp.enorm.data;
   args.hnorm = mtp.hnorm.data;
@@ -282,16 +269,22 @@ void Forward::MtpInputs(const MtpNormArgs& rows) {
   gemm = NewGemm(args.count * h_);
   Add(&gemm, mtp.h_proj, args.h_out, d_, h);
   Gemm(gemm, stream_);
-  MtpAdd(e, h, args.count, h_, d_, low_, streams_, stream_);
-  rows_ = args.count;
-  sub_ = {};
+  MtpAdd(e, h, args.count, h_, d_, low_, out, stream_);
+}
+
+void Forward::DraftInput(const MtpNormArgs& row) {
+  taken_ = 0;
+  MtpInputs(row, streams_);
 }
 
 void Forward::MtpKeys(const MtpNormArgs& rows, const MtpKeyRows& keys) {
   const LayerWeights& w = weights_.mtp->layer;
   const int all = rows_;
-  MtpInputs(rows);
-  MixIn(w.hc_attn, w.attn_norm);
+  taken_ = 0;
+  void* inputs = TakeValues(int64_t(rows.count) * h_ * d_);
+  MtpInputs(rows, inputs);
+  rows_ = rows.count;
+  MixIn(inputs, w.hc_attn, w.attn_norm);
   const Planes kv = Take(w.wkv, rows_);
   GemmArgs gemm = NewGemm(rows_);
   Add(&gemm, w.wkv, Input(w.wkv), d_, kv);

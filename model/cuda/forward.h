@@ -22,6 +22,12 @@
 
 namespace agentd::model::cuda {
 
+// Of the rows of MtpKeys, on the device: the batch's row and the position of each key.
+struct MtpKeyRows {
+  const int* rows = nullptr;
+  const int* positions = nullptr;
+};
+
 // What the host knows of a batch beside its view: bounds that grids are made of.
 struct BatchShape {
   BatchView view;
@@ -41,16 +47,16 @@ class Forward {
   void Begin(const BatchShape& batch);
   // Streams [rows][H][d] (Value) = the embeddings.
   void Embed();
-  // One layer; layer == num_hidden_layers is the MTP block's. The FFN's output is left to be folded in
-  // by the next layer, Fold, or Logits. `fetch`, where set, is called after the selection of CSA
+  // One layer; layer == num_hidden_layers is the MTP block's. The FFN's output is left to be folded
+  // in by the next layer, Fold, or Logits. `fetch`, where set, is called after the selection of CSA
   // entries of rows [begin, end): it waits and brings missing ones in.
   using Fetch = std::function<absl::Status(const SelectArgs& args)>;
   absl::Status Layer(int layer, const Fetch& fetch);
   void Fold();
   // Window keys of the MTP block (see model/cpu/forward.h); after Fold.
-  void MtpKeys(const MtpNormArgs& rows, const int* key_rows);
-  // The MTP block's input for `rows`, as the streams.
-  void MtpInputs(const MtpNormArgs& rows);
+  void MtpKeys(const MtpNormArgs& rows, const MtpKeyRows& keys);
+  // The MTP block's input for the one row of a draft becomes the streams.
+  void DraftInput(const MtpNormArgs& row);
   // logits() [count][V] of streams' rows, after Fold: row rows[i] (on the device; nullptr: row i).
   void Logits(const int* rows, int count, bool mtp);
   // The batch becomes its sequences' state.
@@ -69,7 +75,10 @@ class Forward {
   Planes Take(const Matrix& weight, int rows);
   void* TakeValues(int64_t count);
   template <typename T>
-  T* TakeArray(int64_t count);
+  T* TakeArray(int64_t count) {
+    return static_cast<T*>(TakeBytes(count * int64_t(sizeof(T))));
+  }
+  void* TakeBytes(int64_t bytes);
   int64_t AttentionBytes(int rows) const;
   int64_t MoeBytes(int rows) const;
   absl::Status Allocate(int max_rows, int max_logit_rows);
@@ -80,17 +89,18 @@ class Forward {
   // What a matrix multiplies: y_, or rounded to FP8 where the matrix is FP8 or FP4.
   const void* Input(const Matrix& weight) const;
 
-  void MixIn(const HyperConnection& hc, const DeviceVector& norm);
+  void MtpInputs(const MtpNormArgs& rows, void* out);
+  void MixIn(void* streams, const HyperConnection& hc, const DeviceVector& norm);
   absl::Status Attention(int layer, const LayerWeights& w, const Fetch& fetch);
   void Compress(const Compressor& c, const StateLayout::Layer& place, bool index, const Planes& k,
                 const Planes& gate);
-  absl::Status SelectEntries(const LayerWeights& w, const StateLayout::Layer& place,
-                             const void* index_q, const float* index_weights, int* selected,
-                             int* counts, const Fetch& fetch);
+  absl::Status SelectEntries(const StateLayout::Layer& place, const void* index_q,
+                             const float* index_weights, int* selected, int* counts,
+                             const Fetch& fetch);
   void Output(const LayerWeights& w, const void* attended);
-  void Moe(const LayerWeights& w);
-  void Experts(const LayerWeights& w, const RouteArgs& route, const Planes& shared_gate,
-               const Planes& shared_up);
+  void Moe(int layer, const LayerWeights& w);
+  void Experts(const LayerWeights& w, const GroupedExperts& experts, const RouteArgs& route,
+               const Planes& shared_gate, const Planes& shared_up);
   int GroupTile(int rows) const;
 
   const Config& config_;
@@ -131,7 +141,6 @@ class Forward {
   int64_t region_bytes_ = 0;
   int64_t taken_ = 0;
   void* select_scratch_ = nullptr;
-  int64_t select_scratch_bytes_ = 0;
   void* attend_scratch_ = nullptr;
 };
 

@@ -26,14 +26,13 @@ int64_t Forward::AttentionBytes(int rows) const {
     }
     const int64_t wide = int64_t(config_.num_attention_heads) * config_.head_dim;
     const int64_t low_rank = int64_t(config_.o_groups) * config_.o_lora_rank;
-    bytes += planes(w.wq_b) + 2 * values(wide) +
-             int64_t(w.wo_a[0].slices) * rows * low_rank * 4 + 256 + values(low_rank) +
-             planes(w.wo_b);
+    bytes += planes(w.wq_b) + 2 * values(wide) + int64_t(w.wo_a[0].slices) * rows * low_rank * 4 +
+             256 + values(low_rank) + planes(w.wo_b);
     most = std::max(most, bytes);
   }
   if (weights_.mtp) {
     const MtpWeights& mtp = *weights_.mtp;
-    most = std::max(most, values(d_) + values(int64_t(h_) * d_) + planes(mtp.e_proj) +
+    most = std::max(most, values(d_) + 2 * values(int64_t(h_) * d_) + planes(mtp.e_proj) +
                               h_ * planes(mtp.h_proj) + planes(mtp.layer.wkv) +
                               int64_t(rows) * state_.entry_bytes + 512);
   }
@@ -119,31 +118,30 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
   Gemm(gemm, stream_);
   Queries(queries, stream_);
 
-  AttendArgs attend = {
-      .batch = batch_.view,
-      .row_end = rows_,
-      .state = state_,
-      .layer = layer,
-      .number = place.number,
-      .heads = config_.num_attention_heads,
-      .window_keys = window_keys_ + int64_t(layer) * rows_ * state_.entry_bytes,
-      .topk = config_.index_topk,
-      .q = queries.q_out,
-      .sinks = w.sinks.data,
-      .scale = static_cast<float>(1 / std::sqrt(double(config_.head_dim))),
-      .cosine = cosine,
-      .sine = sine,
-      .max_entries = layout_.window,
-      .scratch = attend_scratch_,
-      .out = TakeValues(int64_t(rows_) * wide)};
+  AttendArgs attend = {.batch = batch_.view,
+                       .row_end = rows_,
+                       .state = state_,
+                       .layer = layer,
+                       .number = place.number,
+                       .heads = config_.num_attention_heads,
+                       .window_keys = window_keys_ + int64_t(layer) * rows_ * state_.entry_bytes,
+                       .topk = config_.index_topk,
+                       .q = queries.q_out,
+                       .sinks = w.sinks.data,
+                       .scale = static_cast<float>(1 / std::sqrt(double(config_.head_dim))),
+                       .cosine = cosine,
+                       .sine = sine,
+                       .max_entries = layout_.window,
+                       .scratch = attend_scratch_,
+                       .out = TakeValues(int64_t(rows_) * wide)};
   if (w.kind == LayerKind::kHca) {
     attend.kind = EntryKind::kHca;
     attend.max_entries += int(batch_.end / 128);
   } else if (w.kind == LayerKind::kCsa) {
     int* selected = TakeArray<int>(int64_t(rows_) * config_.index_topk);
     int* counts = TakeArray<int>(rows_);
-    RETURN_IF_ERROR(SelectEntries(w, place, queries.index_q_out, queries.index_weights_out,
-                                  selected, counts, fetch));
+    RETURN_IF_ERROR(SelectEntries(place, queries.index_q_out, queries.index_weights_out, selected,
+                                  counts, fetch));
     attend.kind = EntryKind::kCsa;
     attend.selected = selected;
     attend.selected_count = counts;
@@ -173,33 +171,23 @@ void Forward::Compress(const Compressor& c, const StateLayout::Layer& place, boo
        stream_);
 }
 
-absl::Status Forward::SelectEntries(const LayerWeights& w, const StateLayout::Layer& place,
-                                    const void* index_q, const float* index_weights, int* selected,
-                                    int* counts, const Fetch& fetch) {
-  (void)w;
-  const int64_t visible = batch_.end / 4;
-  const int64_t one = std::max<int64_t>(1, SelectScratch(1, visible, config_.index_topk));
-  const int at_once = int(std::clamp<int64_t>(select_scratch_bytes_ / one, 1, rows_));
-  SelectArgs args = {.batch = batch_.view,
-                     .state = state_,
-                     .number = place.number,
-                     .heads = config_.index_n_heads,
-                     .topk = config_.index_topk,
-                     .q = index_q,
-                     .weights = index_weights,
-                     .max_visible = visible,
-                     .scratch = select_scratch_,
-                     .selected = selected,
-                     .selected_count = counts};
-  for (int begin = 0; begin < rows_; begin += at_once) {
-    args.row_begin = begin;
-    args.row_end = std::min(rows_, begin + at_once);
-    Select(args, stream_);
-  }
-  if (!fetch) return absl::OkStatus();
-  args.row_begin = 0;
-  args.row_end = rows_;
-  return fetch(args);
+absl::Status Forward::SelectEntries(const StateLayout::Layer& place, const void* index_q,
+                                    const float* index_weights, int* selected, int* counts,
+                                    const Fetch& fetch) {
+  const SelectArgs args = {.batch = batch_.view,
+                           .row_end = rows_,
+                           .state = state_,
+                           .number = place.number,
+                           .heads = config_.index_n_heads,
+                           .topk = config_.index_topk,
+                           .q = index_q,
+                           .weights = index_weights,
+                           .max_visible = batch_.end / 4,
+                           .scratch = select_scratch_,
+                           .selected = selected,
+                           .selected_count = counts};
+  Select(args, stream_);
+  return fetch ? fetch(args) : absl::OkStatus();
 }
 
 void Forward::Output(const LayerWeights& w, const void* attended) {
@@ -207,9 +195,8 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
   const int wide = config_.num_attention_heads * config_.head_dim;
   const int low_rank = groups * config_.o_lora_rank;
   const Matrix& first = w.wo_a[0];
-  Planes o_low = {.planes = first.slices,
-                  .plane_stride = int64_t(rows_) * low_rank,
-                  .row_stride = low_rank};
+  Planes o_low = {
+      .planes = first.slices, .plane_stride = int64_t(rows_) * low_rank, .row_stride = low_rank};
   float* data = TakeArray<float>(o_low.plane_stride * o_low.planes);
   o_low.data = data;
   GemmArgs gemm = NewGemm(rows_);

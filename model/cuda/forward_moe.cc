@@ -32,8 +32,9 @@ int64_t Forward::MoeBytes(int rows) const {
     };
     int64_t bytes = planes(w.gate, rows);
     bytes += planes(w.shared.w1, rows) + planes(w.shared.w3, rows) + planes(w.shared.w2, rows);
-    bytes += planes(w.experts.w1, routed) + planes(w.experts.w3, routed) +
-             planes(w.experts.w2, routed);
+    const GroupedExperts& experts = weights_.experts[size_t(layer)];
+    bytes += planes(experts.w1.first, routed) + planes(experts.w3.first, routed) +
+             planes(experts.w2.first, routed);
     bytes += (routed + rows) * inter * value + 512;
     bytes += (routed * 5 + config_.n_routed_experts * 5 + 64) * 4 + routed * 16 + 4096;
     bytes += int64_t(rows) * d_ * 4 + 256;
@@ -42,10 +43,8 @@ int64_t Forward::MoeBytes(int rows) const {
   return most;
 }
 
-void Forward::Moe(const LayerWeights& w) {
+void Forward::Moe(int layer, const LayerWeights& w) {
   taken_ = 0;
-  // The sublayer's output is read when the next one has begun: it lies first, where that one's first
-  // buffers, written later, do not.
   const int k = config_.num_experts_per_tok;
   const int64_t routed = int64_t(rows_) * k;
   GemmArgs gemm = NewGemm(rows_);
@@ -77,20 +76,20 @@ void Forward::Moe(const LayerWeights& w) {
   route.tiles = TakeArray<int4>(tiles);
   route.tile_count = TakeArray<int>(1);
   Route(route, stream_);
-  Experts(w, route, shared_gate, shared_up);
+  Experts(w, weights_.experts[size_t(layer)], route, shared_gate, shared_up);
 }
 
-void Forward::Experts(const LayerWeights& w, const RouteArgs& route, const Planes& shared_gate,
-                      const Planes& shared_up) {
+void Forward::Experts(const LayerWeights& w, const GroupedExperts& experts, const RouteArgs& route,
+                      const Planes& shared_gate, const Planes& shared_up) {
   const int routed = rows_ * config_.num_experts_per_tok;
   const int inter = config_.moe_intermediate_size;
   const auto limit = float(config_.swiglu_limit);
   const int tile_limit =
       int(std::min<int64_t>(routed, routed / route.tile + config_.n_routed_experts));
-  auto grouped = [&](GemmArgs* args, const ExpertMatrix& m, const void* x, int x_stride,
+  auto grouped = [&](GemmArgs* args, const GroupedMatrix& m, const void* x, int x_stride,
                      const int* row_index) {
-    const Planes planes = Take(m, routed);
-    Add(args, m, x, x_stride, planes);
+    const Planes planes = Take(m.first, routed);
+    Add(args, m.first, x, x_stride, planes);
     GemmJob& job = args->jobs[args->job_count - 1];
     job.grouped = true;
     job.expert_data = m.expert_data;
@@ -103,19 +102,19 @@ void Forward::Experts(const LayerWeights& w, const RouteArgs& route, const Plane
     return planes;
   };
   GemmArgs gemm = NewGemm(rows_);
-  const Planes gate = grouped(&gemm, w.experts.w1, Input(w.experts.w1), d_, route.routed_row);
-  const Planes up = grouped(&gemm, w.experts.w3, Input(w.experts.w3), d_, route.routed_row);
+  const Planes gate = grouped(&gemm, experts.w1, Input(experts.w1.first), d_, route.routed_row);
+  const Planes up = grouped(&gemm, experts.w3, Input(experts.w3.first), d_, route.routed_row);
   Gemm(gemm, stream_);
 
   void* routed_x = TakeValues(int64_t(routed) * inter);
   void* shared_x = TakeValues(int64_t(rows_) * inter);
-  SwiGlu(gate, up, route.routed_weight, routed, inter, limit, low_, IsQuantized(w.experts.w2),
+  SwiGlu(gate, up, route.routed_weight, routed, inter, limit, low_, IsQuantized(experts.w2.first),
          routed_x, stream_);
   SwiGlu(shared_gate, shared_up, nullptr, rows_, inter, limit, low_, IsQuantized(w.shared.w2),
          shared_x, stream_);
 
   gemm = NewGemm(rows_);
-  const Planes routed_y = grouped(&gemm, w.experts.w2, routed_x, inter, nullptr);
+  const Planes routed_y = grouped(&gemm, experts.w2, routed_x, inter, nullptr);
   const Planes shared_y = Take(w.shared.w2, rows_);
   if (rows_ > kFewRows || route.tile != GemmTile(rows_)) {
     Gemm(gemm, stream_);

@@ -1,28 +1,28 @@
-// How kernels are launched: each may begin while the one before it on the stream still runs
-// (programmatic dependent launch). So a kernel calls GridDependencyWait() before it first reads or
-// writes anything that an earlier kernel writes or reads, and GridDependencyLaunch() early; what it
-// does before the wait (loading weights) overlaps its predecessor's end.
+// How kernels are launched, and what each does about its neighbours in the stream: a kernel may
+// start while the one before it still runs (programmatic dependent launch), so that its launch and
+// its loads of weights cost no time.
 #ifndef AGENTD_MODEL_CUDA_LAUNCH_CUH_
 #define AGENTD_MODEL_CUDA_LAUNCH_CUH_
 
 #include <cuda_runtime.h>
 
-#include <utility>
+#include <cstdio>
+#include <cstdlib>
 
 namespace agentd::model::cuda {
 
-__device__ __forceinline__ void GridDependencyWait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void GridDependencyLaunch() {
+// Every thread calls it before its first access to anything that an earlier kernel wrote or reads.
+__device__ inline void GridDependencyWait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next kernel start; first in a kernel. It still waits for this one's end before it uses
+// what this one writes.
+__device__ inline void GridDependencyLaunch() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// A failed launch is left for cudaGetLastError().
-template <typename... Parameters, typename... Arguments>
-void Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, Arguments&&... arguments) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+template <typename... Params, typename... Args>
+void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Args&... args) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -33,14 +33,22 @@ void Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  (void)cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  // The error stays for cudaGetLastError.
+  static_cast<void>(cudaLaunchKernelEx(&config, kernel, Params(args)...));
 }
 
 // Lets a kernel have more than 48 KiB of dynamic shared memory. Once per kernel.
-template <typename... Parameters>
-void AllowSharedBytes(void (*kernel)(Parameters...), size_t bytes) {
-  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes));
+template <typename... Params>
+void AllowSharedBytes(void (*kernel)(Params...), size_t bytes) {
+  static_cast<void>(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(bytes)));
+}
+
+// Sizes that the kernels cannot do are the caller's mistake.
+inline void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "CUDA kernels: %s\n", what);
+  std::abort();
 }
 
 }  // namespace agentd::model::cuda

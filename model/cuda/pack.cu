@@ -147,14 +147,13 @@ __device__ uint64_t Mixed(uint64_t x) {
 // Codes are drawn so that no value is a NaN and magnitudes stay about 1: E4M3 of exponents 4..7,
 // any E2M1, BF16 and F32 of +-[0.5, 2).
 __global__ void __launch_bounds__(kThreads)
-    RandomKernel(MatrixType type, bool plain, int64_t words, uint64_t seed, float magnitude,
-                 uint32_t* out) {
+    RandomKernel(MatrixType type, int64_t words, uint64_t seed, float magnitude, uint32_t* out) {
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < words;
        i += int64_t(gridDim.x) * kThreads) {
     const auto bits = uint32_t(Mixed(seed ^ uint64_t(i) * 0x2545F4914F6CDD1Dull) >> 16);
     uint32_t word = bits;
     if (type == MatrixType::kFp8) word = (bits & 0x9F9F9F9Fu) | 0x20202020u;
-    if (type == MatrixType::kBf16 || (type == MatrixType::kF32 && plain)) {
+    if (type == MatrixType::kBf16) {
       const float low = (float(bits & 0xFFFF) / 32768.0f - 1) * magnitude;
       const float high = (float(bits >> 16) / 32768.0f - 1) * magnitude;
       const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -200,7 +199,7 @@ void Pack(const PackArgs& args, cudaStream_t stream) {
 void PackRandom(MatrixType type, bool plain, int rows, int columns, uint64_t seed, float magnitude,
                 void* data, uint8_t* scales, cudaStream_t stream) {
   const int64_t words = MatrixBytes(type, plain, rows, columns) / 4;
-  RandomKernel<<<Blocks(words), kThreads, 0, stream>>>(type, plain, words, seed, magnitude,
+  RandomKernel<<<Blocks(words), kThreads, 0, stream>>>(type, words, seed, magnitude,
                                                        static_cast<uint32_t*>(data));
   const int64_t bytes = ScaleBytes(type, rows, columns);
   if (bytes > 0) {

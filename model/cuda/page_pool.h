@@ -1,5 +1,5 @@
-// Equal pieces of device memory, cut from larger allocations and handed out again and again: sequences of
-// very different lengths share it. What was allocated stays until the pool goes.
+// Equal pieces of device memory, cut from larger allocations and handed out again and again:
+// sequences of very different lengths share it. What was allocated stays until the pool goes.
 #ifndef AGENTD_MODEL_CUDA_PAGE_POOL_H_
 #define AGENTD_MODEL_CUDA_PAGE_POOL_H_
 

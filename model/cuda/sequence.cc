@@ -30,8 +30,8 @@ SegmentView CudaSequence::View() const {
 absl::Status CudaSequence::Copy(void* to, const void* from, size_t bytes) const {
   RETURN_IF_ERROR(
       CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, memory_->stream), "copy"));
-  // Host memory that is not page-locked was read when the call returned, and written when the stream is
-  // done.
+  // Host memory that is not page-locked was read when the call returned, and written when the
+  // stream is done.
   return CudaStatus(cudaStreamSynchronize(memory_->stream), "copy a sequence's state");
 }
 
@@ -61,8 +61,8 @@ absl::Status CudaSequence::PutTableEntries(int64_t block) {
   const Block& from = blocks_[size_t(block)];
   std::vector<uint8_t*> entries = {from.index};
   for (int layer = 0; layer < layout().csa_layers; ++layer) {
-    entries.push_back(
-        HasCsa(block, layer) ? from.csa + size_t(layer) * layout().csa_bytes() : nullptr);
+    entries.push_back(HasCsa(block, layer) ? from.csa + size_t(layer) * layout().csa_bytes()
+                                           : nullptr);
   }
   RETURN_IF_ERROR(CudaStatus(
       cudaMemcpy2DAsync(tables_.as<uint8_t*>() + block, size_t(table_capacity_) * 8, entries.data(),
@@ -110,7 +110,9 @@ absl::Status CudaSequence::WriteIndex(int64_t block, std::string_view bytes) {
 
 absl::Status CudaSequence::WriteCsa(int64_t block, int csa_layer, std::string_view entries) {
   Block& to = blocks_[size_t(block)];
-  if (to.csa == nullptr) ASSIGN_OR_RETURN(to.csa, memory_->csa_pages.Take());
+  if (to.csa == nullptr) {
+    ASSIGN_OR_RETURN(to.csa, memory_->csa_pages.Take());
+  }
   RETURN_IF_ERROR(
       Copy(to.csa + size_t(csa_layer) * layout().csa_bytes(), entries.data(), entries.size()));
   if (to.resident[size_t(csa_layer)]) return absl::OkStatus();
@@ -147,9 +149,9 @@ absl::Status CudaSequence::GrowSlots(int slots) {
 }
 
 absl::Status CudaSequence::ZeroSlot(int slot) {
-  return CudaStatus(cudaMemsetAsync(SlotAt(slot), 0, layout().frontier_floats * sizeof(float),
-                                    memory_->stream),
-                    "clear a frontier");
+  return CudaStatus(
+      cudaMemsetAsync(SlotAt(slot), 0, layout().frontier_floats * sizeof(float), memory_->stream),
+      "clear a frontier");
 }
 
 namespace {
@@ -171,7 +173,8 @@ struct HostState {
   Parts View(const StateLayout& layout) {
     Parts parts;
     const size_t ring = size_t(layout.ring) * size_t(layout.entry.bytes);
-    for (size_t i = 0; i < layout.layers.size(); ++i) parts.rings.push_back(rings.data() + i * ring);
+    for (size_t i = 0; i < layout.layers.size(); ++i)
+      parts.rings.push_back(rings.data() + i * ring);
     parts.frontier = frontier.data();
     parts.index = index.data();
     for (size_t i = 0; i < size_t(layout.csa_layers); ++i)
@@ -184,7 +187,8 @@ struct HostState {
 
 absl::StatusOr<std::string> CudaSequence::ReadAnchor(int64_t position, int slot) const {
   HostState host(layout());
-  if (rings_.bytes() > 0) RETURN_IF_ERROR(Copy(host.rings.data(), rings_.as<>(), host.rings.size()));
+  if (rings_.bytes() > 0)
+    RETURN_IF_ERROR(Copy(host.rings.data(), rings_.as<>(), host.rings.size()));
   RETURN_IF_ERROR(Copy(host.frontier.data(), SlotAt(slot), host.frontier.size() * sizeof(float)));
   if (position % kBlockTokens != 0) {
     const Block& open = blocks_[size_t(position / kBlockTokens)];
@@ -197,8 +201,9 @@ absl::StatusOr<std::string> CudaSequence::ReadAnchor(int64_t position, int slot)
 absl::Status CudaSequence::WriteAnchor(std::string_view anchor, int64_t position, int slot) {
   HostState host(layout());
   DecodeAnchor(layout(), anchor, host.View<AnchorBuffers>(layout()));
-  if (rings_.bytes() == 0)
+  if (rings_.bytes() == 0) {
     ASSIGN_OR_RETURN(rings_, DeviceMemory::Allocate(RingBytes(), "a sequence's window keys"));
+  }
   RETURN_IF_ERROR(Copy(rings_.as<>(), host.rings.data(), host.rings.size()));
   RETURN_IF_ERROR(Copy(SlotAt(slot), host.frontier.data(), host.frontier.size() * sizeof(float)));
   if (position % kBlockTokens == 0) return absl::OkStatus();

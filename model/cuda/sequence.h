@@ -49,8 +49,8 @@ class CudaSequence final : public SequenceBase {
   struct SavedBytes;
   struct Block {
     uint8_t* index = nullptr;
-    uint8_t* csa = nullptr;          // nullptr: none of its layers is resident
-    std::vector<bool> resident;      // [csa_layers]
+    uint8_t* csa = nullptr;      // nullptr: none of its layers is resident
+    std::vector<bool> resident;  // [csa_layers]
   };
 
   absl::Status AddBlock(bool with_csa) override;

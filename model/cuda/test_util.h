@@ -16,10 +16,10 @@
 namespace agentd::model::cuda {
 
 // In SetUp of a test that needs a device.
-#define AGENTD_REQUIRE_DEVICE()                                   \
-  do {                                                            \
-    const absl::Status device_status = CheckDevice();             \
-    if (!device_status.ok()) GTEST_SKIP() << Text(device_status); \
+#define AGENTD_REQUIRE_DEVICE()                                              \
+  do {                                                                       \
+    const absl::Status device_status = ::agentd::model::cuda::CheckDevice(); \
+    if (!device_status.ok()) GTEST_SKIP() << Text(device_status);            \
   } while (false)
 
 inline void CheckCuda(cudaError_t error) {

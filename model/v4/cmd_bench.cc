@@ -9,36 +9,23 @@
 #include "base/status.h"
 #include "model/checkpoint.h"
 #include "model/cpu/ceiling.h"
+#include "model/kv_format.h"
+#include "model/v4/bench.h"
 #include "model/v4/command.h"
 
 namespace agentd::model::v4 {
-namespace {
 
-struct Options {
-  std::string model;
-  int prefill = 1024;
-  int decode = 128;
-  int context = 0;
-  int batch = 1;
-  int threads = 0;
-};
-
-// What one token's products compute, and what a decode step reads, counted from the tensors:
-// everything but the embedding and the MTP block. Attention over the cache is not in it.
-struct Cost {
-  double step_bytes = 0;     // by `batch` tokens together: each expert that one of them chose, once
-  double multiply_adds = 0;  // of a token
-};
-
-Cost CountStep(const Config& config, const Checkpoint& checkpoint, int batch) {
-  Cost cost;
+StepCost CountStep(const Config& config, const Checkpoint& checkpoint, int batch) {
+  StepCost cost;
   const double chosen = double(config.num_experts_per_tok) / config.n_routed_experts;
   // The share of the experts that some token of the batch chose, if each is chosen as often.
   const double distinct = 1 - std::pow(1 - chosen, batch);
   for (const auto& [name, tensor] : checkpoint.tensors()) {
     if (name == "embed.weight" || name.starts_with("mtp.") || name.ends_with("tid2eid")) continue;
     const bool expert = name.find(".experts.") != std::string::npos;
-    cost.step_bytes += (expert ? distinct : 1) * double(tensor.size_bytes);
+    const double bytes = (expert ? distinct : 1) * double(tensor.size_bytes);
+    cost.step_bytes += bytes;
+    if (!name.starts_with("layers.")) cost.head_bytes += bytes;
     if (tensor.shape.size() != 2 || tensor.dtype == DType::kF8E8M0 || name.ends_with(".ape"))
       continue;
     const double elements = double(tensor.size_bytes) / DTypeBytes(tensor.dtype);
@@ -46,6 +33,25 @@ Cost CountStep(const Config& config, const Checkpoint& checkpoint, int batch) {
   }
   return cost;
 }
+
+double CountCache(const Config& config, int64_t position) {
+  const double entry = MakeEntryShape(config.head_dim, config.qk_rope_head_dim, true).bytes;
+  const double key = IndexKeyBytes(config.index_head_dim, true);
+  double bytes = 0;
+  for (LayerKind kind : config.layer_kinds) {
+    bytes += double(std::min<int64_t>(config.sliding_window, position + 1)) * entry;
+    if (kind == LayerKind::kHca) bytes += double(position / 128) * entry;
+    if (kind != LayerKind::kCsa) continue;
+    bytes += double(std::min<int64_t>(config.index_topk, position / 4)) * entry;
+    // Where all entries are seen, none is scored.
+    if (position / 4 > config.index_topk) bytes += double(position / 4) * key;
+  }
+  return bytes;
+}
+
+namespace {
+
+using Options = BenchOptions;
 
 absl::StatusOr<double> TimedStep(Engine& engine, std::span<StepRow> rows) {
   const auto begin = std::chrono::steady_clock::now();
@@ -55,12 +61,13 @@ absl::StatusOr<double> TimedStep(Engine& engine, std::span<StepRow> rows) {
 }
 
 absl::Status Run(const Options& options) {
-  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
+  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, options.engine));
   const Config& config = engine->config();
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
-  const Cost cost = CountStep(config, *checkpoint, options.batch);
-  const int threads = options.threads > 0 ? options.threads
-                                          : int(std::max(1u, std::thread::hardware_concurrency()));
+  const StepCost cost = CountStep(config, *checkpoint, options.batch);
+  const int threads = options.engine.threads > 0
+                          ? options.engine.threads
+                          : int(std::max(1u, std::thread::hardware_concurrency()));
   const int64_t needed = int64_t(options.context) + options.prefill + options.decode;
   if (needed > config.max_position_embeddings) {
     return InvalidArgument(
@@ -98,7 +105,6 @@ absl::Status Run(const Options& options) {
     ASSIGN_OR_RETURN(const double seconds, step(1));
     decode_s += seconds;
   }
-  ASSIGN_OR_RETURN(const Ceilings ceilings, MeasureCeilings(threads));
   const double prefill = double(options.prefill) * options.batch / prefill_s;
   const double decode = double(options.decode) * options.batch / decode_s;
   Print(
@@ -108,6 +114,13 @@ absl::Status Run(const Options& options) {
                   cost.multiply_adds / 1e6, cost.step_bytes / 1e6,
                   options.batch > 1 ? " (counting experts as if all were chosen as often)" : "",
                   threads, options.batch));
+  if (options.engine.backend == "cuda") {
+    Print(fmt::format("prefill: {:.0f} tokens/s ({} tokens after {})\n", prefill, options.prefill,
+                      options.context));
+    Print(fmt::format("decode: {:.0f} tokens/s ({} steps)\n", decode, options.decode));
+    return FlushOutput();
+  }
+  ASSIGN_OR_RETURN(const Ceilings ceilings, MeasureCeilings(threads));
   Print(fmt::format("machine: {:.1f} G multiply-adds/s, {:.1f} GB/s read\n",
                     ceilings.multiply_adds_per_s / 1e9, ceilings.bytes_per_s / 1e9));
   Print(fmt::format(
@@ -128,7 +141,16 @@ void RegisterBench(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "bench", "Prefill and decode speed, as shares of what this machine can do");
-  command->add_option("--model", options->model, "Model directory")->required();
+  auto* model = command->add_option("--model", options->model, "Model directory");
+  auto* shape =
+      command
+          ->add_option("--shape", options->shape,
+                       "Instead of a model: made-up weights of a published shape (cuda backend)")
+          ->check(CLI::IsMember({"flash", "pro"}))
+          ->excludes(model);
+  command->add_option("--layers", options->layers, "Only the shape's first layers; 0: all")
+      ->check(CLI::Range(0, 1000))
+      ->needs(shape);
   command->add_option("--prefill", options->prefill, "Tokens of the timed prefill")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -138,9 +160,12 @@ void RegisterBench(CLI::App& app, int* exit_code) {
   command->add_option("--context", options->context, "Tokens evaluated before the timed ones")
       ->check(CLI::Range(0, 1 << 20));
   command->add_option("--batch", options->batch, "Sequences at once")->check(CLI::Range(1, 4096));
-  command->add_option("--threads", options->threads, "Threads; 0 is one per core")
-      ->check(CLI::Range(0, 1024));
-  command->callback([options, exit_code] { *exit_code = Report(Run(*options)); });
+  AddEngineOptions(command, &options->engine);
+  command->callback([options, exit_code] {
+    if (options->model.empty() && options->shape.empty())
+      throw CLI::RequiredError("--model or --shape");
+    *exit_code = Report(options->shape.empty() ? Run(*options) : BenchShape(*options));
+  });
 }
 
 }  // namespace agentd::model::v4

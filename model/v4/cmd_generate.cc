@@ -25,7 +25,7 @@ struct Options {
   int64_t max_tokens = 256;
   uint64_t seed = 0;
   SamplingParams sampling;
-  int threads = 0;
+  EngineOptions engine;
   bool ids = false;
   bool ignore_eos = false;
   bool stats = false;
@@ -123,7 +123,7 @@ absl::Status Run(const Options& options) {
     ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model));
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
-                   Engine::Load(options.model, {.threads = options.threads}));
+                   Engine::Load(options.model, options.engine));
   const Config& config = engine->config();
   ASSIGN_OR_RETURN(std::vector<TokenId> prompt, Prompt(options, tokenizer.get(), config));
   if (prompt.empty()) return InvalidArgument("the prompt has no tokens");
@@ -216,9 +216,7 @@ void RegisterGenerate(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--top-k", options->sampling.top_k, "Keep this many tokens; 0: all")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "0: one per core")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1024));
+  AddEngineOptions(command, &options->engine);
   command->add_flag("--ids", options->ids, "Print token ids instead of text");
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after the end of the answer");
   command->add_flag("--stats", options->stats, "Tell counts and speeds on standard error");

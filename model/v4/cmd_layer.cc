@@ -15,7 +15,7 @@ struct Options {
   std::string input;
   std::string out;
   int layer = 0;
-  int threads = 0;
+  EngineOptions engine;
 };
 
 // The tensor `hidden`, or the file's only one: F32 or BF16 [tokens, streams, hidden size].
@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<float>> ReadStreams(const std::string& path,
 }
 
 absl::Status Run(const Options& options) {
-  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
+  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, options.engine));
   const Config& config = engine->config();
   ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                    ReadTokens(options.tokens, config.vocab_size));
@@ -79,8 +79,7 @@ void RegisterLayer(CLI::App& app, int* exit_code) {
       ->required();
   command->add_option("--out", options->out, "Where to write `hidden`, F32, as safetensors")
       ->required();
-  command->add_option("--threads", options->threads, "Threads; 0 is one per core")
-      ->check(CLI::Range(0, 1024));
+  AddEngineOptions(command, &options->engine);
   command->callback([options, exit_code] { *exit_code = Report(Run(*options)); });
 }
 

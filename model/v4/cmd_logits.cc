@@ -16,11 +16,11 @@ struct Options {
   std::string tokens;
   std::string out;
   int chunk = 512;
-  int threads = 0;
+  EngineOptions engine;
 };
 
 absl::Status Run(const Options& options) {
-  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, {.threads = options.threads}));
+  ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, options.engine));
   const size_t vocab = size_t(engine->config().vocab_size);
   ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                    ReadTokens(options.tokens, engine->config().vocab_size));
@@ -61,8 +61,7 @@ void RegisterLogits(CLI::App& app, int* exit_code) {
   command->add_option("--chunk", options->chunk, "Tokens a step evaluates; changes no result")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads; 0 is one per core")
-      ->check(CLI::Range(0, 1024));
+  AddEngineOptions(command, &options->engine);
   command
       ->add_option("--out", options->out,
                    "Where to write the tensor `logits`, F32 [tokens, vocabulary], as safetensors")

@@ -11,6 +11,15 @@
 
 namespace agentd::model::v4 {
 
+void AddEngineOptions(CLI::App* command, EngineOptions* options) {
+  command->add_option("--backend", options->backend, "What evaluates the model: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   // Not fmt::print, which throws where standard error cannot be written.

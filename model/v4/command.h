@@ -24,6 +24,9 @@ void RegisterLogits(CLI::App& app, int* exit_code);
 void RegisterLayer(CLI::App& app, int* exit_code);
 void RegisterBench(CLI::App& app, int* exit_code);
 
+// --backend and --threads.
+void AddEngineOptions(CLI::App* command, EngineOptions* options);
+
 // 0 for OK; otherwise 1, after "v4: " and the message on stderr.
 int Report(const absl::Status& status);
 

@@ -1,0 +1,348 @@
+// What the elementwise kernels share. Rows are worked on in octets: thread o of a row's CTA (or
+// lane o of a warp) has channels [8 o, 8 o + 8), zeros beyond the row's end, wherever the memory is
+// aligned or not; so sums have one order, and a block of 128, 64 or 32 channels is 16, 8 or 4
+// neighbouring lanes.
+#ifndef AGENTD_MODEL_CUDA_DEVICE_MATH_CUH_
+#define AGENTD_MODEL_CUDA_DEVICE_MATH_CUH_
+
+#include <cstdint>
+
+#include "model/cuda/batch.h"
+#include "model/math.h"
+#include "model/numeric.h"
+
+namespace agentd::model::cuda {
+
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+struct Octet {
+  float v[8];
+};
+
+__device__ inline bool Aligned(const void* p, int bytes) {
+  return (reinterpret_cast<uintptr_t>(p) & static_cast<uintptr_t>(bytes - 1)) == 0;
+}
+
+// Two floats to BF16, nearest even: the bits of FloatToBf16 for every number.
+__device__ inline uint32_t PackBf16(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+__device__ inline float LowBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ inline float HighBf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+template <bool kLow>
+__device__ inline float Round(float value) {
+  if constexpr (kLow) return LowBf16(PackBf16(value, 0.0f));
+  return value;
+}
+template <bool kLow>
+__device__ inline void RoundOctet(Octet* o) {
+  if constexpr (kLow) {
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      const uint32_t pair = PackBf16(o->v[e], o->v[e + 1]);
+      o->v[e] = LowBf16(pair);
+      o->v[e + 1] = HighBf16(pair);
+    }
+  }
+}
+
+// Loads and stores of the first `count` of 8 numbers (none if count <= 0).
+__device__ inline Octet LoadFloats(const float* p, int count) {
+  Octet o;
+  if (count >= 8 && Aligned(p, 16)) {
+    const float4 a = *reinterpret_cast<const float4*>(p);
+    const float4 b = *reinterpret_cast<const float4*>(p + 4);
+    o = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    return o;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) o.v[e] = e < count ? p[e] : 0.0f;
+  return o;
+}
+__device__ inline void StoreFloats(float* p, int count, const Octet& o) {
+  if (count >= 8 && Aligned(p, 16)) {
+    *reinterpret_cast<float4*>(p) = make_float4(o.v[0], o.v[1], o.v[2], o.v[3]);
+    *reinterpret_cast<float4*>(p + 4) = make_float4(o.v[4], o.v[5], o.v[6], o.v[7]);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if (e < count) p[e] = o.v[e];
+  }
+}
+// Eight BF16, still packed.
+struct PackedOctet {
+  uint32_t w[4];
+};
+__device__ inline PackedOctet LoadPacked(const uint16_t* p, int count) {
+  if (count >= 8 && Aligned(p, 16)) {
+    const uint4 a = *reinterpret_cast<const uint4*>(p);
+    return {{a.x, a.y, a.z, a.w}};
+  }
+  PackedOctet o;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const uint32_t low = 2 * e < count ? p[2 * e] : 0u;
+    const uint32_t high = 2 * e + 1 < count ? p[2 * e + 1] : 0u;
+    o.w[e] = high << 16 | low;
+  }
+  return o;
+}
+__device__ inline Octet Unpack(const PackedOctet& o) {
+  return {{LowBf16(o.w[0]), HighBf16(o.w[0]), LowBf16(o.w[1]), HighBf16(o.w[1]), LowBf16(o.w[2]),
+           HighBf16(o.w[2]), LowBf16(o.w[3]), HighBf16(o.w[3])}};
+}
+__device__ inline void StoreBf16s(uint16_t* p, int count, const Octet& o) {
+  const uint32_t bits[4] = {PackBf16(o.v[0], o.v[1]), PackBf16(o.v[2], o.v[3]),
+                            PackBf16(o.v[4], o.v[5]), PackBf16(o.v[6], o.v[7])};
+  if (count >= 8 && Aligned(p, 16)) {
+    *reinterpret_cast<uint4*>(p) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if (e < count) p[e] = static_cast<uint16_t>(bits[e / 2] >> (e % 2 * 16));
+  }
+}
+
+// Elements [at, at + count) of an array of Values.
+template <bool kLow>
+__device__ inline Octet LoadValues(const void* base, int64_t at, int count) {
+  if constexpr (kLow) return Unpack(LoadPacked(static_cast<const uint16_t*>(base) + at, count));
+  return LoadFloats(static_cast<const float*>(base) + at, count);
+}
+template <bool kLow>
+__device__ inline void StoreValues(void* base, int64_t at, int count, const Octet& o) {
+  if constexpr (kLow) {
+    StoreBf16s(static_cast<uint16_t*>(base) + at, count, o);
+  } else {
+    StoreFloats(static_cast<float*>(base) + at, count, o);
+  }
+}
+
+// A product's number(s) at [row][i].
+__device__ inline float PlaneAt(const Planes& p, int64_t row, int i) {
+  const float* at = p.data + row * p.row_stride + i;
+  float sum = *at;
+#pragma unroll 4
+  for (int n = 1; n < p.planes; ++n) sum += at[n * p.plane_stride];
+  return sum;
+}
+__device__ inline Octet PlanesAt(const Planes& p, int64_t row, int i, int count) {
+  const float* at = p.data + row * p.row_stride + i;
+  Octet o;
+  if (count >= 8 && Aligned(at, 16) && (p.plane_stride & 3) == 0) {
+    float4 a = *reinterpret_cast<const float4*>(at);
+    float4 b = *reinterpret_cast<const float4*>(at + 4);
+#pragma unroll 4
+    for (int n = 1; n < p.planes; ++n) {
+      const float4* next = reinterpret_cast<const float4*>(at + n * p.plane_stride);
+      const float4 x = next[0];
+      const float4 y = next[1];
+      a = make_float4(a.x + x.x, a.y + x.y, a.z + x.z, a.w + x.w);
+      b = make_float4(b.x + y.x, b.y + y.y, b.z + y.z, b.w + y.w);
+    }
+    o = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    return o;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) o.v[e] = e < count ? PlaneAt(p, row, i + e) : 0.0f;
+  return o;
+}
+
+// Over groups of kLanes neighbouring lanes, the same in each of them; all lanes of the warp call.
+template <int kLanes>
+__device__ inline float GroupMax(float value) {
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2)
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+template <int kLanes>
+__device__ inline float GroupSum(float value) {
+#pragma unroll
+  for (int step = kLanes / 2; step >= 1; step /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+__device__ inline void Barrier(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Over the first `threads` of a CTA (whole warps, 1024 at most), the same in each: a tree whose
+// shape does not depend on `threads`, as absent ones add nothing. shared: [32], not used again by
+// another sum without a barrier between.
+__device__ inline float BlockSum(float value, float* shared, int threads, int barrier = 0) {
+  value = GroupSum<32>(value);
+  const int warp = int(threadIdx.x) / 32;
+  const int lane = int(threadIdx.x) % 32;
+  if (threads <= 32) return value;
+  if (lane == 0) shared[warp] = value;
+  Barrier(barrier, threads);
+  return GroupSum<32>(lane < threads / 32 ? shared[lane] : 0.0f);
+}
+
+__device__ inline float SumSquares(const Octet& o) {
+  float sum = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) sum += o.v[e] * o.v[e];
+  return sum;
+}
+__device__ inline float LargestMagnitude(const Octet& o) {
+  float amax = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) amax = fmaxf(amax, fabsf(o.v[e]));
+  return amax;
+}
+
+__device__ inline float RmsFactor(float sum_squares, int n, float eps) {
+  return 1.0f / sqrtf(sum_squares / static_cast<float>(n) + eps);
+}
+template <bool kLow>
+__device__ inline void ScaleByNorm(Octet* o, float factor, const Octet& weight) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) o->v[e] = o->v[e] * factor * weight.v[e];
+  RoundOctet<kLow>(o);
+}
+
+// Two E4M3 codes, nearest even, saturating: FloatToE4M3 for |value| <= 464.
+__device__ inline uint16_t PackE4M3(float low, float high) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+}
+// Rounds to FP8 with a scale per 128 channels. All lanes of the warp call.
+__device__ inline void RoundFp8(Octet* o) {
+  const int exponent = Fp8ScaleExponent(GroupMax<16>(LargestMagnitude(*o)));
+  const float scale = PowerOfTwo(exponent);
+  const float inverse = PowerOfTwo(-exponent);
+#pragma unroll
+  for (int e = 0; e < 8; e += 2) {
+    const uint16_t codes = PackE4M3(o->v[e] * inverse, o->v[e + 1] * inverse);
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+    float low;
+    float high;
+    asm("{\n\t.reg .b16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, "
+        "b;\n\t}"
+        : "=f"(low), "=f"(high)
+        : "r"(halves));
+    o->v[e] = low * scale;
+    o->v[e + 1] = high * scale;
+  }
+}
+
+// Turns the rotary channels [plain, n) among channels [i, i + 8); plain and n are even.
+template <bool kLow>
+__device__ inline void Rotate(Octet* o, int i, int plain, int n, const float* cosine,
+                              const float* sine) {
+  if (i + 8 <= plain) return;
+#pragma unroll
+  for (int e = 0; e < 8; e += 2) {
+    if (i + e < plain || i + e >= n) continue;
+    const int pair = (i + e - plain) / 2;
+    const float a = o->v[e];
+    const float b = o->v[e + 1];
+    const float c = cosine[pair];
+    const float s = sine[pair];
+    o->v[e] = Round<kLow>(a * c - b * s);
+    o->v[e + 1] = Round<kLow>(a * s + b * c);
+  }
+}
+
+// What FloatToE2M1 keeps of |value| <= 6.
+__device__ inline float RoundE2M1(float value) {
+  const float a = fabsf(value);
+  const float step = a < 2 ? 0.5f : a < 4 ? 1.0f : 2.0f;
+  const float inverse = a < 2 ? 2.0f : a < 4 ? 1.0f : 0.5f;
+  return copysignf(rintf(a * inverse) * step, value);
+}
+
+// Bytes of KV entries and indexer keys (model/kv_format.h), by octets: channels [i, i + 8) of one.
+// All lanes of the warp call, with i a multiple of 8 that grows by 8 from lane to lane.
+template <bool kLow>
+__device__ inline void EncodeEntry(const StateShape& s, int i, const Octet& o, uint8_t* entry) {
+  const int count = min(8, s.channels - i);
+  if constexpr (!kLow) {
+    StoreFloats(reinterpret_cast<float*>(entry) + i, count, o);
+    return;
+  }
+  const int plain = s.channels - s.rotary;
+  const int plain_count = min(8, plain - i);
+  float amax = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if (e < plain_count) amax = fmaxf(amax, fabsf(o.v[e]));
+  }
+  const int exponent = Fp8ScaleExponent(GroupMax<8>(amax));
+  if (count <= 0) return;
+  const int scales_end = plain + (plain + 63) / 64;
+  const int rotary_begin = (scales_end + 7) / 8 * 8;
+  if (i == 0) {
+    for (int b = scales_end; b < rotary_begin; ++b) entry[b] = 0;
+  }
+  if (plain_count > 0) {
+    const float inverse = PowerOfTwo(-exponent);
+    uint32_t codes[2];
+#pragma unroll
+    for (int w = 0; w < 2; ++w) {
+      const float* v = o.v + 4 * w;
+      codes[w] = PackE4M3(v[0] * inverse, v[1] * inverse) |
+                 uint32_t{PackE4M3(v[2] * inverse, v[3] * inverse)} << 16;
+    }
+    if (plain_count == 8 && Aligned(entry + i, 8)) {
+      *reinterpret_cast<uint2*>(entry + i) = make_uint2(codes[0], codes[1]);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (e < plain_count) entry[i + e] = static_cast<uint8_t>(codes[e / 4] >> (e % 4 * 8));
+      }
+    }
+    if (i % 64 == 0) entry[plain + i / 64] = static_cast<uint8_t>(exponent + 127);
+  }
+  if (plain_count >= count) return;
+  uint8_t* rotary = entry + rotary_begin + 2 * (i - plain);
+#pragma unroll
+  for (int e = 0; e < 8; e += 2) {
+    if (e < plain_count || e >= count) continue;
+    const uint32_t pair = PackBf16(o.v[e], o.v[e + 1]);
+    if (Aligned(rotary + 2 * e, 4)) {
+      *reinterpret_cast<uint32_t*>(rotary + 2 * e) = pair;
+    } else {
+#pragma unroll
+      for (int b = 0; b < 4; ++b) rotary[2 * e + b] = static_cast<uint8_t>(pair >> (8 * b));
+    }
+  }
+}
+
+template <bool kLow>
+__device__ inline void EncodeIndexKey(int channels, int i, const Octet& o, uint8_t* key) {
+  const int count = min(8, channels - i);
+  if constexpr (!kLow) {
+    StoreFloats(reinterpret_cast<float*>(key) + i, count, o);
+    return;
+  }
+  const int exponent = Fp4ScaleExponent(GroupMax<4>(LargestMagnitude(o)));
+  if (count <= 0) return;
+  const float inverse = PowerOfTwo(-exponent);
+  uint32_t codes = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) codes |= uint32_t{FloatToE2M1(o.v[e] * inverse)} << (4 * e);
+  if (count == 8 && Aligned(key + i / 2, 4)) {
+    *reinterpret_cast<uint32_t*>(key + i / 2) = codes;
+  } else {
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      if (2 * b < count) key[i / 2 + b] = static_cast<uint8_t>(codes >> (8 * b));
+    }
+  }
+  if (i % 32 == 0) key[channels / 2 + i / 32] = static_cast<uint8_t>(exponent + 127);
+}
+
+}  // namespace agentd::model::cuda
+
+#endif  // AGENTD_MODEL_CUDA_DEVICE_MATH_CUH_

@@ -1,0 +1,325 @@
+// mHC, first half: a sublayer's output into the streams, and the products of the streams with fn.
+#include "model/cuda/device_math.cuh"
+#include "model/cuda/elementwise.h"
+#include "model/cuda/launch.cuh"
+
+namespace agentd::model::cuda {
+namespace {
+
+constexpr int kWarps = 6;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kWarpOutputs = 4;  // so 6 warps have the 24 of four streams
+constexpr int kQuads = kMixChunk / 4;
+constexpr int kManyRows = 8;
+
+struct Quad {
+  float v[4];
+};
+
+__device__ inline Quad LoadFloats4(const float* p, int count) {
+  if (count >= 4 && Aligned(p, 16)) {
+    const float4 a = *reinterpret_cast<const float4*>(p);
+    return {{a.x, a.y, a.z, a.w}};
+  }
+  Quad q;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) q.v[e] = e < count ? p[e] : 0.0f;
+  return q;
+}
+
+template <bool kLow>
+__device__ inline Quad LoadStream(const void* streams, int64_t at, int count) {
+  if constexpr (kLow) {
+    const uint16_t* p = static_cast<const uint16_t*>(streams) + at;
+    if (count >= 4 && Aligned(p, 8)) {
+      const uint2 a = *reinterpret_cast<const uint2*>(p);
+      return {{LowBf16(a.x), HighBf16(a.x), LowBf16(a.y), HighBf16(a.y)}};
+    }
+    Quad q;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) q.v[e] = e < count ? Bf16ToFloat(p[e]) : 0.0f;
+    return q;
+  } else {
+    return LoadFloats4(static_cast<const float*>(streams) + at, count);
+  }
+}
+
+// v are BF16 already if kLow.
+template <bool kLow>
+__device__ inline void StoreStream(void* streams, int64_t at, int count, const Quad& q) {
+  if constexpr (kLow) {
+    uint16_t* p = static_cast<uint16_t*>(streams) + at;
+    const uint2 bits = make_uint2(PackBf16(q.v[0], q.v[1]), PackBf16(q.v[2], q.v[3]));
+    if (count >= 4 && Aligned(p, 8)) {
+      *reinterpret_cast<uint2*>(p) = bits;
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const uint32_t pair = e < 2 ? bits.x : bits.y;
+      if (e < count) p[e] = static_cast<uint16_t>(pair >> (e % 2 * 16));
+    }
+  } else {
+    float* p = static_cast<float*>(streams) + at;
+    if (count >= 4 && Aligned(p, 16)) {
+      *reinterpret_cast<float4*>(p) = make_float4(q.v[0], q.v[1], q.v[2], q.v[3]);
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (e < count) p[e] = q.v[e];
+    }
+  }
+}
+
+__device__ inline Quad SubAt(const Planes& p, int64_t row, int i, int count) {
+  const float* at = p.data + row * p.row_stride + i;
+  Quad q = LoadFloats4(at, count);
+#pragma unroll 4
+  for (int n = 1; n < p.planes; ++n) {
+    const Quad next = LoadFloats4(at + n * p.plane_stride, count);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) q.v[e] += next.v[e];
+  }
+  return q;
+}
+
+// Two neighbouring weights of an output, zero beyond the row's end.
+__device__ inline float2 LoadPair(const float* p, int count) {
+  if (count >= 2 && Aligned(p, 8)) return *reinterpret_cast<const float2*>(p);
+  return make_float2(count >= 1 ? p[0] : 0.0f, count >= 2 ? p[1] : 0.0f);
+}
+
+// Sums kValues (a power of two, at most 32) numbers over the warp: lane l has the sum of value
+// l / (32 / kValues). Each sum is the same tree, over lanes 16 apart, then 8, ..., for any kValues.
+template <int kValues, int kStep = 16>
+__device__ inline float TransposedSum(const float (&value)[kValues]) {
+  if constexpr (kValues == 1) {
+    float sum = value[0];
+#pragma unroll
+    for (int step = kStep; step >= 1; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    return sum;
+  } else {
+    constexpr int kHalf = kValues / 2;
+    const bool upper = (threadIdx.x & kStep) != 0;
+    float half[kHalf];
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float keep = upper ? value[i + kHalf] : value[i];
+      const float send = upper ? value[i] : value[i + kHalf];
+      half[i] = keep + __shfl_xor_sync(kAllLanes, send, kStep);
+    }
+    return TransposedSum<kHalf, kStep / 2>(half);
+  }
+}
+
+// A CTA has one chunk of channels of all streams, for kRows rows at a time; of fn it loads the
+// chunk once. kH: h if it is 4, and then outputs are 24 at most; 0: any.
+// shared: [kRows][h][kMixChunk] streams; for kH == 0 as much again.
+template <bool kLow, int kH, int kRows>
+__global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
+  GridDependencyLaunch();
+  extern __shared__ float4 shared_quads[];
+  float* const u = reinterpret_cast<float*>(shared_quads);
+  const int h = kH > 0 ? kH : a.h;
+  const int chunks = int(gridDim.x);
+  const int begin = int(blockIdx.x) * kMixChunk;
+  const int width = min(kMixChunk, a.d - begin);
+  const int thread = int(threadIdx.x);
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int64_t wide = int64_t(h) * a.d;
+
+  float2 fn[kWarpOutputs][kH > 0 ? kH : 1];
+  if constexpr (kH > 0) {
+#pragma unroll
+    for (int k = 0; k < kWarpOutputs; ++k) {
+      const int output = warp * kWarpOutputs + k;
+      const bool has = a.fn != nullptr && output < a.outputs;
+#pragma unroll
+      for (int s = 0; s < kH; ++s) {
+        fn[k][s] = has ? LoadPair(a.fn + output * wide + int64_t(s) * a.d + begin + 2 * lane,
+                                  width - 2 * lane)
+                       : make_float2(0.0f, 0.0f);
+      }
+    }
+  }
+  GridDependencyWait();
+
+  for (int64_t first = int64_t(blockIdx.y) * kRows; first < a.rows;
+       first += int64_t(gridDim.y) * kRows) {
+    // Whole warps, as lanes sum together.
+    if (thread < max(32, kRows * kQuads)) {
+      const int local = thread / kQuads;
+      const int quad = thread % kQuads;
+      const int64_t row = first + local;
+      const bool real = local < kRows && row < a.rows;
+      const int count = real ? width - 4 * quad : 0;
+      const int64_t at = row * wide + begin + 4 * quad;
+      float squares = 0;
+      if constexpr (kH > 0) {
+        Quad x[kH];
+#pragma unroll
+        for (int s = 0; s < kH; ++s)
+          x[s] = LoadStream<kLow>(a.streams, at + int64_t(s) * a.d, count);
+        if (a.sub.data != nullptr && count > 0) {
+          const Quad sub = SubAt(a.sub, row, begin + 4 * quad, count);
+          float post[kH];
+          float comb[kH][kH];
+          static_assert(kH == 4);
+          const Quad post_row = LoadFloats4(a.post + row * kH, 4);
+#pragma unroll
+          for (int s = 0; s < kH; ++s) {
+            post[s] = post_row.v[s];
+            const Quad comb_row = LoadFloats4(a.comb + (row * kH + s) * kH, 4);
+#pragma unroll
+            for (int j = 0; j < kH; ++j) comb[s][j] = comb_row.v[j];
+          }
+          Quad mixed[kH];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float value = Round<kLow>(sub.v[e]);
+#pragma unroll
+            for (int j = 0; j < kH; ++j) {
+              float sum = post[j] * value;
+#pragma unroll
+              for (int s = 0; s < kH; ++s) sum = sum + comb[s][j] * x[s].v[e];
+              mixed[j].v[e] = Round<kLow>(sum);
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < kH; ++j) {
+            x[j] = mixed[j];
+            StoreStream<kLow>(a.streams, at + int64_t(j) * a.d, count, x[j]);
+          }
+        }
+#pragma unroll
+        for (int s = 0; s < kH; ++s) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float value = e < count ? x[s].v[e] : 0.0f;
+            squares += value * value;
+            x[s].v[e] = value;
+          }
+          if (local < kRows) {
+            shared_quads[(local * kH + s) * kQuads + quad] =
+                make_float4(x[s].v[0], x[s].v[1], x[s].v[2], x[s].v[3]);
+          }
+        }
+      } else if (local < kRows) {
+        // The old streams wait in the second half of `u`.
+        float* const mixed = u + quad * 4;
+        float* const old = mixed + h * kMixChunk;
+        const bool folds = a.sub.data != nullptr && count > 0;
+        const Quad sub = folds ? SubAt(a.sub, row, begin + 4 * quad, count) : Quad{};
+        for (int s = 0; s < h; ++s) {
+          const Quad x = LoadStream<kLow>(a.streams, at + int64_t(s) * a.d, count);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) old[s * kMixChunk + e] = x.v[e];
+        }
+        for (int j = 0; j < h; ++j) {
+          Quad x;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float sum = old[j * kMixChunk + e];
+            if (folds) {
+              sum = a.post[row * h + j] * Round<kLow>(sub.v[e]);
+              for (int s = 0; s < h; ++s)
+                sum = sum + a.comb[(row * h + s) * h + j] * old[s * kMixChunk + e];
+              sum = Round<kLow>(sum);
+            }
+            x.v[e] = e < count ? sum : 0.0f;
+            mixed[j * kMixChunk + e] = x.v[e];
+            squares += x.v[e] * x.v[e];
+          }
+          if (folds) StoreStream<kLow>(a.streams, at + int64_t(j) * a.d, count, x);
+        }
+      }
+      squares = GroupSum<kQuads>(squares);
+      if (real && quad == 0 && a.fn != nullptr)
+        a.partial[(row * chunks + blockIdx.x) * (a.outputs + 1) + a.outputs] = squares;
+    }
+    if (a.fn == nullptr) continue;
+    __syncthreads();
+
+    const float2* const pairs = reinterpret_cast<const float2*>(u);
+    if constexpr (kH > 0) {
+      float sums[kRows * kWarpOutputs];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int k = 0; k < kWarpOutputs; ++k) sums[r * kWarpOutputs + k] = 0;
+#pragma unroll
+        for (int s = 0; s < kH; ++s) {
+          const float2 x = pairs[(r * kH + s) * (kMixChunk / 2) + lane];
+#pragma unroll
+          for (int k = 0; k < kWarpOutputs; ++k) {
+            float& sum = sums[r * kWarpOutputs + k];
+            sum = __fmaf_rn(fn[k][s].x, x.x, sum);
+            sum = __fmaf_rn(fn[k][s].y, x.y, sum);
+          }
+        }
+      }
+      const float sum = TransposedSum(sums);
+      constexpr int kLanesPer = 32 / (kRows * kWarpOutputs);
+      const int value = lane / kLanesPer;
+      const int64_t row = first + value / kWarpOutputs;
+      const int output = warp * kWarpOutputs + value % kWarpOutputs;
+      if (lane % kLanesPer == 0 && row < a.rows && output < a.outputs)
+        a.partial[(row * chunks + blockIdx.x) * (a.outputs + 1) + output] = sum;
+    } else {
+      for (int group = warp * kWarpOutputs; group < a.outputs; group += kWarps * kWarpOutputs) {
+        float sums[kWarpOutputs] = {};
+        for (int s = 0; s < h; ++s) {
+          const float2 x = pairs[s * (kMixChunk / 2) + lane];
+#pragma unroll
+          for (int k = 0; k < kWarpOutputs; ++k) {
+            if (group + k >= a.outputs) continue;
+            const float2 w = LoadPair(
+                a.fn + (group + k) * wide + int64_t(s) * a.d + begin + 2 * lane, width - 2 * lane);
+            sums[k] = __fmaf_rn(w.x, x.x, sums[k]);
+            sums[k] = __fmaf_rn(w.y, x.y, sums[k]);
+          }
+        }
+        const float sum = TransposedSum(sums);
+        const int output = group + lane / 8;
+        if (lane % 8 == 0 && output < a.outputs)
+          a.partial[(first * chunks + blockIdx.x) * (a.outputs + 1) + output] = sum;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+template <bool kLow>
+void LaunchMixDot(const MixDotArgs& a, cudaStream_t stream) {
+  const unsigned chunks = unsigned(DivideUp(a.d, kMixChunk));
+  const size_t row_bytes = size_t(a.h) * kMixChunk * sizeof(float);
+  if (a.h != 4 || a.outputs > kWarps * kWarpOutputs) {
+    const dim3 grid(chunks, unsigned(std::min(a.rows, 65535)));
+    Launch(MixDotKernel<kLow, 0, 1>, grid, dim3(kThreads), 2 * row_bytes, stream, a);
+  } else if (a.rows <= 4) {
+    Launch(MixDotKernel<kLow, 4, 1>, dim3(chunks, unsigned(a.rows)), dim3(kThreads), row_bytes,
+           stream, a);
+  } else {
+    // About two waves of CTAs; more would load fn more often.
+    const unsigned groups = unsigned(DivideUp(a.rows, kManyRows));
+    const unsigned most = std::max(1u, 800u / chunks);
+    Launch(MixDotKernel<kLow, 4, kManyRows>, dim3(chunks, std::min(groups, most)), dim3(kThreads),
+           kManyRows * row_bytes, stream, a);
+  }
+}
+
+}  // namespace
+
+void MixDot(const MixDotArgs& args, cudaStream_t stream) {
+  if (args.rows <= 0) return;
+  Require(args.h >= 1 && args.h <= 16, "streams");
+  if (args.low) {
+    LaunchMixDot<true>(args, stream);
+  } else {
+    LaunchMixDot<false>(args, stream);
+  }
+}
+
+}  // namespace agentd::model::cuda

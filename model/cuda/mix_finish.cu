@@ -1,0 +1,299 @@
+// mHC, second half: a row's mixing coefficients, and the sublayer's normed input.
+#include <type_traits>
+
+#include "model/cuda/device_math.cuh"
+#include "model/cuda/elementwise.h"
+#include "model/cuda/launch.cuh"
+
+namespace agentd::model::cuda {
+namespace {
+
+constexpr int kMaxStreams = 16;
+constexpr int kMaxNumbers = (2 + kMaxStreams) * kMaxStreams + 1;
+constexpr int kAllBarrier = 0;
+constexpr int kMixBarrier = 1;     // without the warp of the coefficients
+constexpr int kMaxThreads = 1024;  // of them a warp that only computes coefficients
+constexpr int kMaxMixThreads = kMaxThreads - 32;
+
+// Divides rows or columns of a 4 x 4 matrix by their sums, as MixCoefficients does.
+__device__ inline void NormalizeRows(float (&c)[16], float eps) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float sum = c[4 * i];
+#pragma unroll
+    for (int j = 1; j < 4; ++j) sum += c[4 * i + j];
+    const float inverse = 1 / (sum + eps);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) c[4 * i + j] *= inverse;
+  }
+}
+__device__ inline void NormalizeColumns(float (&c)[16], float eps) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    float sum = c[j];
+#pragma unroll
+    for (int i = 1; i < 4; ++i) sum += c[4 * i + j];
+    const float inverse = 1 / (sum + eps);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[4 * i + j] *= inverse;
+  }
+}
+
+// MixCoefficients for four streams, by one warp; `part_sums` [parts][numbers]. `publish` runs when
+// pre is in `pre`.
+template <typename Publish>
+__device__ inline void FourStreams(const MixFinishArgs& a, int64_t row, const float* part_sums,
+                                   int parts, float base, float scale, float* pre,
+                                   const Publish& publish) {
+  const int lane = int(threadIdx.x) % 32;
+  const int numbers = a.outputs + 1;
+  float f = 0;
+  if (lane < numbers) {
+#pragma unroll 8
+    for (int p = 0; p < parts; ++p) f += part_sums[p * numbers + lane];
+  }
+  const float squares = __shfl_sync(kAllLanes, f, a.outputs);
+  const float rsqrt = RmsFactor(squares, 4 * a.d, a.norm_eps);
+  const float z = f * rsqrt * scale + base;
+  if (lane < 4) pre[lane] = Sigmoid(z) + a.hc_eps;
+  publish();
+  if (a.outputs == 4) return;
+  if (lane >= 4 && lane < 8) a.post[row * 4 + lane - 4] = 2 * Sigmoid(z);
+  // Every lane has the whole matrix: exchanging sums would take longer than computing all of them.
+  float c[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) c[i] = __shfl_sync(kAllLanes, z, 8 + i);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float* const r = c + 4 * i;
+    const float largest = fmaxf(fmaxf(r[0], r[1]), fmaxf(r[2], r[3]));
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      r[j] = ExpF32(r[j] - largest);
+      sum += r[j];
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) r[j] = r[j] / sum + a.hc_eps;
+  }
+  if (a.iterations > 0) NormalizeColumns(c, a.hc_eps);
+#pragma unroll 1
+  for (int iteration = 1; iteration < a.iterations; ++iteration) {
+    NormalizeRows(c, a.hc_eps);
+    NormalizeColumns(c, a.hc_eps);
+  }
+  float mine = 0;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) mine = lane == i ? c[i] : mine;
+  if (lane < 16) a.comb[row * 16 + lane] = mine;
+}
+
+// The same for any number of streams. f [numbers] and comb [h][h] are shared memory.
+template <typename Publish>
+__device__ inline void AnyStreams(const MixFinishArgs& a, int64_t row, const float* part_sums,
+                                  int parts, float* f, float* comb, float* pre,
+                                  const Publish& publish) {
+  const int lane = int(threadIdx.x) % 32;
+  const int numbers = a.outputs + 1;
+  const int h = a.h;
+  for (int o = lane; o < numbers; o += 32) {
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += part_sums[p * numbers + o];
+    f[o] = sum;
+  }
+  __syncwarp();
+  const float rsqrt = RmsFactor(f[a.outputs], h * a.d, a.norm_eps);
+  auto value = [&](int at, int part) { return f[at] * rsqrt * a.scale[part] + a.base[at]; };
+  if (lane < h) pre[lane] = Sigmoid(value(lane, 0)) + a.hc_eps;
+  publish();
+  if (a.outputs == h) return;
+  if (lane < h) {
+    a.post[row * h + lane] = 2 * Sigmoid(value(h + lane, 1));
+    float* const r = comb + lane * h;
+    float largest = -3e38f;
+    for (int j = 0; j < h; ++j) {
+      r[j] = value((2 + lane) * h + j, 2);
+      largest = fmaxf(largest, r[j]);
+    }
+    float sum = 0;
+    for (int j = 0; j < h; ++j) {
+      r[j] = ExpF32(r[j] - largest);
+      sum += r[j];
+    }
+    for (int j = 0; j < h; ++j) r[j] = r[j] / sum + a.hc_eps;
+  }
+  // `step` apart, lane by lane.
+  auto normalize = [&](int first, int step) {
+    __syncwarp();
+    if (lane >= h) return;
+    float sum = 0;
+    for (int i = 0; i < h; ++i) sum += comb[first + i * step];
+    const float inverse = 1 / (sum + a.hc_eps);
+    for (int i = 0; i < h; ++i) comb[first + i * step] *= inverse;
+  };
+  for (int iteration = 0; iteration < a.iterations; ++iteration) {
+    if (iteration > 0) normalize(lane * h, 1);
+    normalize(lane, h);
+  }
+  __syncwarp();
+  for (int i = lane; i < h * h; i += 32) a.comb[row * h * h + i] = comb[i];
+}
+
+// A CTA has one row: the last warp its coefficients, the others the input, each thread kOctets
+// octets. kH: h if it is 4, and then outputs are 4 or 24; 0: any.
+template <bool kLow, int kH, int kOctets>
+__global__ void __maxnreg__(kLow ? 56 : 64) MixFinishKernel(const MixFinishArgs a) {
+  GridDependencyLaunch();
+  __shared__ float part_sums[kMaxThreads];
+  __shared__ float pre[kMaxStreams];
+  __shared__ float warp_sums[32];
+  __shared__ float f[kH > 0 ? 1 : kMaxNumbers];
+  __shared__ float comb[kH > 0 ? 1 : kMaxStreams * kMaxStreams];
+  constexpr bool kEarly = kH > 0 && kOctets == 1;  // the row's streams fit into registers
+  const int thread = int(threadIdx.x);
+  const int threads = int(blockDim.x);
+  const int mix_threads = threads - 32;
+  const bool mixes = thread < mix_threads;
+  const int64_t row = blockIdx.x;
+  const int h = kH > 0 ? kH : a.h;
+  const int numbers = a.outputs + 1;
+  const int chunks = (a.d + kMixChunk - 1) / kMixChunk;
+  const int64_t streams = row * h * a.d;
+
+  float base = 0;
+  float scale = 0;
+  if constexpr (kH > 0) {
+    const int lane = thread % 32;
+    if (!mixes && lane < a.outputs) {
+      base = a.base[lane];
+      scale = a.scale[lane < kH ? 0 : lane < 2 * kH ? 1 : 2];
+    }
+  }
+  const int first = 8 * thread;
+  Octet weight;
+  if constexpr (kEarly && kLow) weight = LoadFloats(a.norm + first, mixes ? a.d - first : 0);
+  GridDependencyWait();
+
+  std::conditional_t<kLow, PackedOctet, Octet> early[kEarly ? kH : 1];
+  if constexpr (kEarly) {
+#pragma unroll
+    for (int s = 0; s < kH; ++s) {
+      const int64_t at = streams + int64_t(s) * a.d + first;
+      const int count = mixes ? a.d - first : 0;
+      if constexpr (kLow) {
+        early[s] = LoadPacked(static_cast<const uint16_t*>(a.streams) + at, count);
+      } else {
+        early[s] = LoadFloats(static_cast<const float*>(a.streams) + at, count);
+      }
+    }
+  }
+
+  // Each number's sum over the chunks, in `parts` parts that neighbouring threads read together.
+  const int parts = max(1, min(threads / numbers, chunks));
+  for (int i = thread; i < parts * numbers; i += threads) {
+    const int part = i / numbers;
+    const float* from = a.partial + (row * chunks + part) * numbers + i % numbers;
+    float sum = 0;
+#pragma unroll 8
+    for (int chunk = part; chunk < chunks; chunk += parts) {
+      sum += *from;
+      from += parts * numbers;
+    }
+    part_sums[i] = sum;
+  }
+  Barrier(kAllBarrier, threads);
+  if (!mixes) {
+    auto publish = [threads] { Barrier(kAllBarrier, threads); };
+    if constexpr (kH > 0) {
+      FourStreams(a, row, part_sums, parts, base, scale, pre, publish);
+    } else {
+      AnyStreams(a, row, part_sums, parts, f, comb, pre, publish);
+    }
+    return;
+  }
+  Barrier(kAllBarrier, threads);
+
+  Octet mixed[kOctets];
+  float squares = 0;
+#pragma unroll
+  for (int k = 0; k < kOctets; ++k) {
+    const int i = 8 * (thread + k * mix_threads);
+    Octet& sum = mixed[k];
+    if constexpr (kEarly) {
+#pragma unroll
+      for (int s = 0; s < kH; ++s) {
+        Octet x;
+        if constexpr (kLow) {
+          x = Unpack(early[s]);
+        } else {
+          x = early[s];
+        }
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const float product = pre[s] * x.v[e];
+          sum.v[e] = s == 0 ? product : sum.v[e] + product;
+        }
+      }
+    } else {
+      for (int s = 0; s < h; ++s) {
+        const Octet x = LoadValues<kLow>(a.streams, streams + int64_t(s) * a.d + i, a.d - i);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const float product = pre[s] * x.v[e];
+          sum.v[e] = s == 0 ? product : sum.v[e] + product;
+        }
+      }
+    }
+    RoundOctet<kLow>(&sum);
+    squares += SumSquares(sum);
+  }
+  const float factor =
+      RmsFactor(BlockSum(squares, warp_sums, mix_threads, kMixBarrier), a.d, a.norm_eps);
+#pragma unroll
+  for (int k = 0; k < kOctets; ++k) {
+    const int i = 8 * (thread + k * mix_threads);
+    const int count = a.d - i;
+    if constexpr (!(kEarly && kLow)) weight = LoadFloats(a.norm + i, count);
+    ScaleByNorm<kLow>(&mixed[k], factor, weight);
+    StoreValues<kLow>(a.y, row * a.d + i, count, mixed[k]);
+    if constexpr (kLow) {
+      if (a.y_fp8 != nullptr) {
+        RoundFp8(&mixed[k]);
+        StoreValues<kLow>(a.y_fp8, row * a.d + i, count, mixed[k]);
+      }
+    }
+  }
+}
+
+template <bool kLow, int kH>
+void LaunchMixFinish(const MixFinishArgs& a, cudaStream_t stream) {
+  const int octets = int(DivideUp(a.d, 8));
+  auto launch = [&](auto kernel, int per_thread) {
+    const int threads = int(RoundUp(std::max<int64_t>(96, DivideUp(octets, per_thread)), 32)) + 32;
+    Launch(kernel, dim3(unsigned(a.rows)), dim3(unsigned(threads)), 0, stream, a);
+  };
+  if (octets <= kMaxMixThreads) {
+    launch(MixFinishKernel<kLow, kH, 1>, 1);
+  } else if (octets <= 2 * kMaxMixThreads) {
+    launch(MixFinishKernel<kLow, kH, 2>, 2);
+  } else {
+    Require(octets <= 4 * kMaxMixThreads, "hidden size");
+    launch(MixFinishKernel<kLow, kH, 4>, 4);
+  }
+}
+
+}  // namespace
+
+void MixFinish(const MixFinishArgs& args, cudaStream_t stream) {
+  if (args.rows <= 0) return;
+  Require(args.h >= 1 && args.h <= kMaxStreams, "streams");
+  Require(args.outputs == args.h || args.outputs == (2 + args.h) * args.h, "mix outputs");
+  const bool four = args.h == 4;
+  if (args.low) {
+    four ? LaunchMixFinish<true, 4>(args, stream) : LaunchMixFinish<true, 0>(args, stream);
+  } else {
+    four ? LaunchMixFinish<false, 4>(args, stream) : LaunchMixFinish<false, 0>(args, stream);
+  }
+}
+
+}  // namespace agentd::model::cuda

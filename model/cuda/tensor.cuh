@@ -1,0 +1,114 @@
+// What the attention kernels need of the machine beneath C++: BF16 pairs, matrix multiplication on
+// tensor cores, asynchronous copies, clusters, shared memory.
+#ifndef AGENTD_MODEL_CUDA_TENSOR_CUH_
+#define AGENTD_MODEL_CUDA_TENSOR_CUH_
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace agentd::model::cuda {
+
+// All of a block's shared memory is dynamic: it begins with a T.
+template <typename T>
+__device__ inline T* SharedMemory() {
+  extern __shared__ __align__(128) uint8_t shared_memory[];
+  return reinterpret_cast<T*>(shared_memory);
+}
+
+// Lets a kernel have all the shared memory of an SM: once per kernel and device.
+template <auto kKernel>
+void RaiseSharedMemory() {
+  constexpr int kBytes = 227 << 10;
+  static std::atomic<uint64_t> raised{0};
+  int device = 0;
+  cudaGetDevice(&device);
+  const uint64_t bit = uint64_t{1} << (device & 63);
+  if ((raised.load() & bit) != 0) return;
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  raised.fetch_or(bit);
+}
+
+// Two BF16 in one word, the first in the lower half. Nearest, ties to even.
+__device__ inline uint32_t PackBf16(float first, float second) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+// max(0, .) of them.
+__device__ inline uint32_t PackReluBf16(float first, float second) {
+  uint32_t pair;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+__device__ inline float FirstBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ inline float SecondBf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+// Products rounded to BF16; subnormal ones are kept.
+__device__ inline uint32_t MultiplyBf16(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+// An E8M0 scale, twice.
+__device__ inline uint32_t ScalePair(uint32_t byte) { return max(byte << 7, 0x40u) * 0x10001u; }
+
+// d += a b, m = 16, n = 8, k = 16. Lane 4g + t holds, of a [m][k]: {(g, 2t), (g, 2t+1)}, the same
+// of row g + 8, then both of columns 8 further on; of b [k][n]: {(2t, g), (2t+1, g)}, then 8 rows
+// further on; of d [m][n]: (g, 2t), (g, 2t+1), then both of row g + 8.
+__device__ inline void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                   uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8x8 matrices of 16 bits; lane i names row i % 8 of matrix i / 8 (16 bytes). Lane 4g + t gets
+// of each {(g, 2t), (g, 2t+1)}; transposed: {(2t, g), (2t+1, g)}.
+__device__ inline void LoadMatrices(uint32_t (&r)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ inline void LoadMatricesTransposed(uint32_t (&r)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// 16 bytes, both addresses aligned.
+__device__ inline void CopyAsync(void* shared, const void* global) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+__device__ inline void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most kPending of this thread's latest groups are under way.
+template <int kPending>
+__device__ inline void CopyAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// All threads of all blocks of the cluster.
+__device__ inline void ClusterSync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// *word of block `rank` of the cluster.
+__device__ inline uint32_t ClusterLoad(const uint32_t* word, uint32_t rank) {
+  const auto own = static_cast<uint32_t>(__cvta_generic_to_shared(word));
+  uint32_t address;
+  uint32_t value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(rank));
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+}  // namespace agentd::model::cuda
+
+#endif  // AGENTD_MODEL_CUDA_TENSOR_CUH_
