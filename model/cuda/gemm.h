@@ -24,12 +24,12 @@ enum class MatrixType : int { kF32, kBf16, kFp8, kFp4 };
 //   kF32: row-major float (kBf16 too where plain_bf16 says so).
 //   kBf16, kFp8, kFp4: packed in the order in which lanes of a warp need them for m16 x k16 steps:
 //   per
-//     16 rows, per 64 columns, per 16-byte piece (4 of BF16, 2 of FP8, 1 of FP4), per lane 16
-//     bytes. Rows are padded to 64, columns to 64 (with zeros).
+//     64 rows, per 64 columns, per 16 of the rows, per 16-byte piece (4 of BF16, 2 of FP8, 1 of
+//     FP4), per lane 16 bytes. Rows and columns are padded to 64 (with zeros).
 //   Scales of kFp8 and kFp4: per row and 128 or 32 columns a byte b, the weight is code * 2^(b -
 //   bias) *
-//     factor. Per 16 rows: kFp8 per 512 columns, per lane / 4: 4 x {row, row + 8}; kFp4 per 256
-//     columns, per lane / 4: 4 x {row of the first 32, of the next 32, row + 8 of both}.
+//     factor. Per 64 rows, per 512 (kFp8) or 256 columns (kFp4), per 16 rows, per lane / 4: kFp8 4
+//     x {row, row + 8}; kFp4 4 x {row of the first 32, of the next 32, row + 8 of both}.
 struct Matrix {
   MatrixType type = MatrixType::kF32;
   bool plain_bf16 = false;

@@ -7,19 +7,20 @@
 
 #include <cstdint>
 
+#include "model/cuda/barrier.cuh"
 #include "model/cuda/gemm.h"
 
 namespace agentd::model::cuda {
 
 __host__ __device__ __forceinline__ int DivideUpInt(int a, int b) { return (a + b - 1) / b; }
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // 16 bytes to shared memory, of which `bytes` are read and the rest becomes zeros.
 __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void CopyCommit() {
@@ -28,15 +29,6 @@ __device__ __forceinline__ void CopyCommit() {
 template <int kPending>
 __device__ __forceinline__ void CopyWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Weights are read once by a step: they should not push out what is read again.
-__device__ __forceinline__ uint4 LoadWeights(const void* from) {
-  uint4 out;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-               : "l"(from));
-  return out;
 }
 
 __device__ __forceinline__ uint32_t MultiplyBf16x2(uint32_t a, uint32_t b) {
@@ -53,7 +45,6 @@ struct Piece;
 template <>
 struct Piece<MatrixType::kBf16> {
   static constexpr int kParts = 4;
-  static constexpr int kAhead = 2;  // steps of weights in flight of a warp: 128 bytes a lane
   uint4 raw[kParts];
   __device__ __forceinline__ void LoadScale(const uint8_t*, int, int) {}
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
@@ -64,20 +55,19 @@ struct Piece<MatrixType::kBf16> {
 template <>
 struct Piece<MatrixType::kFp8> {
   static constexpr int kParts = 2;
-  static constexpr int kAhead = 4;
   uint4 raw[kParts];
   uint32_t scale;
-  // scales of 16 rows: units of 512 columns, 64 bytes each.
-  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int step, int lane) {
-    scale = *reinterpret_cast<const uint16_t*>(scales + step / 8 * 64 + lane / 4 * 8 +
-                                               step / 2 % 4 * 2);
+  // From the unit of scales (of 16 rows) that holds the step.
+  __device__ __forceinline__ void LoadScale(const uint8_t* unit, int step, int lane) {
+    scale = *reinterpret_cast<const uint16_t*>(unit + lane / 4 * 8 + step / 2 % 4 * 2);
   }
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
     const uint4& part = raw[j / 2];
     const uint32_t first = j % 2 == 0 ? part.x : part.z;
     const uint32_t second = j % 2 == 0 ? part.y : part.w;
-    const uint32_t low = (scale & 0xFF) * 0x00800080u;
-    const uint32_t high = (scale >> 8) * 0x00800080u;
+    // A byte as the exponent of both halves.
+    const uint32_t low = __byte_perm(scale, 0, 0x0404) >> 1;
+    const uint32_t high = __byte_perm(scale, 0, 0x1414) >> 1;
     a[0] = MultiplyBf16x2((first & 0x80008000u) | ((first >> 4) & 0x07F007F0u), low);
     a[1] = MultiplyBf16x2(((first << 8) & 0x80008000u) | ((first << 4) & 0x07F007F0u), high);
     a[2] = MultiplyBf16x2((second & 0x80008000u) | ((second >> 4) & 0x07F007F0u), low);
@@ -88,19 +78,16 @@ struct Piece<MatrixType::kFp8> {
 template <>
 struct Piece<MatrixType::kFp4> {
   static constexpr int kParts = 1;
-  static constexpr int kAhead = 8;
   uint4 raw[kParts];
   uint32_t scale;
-  // units of 256 columns, 128 bytes each.
-  __device__ __forceinline__ void LoadScale(const uint8_t* scales, int step, int lane) {
-    scale =
-        *reinterpret_cast<const uint32_t*>(scales + step / 4 * 128 + lane / 4 * 16 + step % 4 * 4);
+  __device__ __forceinline__ void LoadScale(const uint8_t* unit, int step, int lane) {
+    scale = *reinterpret_cast<const uint32_t*>(unit + lane / 4 * 16 + step % 4 * 4);
   }
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
     const uint32_t w = j == 0 ? raw[0].x : j == 1 ? raw[0].y : j == 2 ? raw[0].z : raw[0].w;
-    const uint32_t shifted = scale >> (j / 2 * 8);
-    const uint32_t low = (shifted & 0xFF) * 0x00800080u;
-    const uint32_t high = (shifted >> 16 & 0xFF) * 0x00800080u;
+    // A byte as the exponent of both halves.
+    const uint32_t low = __byte_perm(scale, 0, j / 2 == 0 ? 0x0404 : 0x1414) >> 1;
+    const uint32_t high = __byte_perm(scale, 0, j / 2 == 0 ? 0x2424 : 0x3434) >> 1;
     a[0] = MultiplyBf16x2(((w << 1) & 0x80008000u) | ((w << 6) & 0x01C001C0u), low);
     a[1] = MultiplyBf16x2((w << 3) & 0x81C081C0u, high);
     a[2] = MultiplyBf16x2(w & 0x81C081C0u, low);
@@ -108,15 +95,27 @@ struct Piece<MatrixType::kFp4> {
   }
 };
 
-// Bytes of scales of 16 rows.
+// Where 16 rows' pieces begin, and how far apart steps (and units of scales) are.
 template <MatrixType kType>
-__device__ __forceinline__ int ScaleRowBytes(int columns) {
-  if constexpr (kType == MatrixType::kFp8) return DivideUpInt(columns, 512) * 64;
-  if constexpr (kType == MatrixType::kFp4) return DivideUpInt(columns, 256) * 128;
-  return 0;
-}
+struct Rows16 {
+  static constexpr int kPieceBytes = Piece<kType>::kParts * 512;
+  static constexpr int kStepBytes = 4 * kPieceBytes;  // of 64 rows
+  // Steps and bytes of a unit of scales of 16 rows.
+  static constexpr int kScaleSteps = kType == MatrixType::kFp8 ? 8 : 4;
+  static constexpr int kScaleBytes = kType == MatrixType::kFp8   ? 64
+                                     : kType == MatrixType::kFp4 ? 128
+                                                                 : 0;
 
-// What a block does: some rows of weights of one job, one slice of K, one tile of rows.
+  static __device__ __forceinline__ int64_t Data(int m16, int steps) {
+    return int64_t(m16 / 4) * steps * kStepBytes + m16 % 4 * kPieceBytes;
+  }
+  static __device__ __forceinline__ int64_t Scales(int m16, int steps) {
+    return int64_t(m16 / 4) * DivideUpInt(steps, kScaleSteps) * 4 * kScaleBytes +
+           m16 % 4 * kScaleBytes;
+  }
+};
+
+// A unit of work: some rows of weights of one job, one slice of K, one tile of rows.
 struct Work {
   int job = -1;  // -1: nothing
   int m_tile = 0;
@@ -128,17 +127,22 @@ struct Work {
   int step_end = 0;
 };
 
-// m_rows: rows of weights of a block; n_rows: rows of a tile.
-__device__ __forceinline__ Work FindWork(const GemmArgs& a, int m_rows, int n_rows) {
+// Unit `unit` of a launch whose blocks do m_rows rows of weights and tiles of n_rows rows. Units of
+// a job: its slices, then rows of weights, then tiles. `tiles`: how many there are of grouped jobs.
+__device__ __forceinline__ Work FindWork(const GemmArgs& a, int unit, int m_rows, int n_rows,
+                                         int tiles) {
   Work work;
-  int unit = int(blockIdx.x);
   for (int i = 0; i < a.job_count; ++i) {
-    const Matrix& w = a.jobs[i].weight;
-    const int units = DivideUpInt(w.rows, m_rows) * w.slices;
+    const GemmJob& job = a.jobs[i];
+    const Matrix& w = job.weight;
+    const int of_tile = DivideUpInt(w.rows, m_rows) * w.slices;
+    const int units = of_tile * (job.grouped ? tiles : DivideUpInt(a.rows, n_rows));
     if (unit >= units) {
       unit -= units;
       continue;
     }
+    const int tile = unit / of_tile;
+    unit %= of_tile;
     work.job = i;
     work.slice = unit % w.slices;
     work.m_tile = unit / w.slices;
@@ -146,26 +150,38 @@ __device__ __forceinline__ Work FindWork(const GemmArgs& a, int m_rows, int n_ro
     const int per_slice = DivideUpInt(steps, w.slices);
     work.step_begin = min(steps, work.slice * per_slice);
     work.step_end = min(steps, work.step_begin + per_slice);
-    break;
+    if (job.grouped) {
+      const int4 t = a.tiles[tile];
+      work.expert = t.x;
+      work.first = t.y;
+      work.count = t.z;
+    } else {
+      work.first = tile * n_rows;
+      work.count = min(n_rows, a.rows - work.first);
+    }
+    return work;
   }
-  if (work.job < 0 || a.jobs[work.job].grouped) return work;
-  work.first = int(blockIdx.y) * n_rows;
-  work.count = min(n_rows, a.rows - work.first);
-  if (work.count <= 0) work.job = -1;
   return work;
 }
 
-// Of a grouped job, after GridDependencyWait: the tile was written by an earlier kernel.
-__device__ __forceinline__ void FindTile(const GemmArgs& a, Work* work) {
-  const int tile = int(blockIdx.y);
-  if (tile >= *a.tile_count) {
-    work->job = -1;
-    return;
+// Of all jobs together; grouped ones counted for `tiles` tiles.
+__host__ __device__ __forceinline__ int CountUnits(const GemmArgs& a, int m_rows, int n_rows,
+                                                   int tiles) {
+  int units = 0;
+  for (int i = 0; i < a.job_count; ++i) {
+    const GemmJob& job = a.jobs[i];
+    units += DivideUpInt(job.weight.rows, m_rows) * job.weight.slices *
+             (job.grouped ? tiles : DivideUpInt(a.rows, n_rows));
   }
-  const int4 t = a.tiles[tile];
-  work->expert = t.x;
-  work->first = t.y;
-  work->count = t.z;
+  return units;
+}
+
+// Whether a launch's units depend on what an earlier kernel wrote.
+__host__ __device__ __forceinline__ bool HasGroups(const GemmArgs& a) {
+  for (int i = 0; i < a.job_count; ++i) {
+    if (a.jobs[i].grouped) return true;
+  }
+  return false;
 }
 
 // Row of x of the tile's row n.

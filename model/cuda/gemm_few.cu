@@ -1,7 +1,11 @@
-// Products of few rows (decode): each weight is read once, straight into registers, and used for up
-// to 32 rows. The floor is the weights' bytes over the memory's bandwidth, so all that matters is
-// that enough loads are in flight: 128 bytes a lane, 16 KiB a block, four blocks and more on a
-// multiprocessor.
+// Products of few rows (decode): the floor is the weights' bytes over the memory's bandwidth.
+//
+// Four groups of two warps a block, a block per multiprocessor. For each group a thread streams the
+// weights of its units through a ring of shared memory, unit after unit without a pause, and begins
+// before the kernel ahead has ended: of one row a block takes less than half of a multiprocessor's
+// shared memory and registers, so that the next product's ring fills while this one ends and small
+// kernels run between. A warp does two tiles of 16 rows side by side, since a chain of matrix
+// instructions waits for itself.
 #include "model/cuda/gemm_common.cuh"
 #include "model/cuda/gemm_kernels.h"
 #include "model/cuda/launch.cuh"
@@ -9,182 +13,314 @@
 namespace agentd::model::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kRows = 64;  // of weights
+constexpr int kGroups = 4;
+constexpr int kGroupThreads = 128;
+constexpr int kThreads = kGroups * (kGroupThreads + 32);  // and a warp each that copies
+constexpr int kRows = 64;                                 // of weights of a unit
+constexpr int kStageBytes = 8192;
 
-template <int kTiles>
-constexpr int ChunkSteps() {  // of inputs held at once
-  return kTiles <= 2 ? 8 : 4;
-}
-template <int kTiles>
-constexpr int
-RowStride() {  // of shared inputs: lanes g, t read word g * stride / 2 + t of 32 banks
-  return ChunkSteps<kTiles>() * 64 + 8;
-}
-template <int kTiles>
-constexpr int SharedElements() {
-  return 2 * 8 * kTiles * RowStride<kTiles>();
-}
+// Steps of 64 columns of a stage: 8 KiB of 64 rows.
+template <MatrixType kType>
+constexpr int kStageSteps = kStageBytes / Rows16<kType>::kStepBytes;
+
+// Tiles of 8 rows of inputs; kOne: there is one row, which all lanes read.
+template <int kTilesOf, bool kOneOf>
+struct Shape {
+  static constexpr int kTiles = kTilesOf;
+  static constexpr bool kOne = kOneOf;
+  static constexpr int kHeld = kOne ? 1 : 8 * kTiles;
+  static constexpr int kStages = kTiles <= 2 ? 4 : 2;  // of the ring: what shared memory holds
+};
+
+template <typename S>
+struct Group {
+  // Inputs held at once. Of one row [columns / 64][t][16]: what lane t needs of 64 columns, side by
+  // side. Otherwise [rows][columns + 8]: lanes g, t read word g * stride / 2 + t of 32 banks.
+  static constexpr int kChunkSteps = S::kOne ? 64 : S::kTiles == 1 ? 8 : 4;
+  static constexpr int kRowStride = kChunkSteps * 64 + 8;
+  static constexpr int kBufferElements = S::kHeld * kRowStride;
+
+  uint8_t weights[S::kStages][kStageBytes];
+  uint8_t scales[S::kStages][512];
+  alignas(16) __nv_bfloat16 inputs[2][kBufferElements];
+  uint64_t full[S::kStages];
+  uint64_t empty[S::kStages];
+};
 
 __device__ __forceinline__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                             uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Inputs of a chunk from `step` on into one buffer; columns beyond the matrix become zeros.
-template <int kTiles>
+// Position in the ring, the same for who fills and who empties it.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  int parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// One thread: all stages of a unit.
+template <MatrixType kType, typename S>
+__device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
+                       RingPlace<S::kStages>* place) {
+  constexpr int kSteps = kStageSteps<kType>;
+  using Layout = Rows16<kType>;
+  const int steps = DivideUpInt(job.weight.columns, 64);
+  const uint8_t* data = static_cast<const uint8_t*>(job.weight.data) +
+                        work.expert * job.expert_data + Layout::Data(work.m_tile * 4, steps);
+  const uint8_t* scales =
+      job.weight.scales + work.expert * job.expert_scales + Layout::Scales(work.m_tile * 4, steps);
+  // Stages end at whole multiples, so that one unit of scales serves each.
+  for (int at = work.step_begin / kSteps * kSteps; at < work.step_end; at += kSteps) {
+    const int begin = max(at, work.step_begin);
+    const int bytes = (min(at + kSteps, work.step_end) - begin) * Layout::kStepBytes;
+    BarrierWait(&group->empty[place->stage], place->parity ^ 1);
+    uint64_t* full = &group->full[place->stage];
+    BarrierExpect(full, bytes + 4 * Layout::kScaleBytes);
+    CopyBulk(group->weights[place->stage] + (begin - at) * Layout::kStepBytes,
+             data + int64_t(begin) * Layout::kStepBytes, bytes, full);
+    if constexpr (Layout::kScaleBytes > 0) {
+      CopyBulk(group->scales[place->stage],
+               scales + int64_t(at / Layout::kScaleSteps) * 4 * Layout::kScaleBytes,
+               4 * Layout::kScaleBytes, full);
+    }
+    place->Next();
+  }
+}
+
+// Inputs of a chunk from `step` on into one buffer; columns beyond the matrix become zeros. Rows
+// that do not exist keep what is there: their sums go nowhere.
+template <typename S>
 __device__ __forceinline__ void LoadInputs(const GemmJob& job, const Work& work, int step,
-                                           __nv_bfloat16* buffer) {
-  constexpr int kPieces = ChunkSteps<kTiles>() * 8;  // of 16 bytes a row
-  for (int i = int(threadIdx.x); i < work.count * kPieces; i += kThreads) {
-    const int n = i / kPieces;
-    const int piece = i % kPieces;
-    const int column = step * 64 + piece * 8;
-    const int bytes = max(0, min(16, (job.weight.columns - column) * 2));
+                                           int thread, __nv_bfloat16* buffer) {
+  const int columns = job.weight.columns;
+  if constexpr (S::kOne) {
     const auto* row = static_cast<const __nv_bfloat16*>(job.x) +
-                      int64_t(SourceRow(job, work.first + n)) * job.x_stride;
-    CopyAsync16(SharedAddress(buffer + n * RowStride<kTiles>() + piece * 8),
-                bytes > 0 ? row + column : row, bytes);
+                      int64_t(SourceRow(job, work.first)) * job.x_stride;
+    const int pairs = min(Group<S>::kChunkSteps, work.step_end - step) * 32;
+    for (int i = thread; i < pairs; i += kGroupThreads) {
+      const int column = step * 64 + i * 2;
+      // Lane t has columns 2t, 2t+1, 2t+8, 2t+9 of each 16.
+      const int to = i / 32 * 32 + i % 4 * 8 + i % 32 / 4;
+      const bool there = column < columns;
+      CopyAsync4(SharedAddress(buffer + to * 2), there ? row + column : row, there ? 4 : 0);
+    }
+  } else {
+    constexpr int kPieces = Group<S>::kChunkSteps * 8;  // of 16 bytes a row
+    for (int i = thread; i < work.count * kPieces; i += kGroupThreads) {
+      const int n = i / kPieces;
+      const int piece = i % kPieces;
+      const int column = step * 64 + piece * 8;
+      const int bytes = max(0, min(16, (columns - column) * 2));
+      const auto* row = static_cast<const __nv_bfloat16*>(job.x) +
+                        int64_t(SourceRow(job, work.first + n)) * job.x_stride;
+      CopyAsync16(SharedAddress(buffer + n * Group<S>::kRowStride + piece * 8),
+                  bytes > 0 ? row + column : row, bytes);
+    }
   }
   CopyCommit();
 }
 
-template <MatrixType kType>
-__device__ __forceinline__ void LoadPiece(const uint8_t* data, const uint8_t* scales, int step,
-                                          int lane, Piece<kType>* piece) {
-  constexpr int kParts = Piece<kType>::kParts;
-#pragma unroll
-  for (int p = 0; p < kParts; ++p)
-    piece->raw[p] = LoadWeights(data + (int64_t(step) * kParts + p) * 512 + lane * 16);
-  piece->LoadScale(scales, step, lane);
+__device__ __forceinline__ void GroupBarrier(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kGroupThreads) : "memory");
 }
 
-template <MatrixType kType, int kTiles>
-__device__ void Run(const GemmArgs& a, Work work, __nv_bfloat16* shared) {
-  constexpr int kChunk = ChunkSteps<kTiles>();
-  constexpr int kAhead = Piece<kType>::kAhead < kChunk ? Piece<kType>::kAhead : kChunk;
-  constexpr int kBufferElements = 8 * kTiles * RowStride<kTiles>();
-  const GemmJob& job = a.jobs[work.job];
-  const int lane = int(threadIdx.x) % 32;
-  const int columns = job.weight.columns;
-  const int steps = DivideUpInt(columns, 64);
-  const int m16 = work.m_tile * 4 + int(threadIdx.x) / 32;
-  if (job.grouped) {
-    GridDependencyWait();
-    FindTile(a, &work);
-    if (work.job < 0) return;
+// The steps of a stage for one warp: those in [begin, end), or all. All weights are loaded before
+// the first is used. inputs: of this lane, from the stage's first step on.
+template <MatrixType kType, typename S, bool kWhole>
+__device__ __forceinline__ void MultiplyStage(const uint8_t* weights, const uint8_t* scales,
+                                              const __nv_bfloat16* inputs, int at, int begin,
+                                              int end, int lane, float (&sums)[S::kTiles][4]) {
+  constexpr int kSteps = kStageSteps<kType>;
+  Piece<kType> pieces[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+    for (int p = 0; p < Piece<kType>::kParts; ++p) {
+      pieces[i].raw[p] = *reinterpret_cast<const uint4*>(weights + i * Rows16<kType>::kStepBytes +
+                                                         p * 512 + lane * 16);
+    }
+    pieces[i].LoadScale(scales, at + i, lane);
   }
-  const uint8_t* data = static_cast<const uint8_t*>(job.weight.data) +
-                        work.expert * job.expert_data +
-                        int64_t(m16) * steps * Piece<kType>::kParts * 512;
-  const uint8_t* scales = job.weight.scales + work.expert * job.expert_scales +
-                          int64_t(m16) * ScaleRowBytes<kType>(columns);
-  Piece<kType> pieces[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (work.step_begin + i < work.step_end)
-      LoadPiece<kType>(data, scales, work.step_begin + i, lane, &pieces[i]);
-  }
-  if (!job.grouped) GridDependencyWait();
-
-  LoadInputs<kTiles>(job, work, work.step_begin, shared);
-  float sums[kTiles][4] = {};
-  int buffer = 0;
-  for (int chunk = work.step_begin; chunk < work.step_end; chunk += kChunk, buffer ^= 1) {
-    CopyWait<0>();
-    __syncthreads();
-    if (chunk + kChunk < work.step_end)
-      LoadInputs<kTiles>(job, work, chunk + kChunk, shared + (buffer ^ 1) * kBufferElements);
-    const __nv_bfloat16* inputs =
-        shared + buffer * kBufferElements + lane / 4 * RowStride<kTiles>() + lane % 4 * 2;
-    const int last = min(chunk + kChunk, work.step_end);
-    for (int base = chunk; base < last; base += kAhead, inputs += kAhead * 64) {
+  for (int i = 0; i < kSteps; ++i) {
+    if (!kWhole && (at + i < begin || at + i >= end)) continue;
+    uint4 pairs[2];
+    if constexpr (S::kOne) {
+      pairs[0] = *reinterpret_cast<const uint4*>(inputs + i * 64);
+      pairs[1] = *reinterpret_cast<const uint4*>(inputs + i * 64 + 8);
+    }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int step = base + i;
-        if (step >= last) break;
+    for (int j = 0; j < 4; ++j) {
+      uint32_t fragment[4];
+      pieces[i].Fragment(j, fragment);
+      if constexpr (S::kOne) {
+        const uint4& pair = pairs[j / 2];
+        MultiplyAdd(sums[0], fragment, j % 2 == 0 ? pair.x : pair.z, j % 2 == 0 ? pair.y : pair.w);
+      } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          uint32_t fragment[4];
-          pieces[i].Fragment(j, fragment);
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            const auto* b = reinterpret_cast<const uint32_t*>(inputs + n * 8 * RowStride<kTiles>() +
-                                                              i * 64 + j * 16);
-            MultiplyAdd(sums[n], fragment, b[0], b[4]);
-          }
+        for (int n = 0; n < S::kTiles; ++n) {
+          const auto* b = reinterpret_cast<const uint32_t*>(inputs + n * 8 * Group<S>::kRowStride +
+                                                            i * 64 + j * 16);
+          MultiplyAdd(sums[n], fragment, b[0], b[4]);
         }
-        if (step + kAhead < work.step_end)
-          LoadPiece<kType>(data, scales, step + kAhead, lane, &pieces[i]);
       }
     }
+  }
+}
+
+// A group's warps: a unit, whose first chunk of inputs is on its way into inputs[*buffer]. The next
+// unit's is sent for on the way.
+template <MatrixType kType, typename S>
+__device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, int number,
+                         int thread, Group<S>* group, RingPlace<S::kStages>* place, int* buffer) {
+  const GemmJob& job = a.jobs[work.job];
+  using Layout = Rows16<kType>;
+  constexpr int kSteps = kStageSteps<kType>;
+  constexpr int kChunk = Group<S>::kChunkSteps;
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  float sums[S::kTiles][4] = {};
+  for (int chunk = work.step_begin / kChunk * kChunk; chunk < work.step_end; chunk += kChunk) {
+    CopyWait<0>();
+    GroupBarrier(number);
+    // The other buffer was read to the end before this barrier.
+    if (chunk + kChunk < work.step_end) {
+      LoadInputs<S>(job, work, chunk + kChunk, thread, group->inputs[*buffer ^ 1]);
+    } else if (next.job >= 0) {
+      LoadInputs<S>(a.jobs[next.job], next, next.step_begin / kChunk * kChunk, thread,
+                    group->inputs[*buffer ^ 1]);
+    }
+    const __nv_bfloat16* inputs =
+        group->inputs[*buffer] +
+        (S::kOne ? lane % 4 * 16 : lane / 4 * Group<S>::kRowStride + lane % 4 * 2);
+    for (int at = max(chunk, work.step_begin / kSteps * kSteps);
+         at < min(chunk + kChunk, work.step_end); at += kSteps) {
+      BarrierWait(&group->full[place->stage], place->parity);
+      const uint8_t* weights = group->weights[place->stage] + warp * Layout::kPieceBytes;
+      const uint8_t* scales = group->scales[place->stage] + warp * Layout::kScaleBytes;
+      const __nv_bfloat16* here = inputs + (at - chunk) * 64;
+      if (at >= work.step_begin && at + kSteps <= work.step_end) {
+        MultiplyStage<kType, S, true>(weights, scales, here, at, 0, 0, lane, sums);
+      } else {
+        MultiplyStage<kType, S, false>(weights, scales, here, at, work.step_begin, work.step_end,
+                                       lane, sums);
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&group->empty[place->stage]);
+      place->Next();
+    }
+    *buffer ^= 1;
   }
 
   float* y = job.y + work.slice * job.plane_stride;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < S::kTiles; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int row = n * 8 + lane % 4 * 2 + e % 2;
-      const int m = m16 * 16 + lane / 4 + e / 2 * 8;
+      const int m = work.m_tile * kRows + warp * 16 + lane / 4 + e / 2 * 8;
       if (row < work.count && m < job.weight.rows)
         y[int64_t(work.first + row) * job.y_stride + m] = sums[n][e] * job.weight.factor;
     }
   }
 }
 
-template <int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == 1   ? 6
-                                            : kTiles == 2 ? 5
-                                                          : 4)
-    FewRowsKernel(const __grid_constant__ GemmArgs a) {
-  extern __shared__ __align__(16) __nv_bfloat16 shared[];
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_constant__ GemmArgs a) {
+  extern __shared__ __align__(128) uint8_t bytes[];
+  auto* groups = reinterpret_cast<Group<S>*>(bytes);
   GridDependencyLaunch();
-  const Work work = FindWork(a, kRows, 8 * kTiles);
-  if (work.job < 0) return;
-  // Rows of the tile that do not exist count as zeros.
-  for (int i = int(threadIdx.x); i < SharedElements<kTiles>() / 8; i += kThreads)
-    reinterpret_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
+  if (threadIdx.x < kGroups * S::kStages) {
+    Group<S>& group = groups[threadIdx.x / S::kStages];
+    BarrierInit(&group.full[threadIdx.x % S::kStages], 1);
+    BarrierInit(&group.empty[threadIdx.x % S::kStages], kGroupThreads / 32);
+    FenceBarrierInit();
+  }
   __syncthreads();
-  switch (a.jobs[work.job].weight.type) {
-    case MatrixType::kBf16:
-      return Run<MatrixType::kBf16, kTiles>(a, work, shared);
-    case MatrixType::kFp8:
-      return Run<MatrixType::kFp8, kTiles>(a, work, shared);
-    case MatrixType::kFp4:
-      return Run<MatrixType::kFp4, kTiles>(a, work, shared);
-    case MatrixType::kF32:
-      return;
+  const bool copies = threadIdx.x >= kGroups * kGroupThreads;
+  const int number =
+      copies ? (threadIdx.x - kGroups * kGroupThreads) / 32 : threadIdx.x / kGroupThreads;
+  Group<S>* group = groups + number;
+  // Which tiles there are, an earlier kernel wrote.
+  int tiles = 0;
+  if (!copies || HasGroups(a)) GridDependencyWait();
+  if (HasGroups(a)) tiles = *a.tile_count;
+  RingPlace<S::kStages> place;
+  // Units go to all blocks before a block's second group gets one.
+  const int first = number * int(gridDim.x) + int(blockIdx.x);
+  const int stride = int(gridDim.x) * kGroups;
+  if (copies) {
+    if (threadIdx.x % 32 != 0) return;
+    for (int unit = first;; unit += stride) {
+      const Work work = FindWork(a, unit, kRows, 8 * S::kTiles, tiles);
+      if (work.job < 0) return;
+      const GemmJob& job = a.jobs[work.job];
+      if (job.weight.type == MatrixType::kBf16)
+        Stream<MatrixType::kBf16>(job, work, group, &place);
+      else if (job.weight.type == MatrixType::kFp8)
+        Stream<MatrixType::kFp8>(job, work, group, &place);
+      else
+        Stream<MatrixType::kFp4>(job, work, group, &place);
+    }
+  }
+  const int thread = int(threadIdx.x) % kGroupThreads;
+  Work work = FindWork(a, first, kRows, 8 * S::kTiles, tiles);
+  if (work.job < 0) return;
+  constexpr int kChunk = Group<S>::kChunkSteps;
+  LoadInputs<S>(a.jobs[work.job], work, work.step_begin / kChunk * kChunk, thread,
+                group->inputs[0]);
+  int buffer = 0;
+  for (int unit = first + stride; work.job >= 0; unit += stride) {
+    const Work next = FindWork(a, unit, kRows, 8 * S::kTiles, tiles);
+    const MatrixType type = a.jobs[work.job].weight.type;
+    if (type == MatrixType::kBf16)
+      Multiply<MatrixType::kBf16>(a, work, next, number, thread, group, &place, &buffer);
+    else if (type == MatrixType::kFp8)
+      Multiply<MatrixType::kFp8>(a, work, next, number, thread, group, &place, &buffer);
+    else
+      Multiply<MatrixType::kFp4>(a, work, next, number, thread, group, &place, &buffer);
+    work = next;
   }
 }
 
-template <int kTiles>
-void Start(const GemmArgs& args, dim3 grid, cudaStream_t stream) {
-  constexpr size_t kBytes = SharedElements<kTiles>() * sizeof(__nv_bfloat16);
+int Multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 0;
+    (void)cudaGetDevice(&device);
+    (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    return value > 0 ? value : 1;
+  }();
+  return count;
+}
+
+template <typename S>
+void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
+  constexpr size_t kBytes = kGroups * sizeof(Group<S>);
   static const bool allowed = [] {
-    AllowSharedBytes(FewRowsKernel<kTiles>, kBytes);
+    AllowSharedBytes(FewRowsKernel<S>, kBytes);
     return true;
   }();
   (void)allowed;
-  Launch(FewRowsKernel<kTiles>, grid, dim3(kThreads), kBytes, stream, args);
+  const int units = CountUnits(args, kRows, 8 * S::kTiles, tile_limit);
+  const int blocks = std::min(Multiprocessors(), units);
+  Launch(FewRowsKernel<S>, dim3(unsigned(blocks)), dim3(kThreads), kBytes, stream, args);
 }
 
 }  // namespace
 
 void GemmFewRows(const GemmArgs& args, int tile, int tile_limit, cudaStream_t stream) {
-  unsigned units = 0;
-  for (int i = 0; i < args.job_count; ++i) {
-    const Matrix& w = args.jobs[i].weight;
-    units += unsigned(DivideUpInt(w.rows, kRows) * w.slices);
-  }
-  const dim3 grid(units, unsigned(tile_limit));
-  if (tile == 8) return Start<1>(args, grid, stream);
-  if (tile == 16) return Start<2>(args, grid, stream);
-  Start<4>(args, grid, stream);
+  if (args.rows == 1) return Start<Shape<1, true>>(args, tile_limit, stream);
+  if (tile == 8) return Start<Shape<1, false>>(args, tile_limit, stream);
+  if (tile == 16) return Start<Shape<2, false>>(args, tile_limit, stream);
+  Start<Shape<4, false>>(args, tile_limit, stream);
 }
 
 }  // namespace agentd::model::cuda

@@ -25,27 +25,6 @@ struct Shared {
   uint64_t empty[kStages];
 };
 
-__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count));
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void FenceAsyncProxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // One thread's share of a stage: 16 bytes of each of some tokens.
 template <int kTokens>
 __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared) {
@@ -96,9 +75,10 @@ __device__ __forceinline__ void LoadStep(const uint8_t* data, const uint8_t* sca
   for (int p = 0; p < Piece<kType>::kParts; ++p) {
     // Blocks of other tokens read the same weights: they stay in L2.
     piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
-        data + (int64_t(step) * Piece<kType>::kParts + p) * 512 + lane * 16));
+        data + int64_t(step) * Rows16<kType>::kStepBytes + p * 512 + lane * 16));
   }
-  piece->LoadScale(scales, step, lane);
+  piece->LoadScale(scales + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes),
+                   step, lane);
 }
 
 template <MatrixType kType, int kTokens>
@@ -117,9 +97,9 @@ __device__ void Consume(const GemmJob& job, const Work& work, Shared<kTokens>* s
     // A tile beyond the matrix computes the last one again and stores nothing.
     const int m16 = min(first_tile + t, last_tile) * 4 + warp;
     data[t] = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
-              int64_t(m16) * steps * Piece<kType>::kParts * 512;
-    scales[t] = job.weight.scales + work.expert * job.expert_scales +
-                int64_t(m16) * ScaleRowBytes<kType>(columns);
+              Rows16<kType>::Data(m16, steps);
+    scales[t] =
+        job.weight.scales + work.expert * job.expert_scales + Rows16<kType>::Scales(m16, steps);
   }
   Piece<kType> pieces[2];
 #pragma unroll
@@ -182,7 +162,12 @@ __global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_const
   extern __shared__ __align__(128) uint8_t bytes[];
   auto* shared = reinterpret_cast<Shared<kTokens>*>(bytes);
   GridDependencyLaunch();
-  Work work = FindWork(a, kRows, kTokens);
+  int tiles = 0;
+  if (HasGroups(a)) {
+    GridDependencyWait();
+    tiles = *a.tile_count;
+  }
+  const Work work = FindWork(a, int(blockIdx.x), kRows, kTokens, tiles);
   if (work.job < 0) return;
   const GemmJob& job = a.jobs[work.job];
   if (threadIdx.x == 0) {
@@ -190,12 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_const
       BarrierInit(&shared->full[i], 128);
       BarrierInit(&shared->empty[i], 8);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  if (job.grouped) {
-    GridDependencyWait();
-    FindTile(a, &work);
-    if (work.job < 0) return;
+    FenceBarrierInit();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
@@ -233,12 +213,7 @@ void Start(const GemmArgs& args, dim3 grid, cudaStream_t stream) {
 }  // namespace
 
 void GemmManyRows(const GemmArgs& args, int tile, int tile_limit, cudaStream_t stream) {
-  unsigned units = 0;
-  for (int i = 0; i < args.job_count; ++i) {
-    const Matrix& w = args.jobs[i].weight;
-    units += unsigned(DivideUpInt(w.rows, kRows) * w.slices);
-  }
-  const dim3 grid(units, unsigned(tile_limit));
+  const dim3 grid(unsigned(CountUnits(args, kRows, tile, tile_limit)));
   if (tile == 64) return Start<64>(args, grid, stream);
   Start<128>(args, grid, stream);
 }

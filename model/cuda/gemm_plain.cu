@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kTokens = 4;
+constexpr int kTile = 16;  // rows of a unit of a job that is not grouped
 
 __device__ __forceinline__ float Number(float x) { return x; }
 __device__ __forceinline__ float Number(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -53,11 +54,10 @@ template <typename Input>
 __global__ void __launch_bounds__(kWarps * 32) PlainKernel(const __grid_constant__ GemmArgs a) {
   GridDependencyLaunch();
   GridDependencyWait();
-  Work work = FindWork(a, kWarps, 16);
+  const int tiles = HasGroups(a) ? *a.tile_count : 0;
+  const Work work = FindWork(a, int(blockIdx.x), kWarps, kTile, tiles);
   if (work.job < 0) return;
   const GemmJob& job = a.jobs[work.job];
-  if (job.grouped) FindTile(a, &work);
-  if (work.job < 0) return;
   if (job.weight.type == MatrixType::kF32) {
     Run<float, Input>(job, work);
   } else {
@@ -68,11 +68,7 @@ __global__ void __launch_bounds__(kWarps * 32) PlainKernel(const __grid_constant
 }  // namespace
 
 void GemmPlain(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
-  unsigned units = 0;
-  for (int i = 0; i < args.job_count; ++i) {
-    units += unsigned(DivideUpInt(args.jobs[i].weight.rows, kWarps) * args.jobs[i].weight.slices);
-  }
-  const dim3 grid(units, unsigned(tile_limit));
+  const dim3 grid(unsigned(CountUnits(args, kWarps, kTile, tile_limit)));
   if (args.low) {
     Launch(PlainKernel<__nv_bfloat16>, grid, dim3(kWarps * 32), 0, stream, args);
   } else {
@@ -99,25 +95,21 @@ void Gemm(const GemmArgs& args, cudaStream_t stream) {
   GemmArgs packed = args;
   plain.job_count = packed.job_count = 0;
   bool grouped = false;
-  bool dense = false;
   for (int i = 0; i < args.job_count; ++i) {
     const GemmJob& job = args.jobs[i];
     const bool is_plain = job.weight.type == MatrixType::kF32 || job.weight.plain_bf16;
     (is_plain ? plain.jobs[plain.job_count++] : packed.jobs[packed.job_count++]) = job;
-    (job.grouped ? grouped : dense) = true;
+    grouped |= job.grouped;
   }
   if (args.rows == 0 && !grouped) return;
-  auto limit = [&](int tile) {
-    return std::max(dense ? DivideUpInt(args.rows, tile) : 0, grouped ? args.tile_limit : 0);
-  };
   // Tiles of grouped jobs were cut to group_tile rows: all jobs of a launch have the same.
   const int tile = grouped ? args.group_tile : GemmTile(args.rows);
-  if (plain.job_count > 0) GemmPlain(plain, limit(grouped ? tile : 16), stream);
+  if (plain.job_count > 0) GemmPlain(plain, args.tile_limit, stream);
   if (packed.job_count == 0) return;
   if (tile <= 32) {
-    GemmFewRows(packed, tile, limit(tile), stream);
+    GemmFewRows(packed, tile, args.tile_limit, stream);
   } else {
-    GemmManyRows(packed, tile, limit(tile), stream);
+    GemmManyRows(packed, tile, args.tile_limit, stream);
   }
 }
 

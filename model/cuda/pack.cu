@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kThreads)
        i += int64_t(gridDim.x) * kThreads) {
     const int64_t piece = i / per_piece;
     const int within = int(i % per_piece);
-    const int row = int(piece / steps) * 16;
-    const int column = int(piece % steps) * 64;
+    const int row = int(piece / 4 / steps) * 64 + int(piece % 4) * 16;
+    const int column = int(piece / 4 % steps) * 64;
     const int part = within / 128;      // 16-byte piece
     const int lane = within % 128 / 4;  // of the warp
     const int word = within % 4;
@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(kThreads) PackScalesKernel(PackArgs a, int64_t
     const int within = int(i % per_unit);
     const int g = within / (per_unit / 8);
     const int at = within % (per_unit / 8);
-    int row = int(unit / units) * 16 + g;
-    int column = int(unit % units) * unit_columns;
+    int row = int(unit / 4 / units) * 64 + int(unit % 4) * 16 + g;
+    int column = int(unit / 4 % units) * unit_columns;
     if (fp8) {
       row += at % 2 * 8;
       column += at / 2 * 128;
