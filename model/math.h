@@ -21,6 +21,21 @@ constexpr double kLn2High = 0x1.62e42feep-1;       // 33 bits: n * it is exact f
 constexpr double kLn2Low = 0x1.a39ef35793c76p-33;  // ln 2 - kLn2High
 constexpr double kRounder = 0x1.8p52;              // x + it - it rounds to an integer
 
+// x / divisor for a small whole number that the compiler knows, rounded as a division. On a device
+// by a multiplication and its remainder, as a division is a long branch there: q is x / divisor
+// within 2 ulp, the remainder x - divisor * q is exact, and a quotient of a double by a small whole
+// number is never so near the middle of two doubles that the last product's error could matter.
+AGENTD_HOST_DEVICE inline double Over(double x, int divisor) {
+#if defined(__CUDA_ARCH__)
+  const double reciprocal = 1.0 / divisor;
+  const double q = x * reciprocal;
+  if ((divisor & (divisor - 1)) == 0) return q;
+  return __fma_rn(__fma_rn(-double(divisor), q, x), reciprocal, q);
+#else
+  return x / divisor;
+#endif
+}
+
 }  // namespace math_internal
 
 // 0 below -708, largest finite above 709; NaN of NaN.
@@ -30,7 +45,7 @@ AGENTD_HOST_DEVICE inline double Exp(double x) {
   const double n = (x * 0x1.71547652b82fep0 + math_internal::kRounder) - math_internal::kRounder;
   const double r = (x - n * math_internal::kLn2High) - n * math_internal::kLn2Low;
   double sum = 1;
-  for (int i = 14; i >= 1; --i) sum = 1 + sum * r / i;
+  for (int i = 14; i >= 1; --i) sum = 1 + math_internal::Over(sum * r, i);
   const auto exponent = static_cast<int64_t>(n);
   // In two steps: 2^1024 is no double.
   const double half = std::bit_cast<double>(static_cast<uint64_t>(exponent / 2 + 1023) << 52);
@@ -67,10 +82,10 @@ AGENTD_HOST_DEVICE inline void SinCos(double x, double* sine, double* cosine) {
   const double r = ((x - n * kPart1) - n * kPart2) - n * kPart3;
   const double r2 = r * r;
   double s = 1;
-  for (int i = 16; i >= 2; i -= 2) s = 1 - s * r2 / (i * (i + 1));
+  for (int i = 16; i >= 2; i -= 2) s = 1 - math_internal::Over(s * r2, i * (i + 1));
   s *= r;
   double c = 1;
-  for (int i = 17; i >= 1; i -= 2) c = 1 - c * r2 / (i * (i + 1));
+  for (int i = 17; i >= 1; i -= 2) c = 1 - math_internal::Over(c * r2, i * (i + 1));
   switch (static_cast<int64_t>(n) & 3) {
     case 0:
       *sine = s, *cosine = c;

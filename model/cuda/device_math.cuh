@@ -199,6 +199,14 @@ __device__ inline float LargestMagnitude(const Octet& o) {
   return amax;
 }
 
+// 1 / x, as a division rounds it, for x from 2^-126 to below 2^126: without a division's branch for
+// the other numbers, which keeps several from running side by side.
+__device__ inline float ReciprocalInRange(float x) {
+  float near;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
+  return __fmaf_rn(__fmaf_rn(-x, near, 1.0f), near, near);
+}
+
 __device__ inline float RmsFactor(float sum_squares, int n, float eps) {
   return 1.0f / sqrtf(sum_squares / static_cast<float>(n) + eps);
 }
@@ -215,6 +223,14 @@ __device__ inline uint16_t PackE4M3(float low, float high) {
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
   return codes;
 }
+__device__ inline void UnpackE4M3(uint16_t codes, float* low, float* high) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  asm("{\n\t.reg .b16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, "
+      "b;\n\t}"
+      : "=f"(*low), "=f"(*high)
+      : "r"(halves));
+}
 // Rounds to FP8 with a scale per 128 channels. All lanes of the warp call.
 __device__ inline void RoundFp8(Octet* o) {
   const int exponent = Fp8ScaleExponent(GroupMax<16>(LargestMagnitude(*o)));
@@ -223,14 +239,9 @@ __device__ inline void RoundFp8(Octet* o) {
 #pragma unroll
   for (int e = 0; e < 8; e += 2) {
     const uint16_t codes = PackE4M3(o->v[e] * inverse, o->v[e + 1] * inverse);
-    uint32_t halves;
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
     float low;
     float high;
-    asm("{\n\t.reg .b16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, "
-        "b;\n\t}"
-        : "=f"(low), "=f"(high)
-        : "r"(halves));
+    UnpackE4M3(codes, &low, &high);
     o->v[e] = low * scale;
     o->v[e + 1] = high * scale;
   }

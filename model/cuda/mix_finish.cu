@@ -15,27 +15,33 @@ constexpr int kMixBarrier = 1;     // without the warp of the coefficients
 constexpr int kMaxThreads = 1024;  // of them a warp that only computes coefficients
 constexpr int kMaxMixThreads = kMaxThreads - 32;
 
-// Divides rows or columns of a 4 x 4 matrix by their sums, as MixCoefficients does.
-__device__ inline void NormalizeRows(float (&c)[16], float eps) {
+// Divides rows (kStep 1) or columns (kStep 4) of a 4 x 4 matrix by their sums, as MixCoefficients
+// does.
+template <int kStep, typename Reciprocal>
+__device__ inline void Normalize(float (&c)[16], float eps, const Reciprocal& reciprocal) {
+  constexpr int kOther = 4 / kStep;
+  float inverse[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float sum = c[4 * i];
+    float sum = c[kOther * i];
 #pragma unroll
-    for (int j = 1; j < 4; ++j) sum += c[4 * i + j];
-    const float inverse = 1 / (sum + eps);
+    for (int j = 1; j < 4; ++j) sum += c[kOther * i + kStep * j];
+    inverse[i] = reciprocal(sum + eps);
+  }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) c[4 * i + j] *= inverse;
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) c[kOther * i + kStep * j] *= inverse[i];
   }
 }
-__device__ inline void NormalizeColumns(float (&c)[16], float eps) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    float sum = c[j];
-#pragma unroll
-    for (int i = 1; i < 4; ++i) sum += c[4 * i + j];
-    const float inverse = 1 / (sum + eps);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[4 * i + j] *= inverse;
+template <typename Reciprocal>
+__device__ inline void Sinkhorn(float (&c)[16], float eps, int iterations,
+                                const Reciprocal& reciprocal) {
+  if (iterations > 0) Normalize<4>(c, eps, reciprocal);
+#pragma unroll 1
+  for (int iteration = 1; iteration < iterations; ++iteration) {
+    Normalize<1>(c, eps, reciprocal);
+    Normalize<4>(c, eps, reciprocal);
   }
 }
 
@@ -59,28 +65,23 @@ __device__ inline void FourStreams(const MixFinishArgs& a, int64_t row, const fl
   publish();
   if (a.outputs == 4) return;
   if (lane >= 4 && lane < 8) a.post[row * 4 + lane - 4] = 2 * Sigmoid(z);
-  // Every lane has the whole matrix: exchanging sums would take longer than computing all of them.
+  // The softmax of a row by the four lanes that have it.
+  float largest = fmaxf(z, __shfl_xor_sync(kAllLanes, z, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  const float e = ExpF32(z - largest);
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) sum += __shfl_sync(kAllLanes, e, (lane & ~3) + j);
+  const float start = e / sum + a.hc_eps;
+  // Then every lane has the whole matrix: exchanging sums would take longer than computing all.
   float c[16];
 #pragma unroll
-  for (int i = 0; i < 16; ++i) c[i] = __shfl_sync(kAllLanes, z, 8 + i);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float* const r = c + 4 * i;
-    const float largest = fmaxf(fmaxf(r[0], r[1]), fmaxf(r[2], r[3]));
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      r[j] = ExpF32(r[j] - largest);
-      sum += r[j];
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) r[j] = r[j] / sum + a.hc_eps;
-  }
-  if (a.iterations > 0) NormalizeColumns(c, a.hc_eps);
-#pragma unroll 1
-  for (int iteration = 1; iteration < a.iterations; ++iteration) {
-    NormalizeRows(c, a.hc_eps);
-    NormalizeColumns(c, a.hc_eps);
+  for (int i = 0; i < 16; ++i) c[i] = __shfl_sync(kAllLanes, start, 8 + i);
+  // Sums are 4 + 5 eps at most.
+  if (a.hc_eps > 0x1p-100f && a.hc_eps < 0x1p100f) {
+    Sinkhorn(c, a.hc_eps, a.iterations, [](float x) { return ReciprocalInRange(x); });
+  } else {
+    Sinkhorn(c, a.hc_eps, a.iterations, [](float x) { return 1 / x; });
   }
   float mine = 0;
 #pragma unroll
@@ -142,7 +143,7 @@ __device__ inline void AnyStreams(const MixFinishArgs& a, int64_t row, const flo
 // A CTA has one row: the last warp its coefficients, the others the input, each thread kOctets
 // octets. kH: h if it is 4, and then outputs are 4 or 24; 0: any.
 template <bool kLow, int kH, int kOctets>
-__global__ void __maxnreg__(kLow ? 56 : 64) MixFinishKernel(const MixFinishArgs a) {
+__global__ void __maxnreg__(kLow && kOctets < 4 ? 56 : 64) MixFinishKernel(const MixFinishArgs a) {
   GridDependencyLaunch();
   __shared__ float part_sums[kMaxThreads];
   __shared__ float pre[kMaxStreams];
