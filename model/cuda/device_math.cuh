@@ -123,34 +123,107 @@ __device__ inline void StoreValues(void* base, int64_t at, int count, const Octe
   }
 }
 
+// *p if `wanted`, else zero: without a branch, so that many loads are under way at once.
+__device__ inline float LoadIf(bool wanted, const float* p) {
+  float v;
+  asm volatile(
+      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %2, 0;\n\tmov.b32 %0, 0;\n\t"
+      "@q ld.global.f32 %0, [%1];\n\t}"
+      : "=f"(v)
+      : "l"(p), "r"(int(wanted)));
+  return v;
+}
+__device__ inline float4 LoadIf(bool wanted, const float4* p) {
+  float4 v;
+  asm volatile(
+      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %5, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
+      "mov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t@q ld.global.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "l"(p), "r"(int(wanted)));
+  return v;
+}
+__device__ inline float Plus(float a, float b) { return a + b; }
+__device__ inline float4 Plus(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// Of each plane of a product the number(s) at `at` in the first: all that are `wanted` are loaded
+// when it is made, so make all that a thread needs before it asks for a sum.
+template <typename T, int kTogether>
+struct PlaneLoads {
+  const float* at;
+  int planes;
+  int64_t stride;
+  T v[kTogether];
+
+  __device__ inline PlaneLoads(const Planes& p, const float* first, bool wanted)
+      : at(first), planes(p.planes), stride(p.plane_stride) {
+    Load(0, wanted);
+  }
+  __device__ inline T Sum() {
+    T sum = v[0];
+    AddTo(&sum, 1);
+    for (int first = kTogether; first < planes; first += kTogether) {
+      Load(first, true);
+      sum = Plus(sum, v[0]);
+      AddTo(&sum, first + 1);
+    }
+    return sum;
+  }
+
+ private:
+  __device__ inline void Load(int first, bool wanted) {
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      v[n] = LoadIf(wanted && first + n < planes,
+                    reinterpret_cast<const T*>(at + (first + n) * stride));
+    }
+  }
+  // Adds v[1], ...; v[1] is of plane `second`.
+  __device__ inline void AddTo(T* sum, int second) const {
+#pragma unroll
+    for (int n = 1; n < kTogether; ++n) {
+      if (second + n - 1 < planes) *sum = Plus(*sum, v[n]);
+    }
+  }
+};
+
 // A product's number(s) at [row][i].
 __device__ inline float PlaneAt(const Planes& p, int64_t row, int i) {
-  const float* at = p.data + row * p.row_stride + i;
-  float sum = *at;
-#pragma unroll 4
-  for (int n = 1; n < p.planes; ++n) sum += at[n * p.plane_stride];
-  return sum;
+  return PlaneLoads<float, 4>(p, p.data + row * p.row_stride + i, true).Sum();
 }
-__device__ inline Octet PlanesAt(const Planes& p, int64_t row, int i, int count) {
-  const float* at = p.data + row * p.row_stride + i;
-  Octet o;
-  if (count >= 8 && Aligned(at, 16) && (p.plane_stride & 3) == 0) {
-    float4 a = *reinterpret_cast<const float4*>(at);
-    float4 b = *reinterpret_cast<const float4*>(at + 4);
-#pragma unroll 4
-    for (int n = 1; n < p.planes; ++n) {
-      const float4* next = reinterpret_cast<const float4*>(at + n * p.plane_stride);
-      const float4 x = next[0];
-      const float4 y = next[1];
-      a = make_float4(a.x + x.x, a.y + x.y, a.z + x.z, a.w + x.w);
-      b = make_float4(b.x + y.x, b.y + y.y, b.z + y.z, b.w + y.w);
+// The first `count` of eight.
+struct OctetLoads {
+  int count;
+  bool wide;
+  PlaneLoads<float4, 4> low;
+  PlaneLoads<float4, 4> high;
+
+  __device__ inline OctetLoads(const Planes& p, int64_t row, int i, int number)
+      : OctetLoads(p, p.data + row * p.row_stride + i, number) {}
+  __device__ inline Octet Sum(const Planes& p) {
+    Octet o;
+    if (wide) {
+      const float4 a = low.Sum();
+      const float4 b = high.Sum();
+      o = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+      return o;
     }
-    o = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      o.v[e] = e < count ? PlaneLoads<float, 4>(p, low.at + e, true).Sum() : 0.0f;
     return o;
   }
-#pragma unroll
-  for (int e = 0; e < 8; ++e) o.v[e] = e < count ? PlaneAt(p, row, i + e) : 0.0f;
-  return o;
+
+ private:
+  __device__ inline OctetLoads(const Planes& p, const float* at, int number)
+      : count(number),
+        wide(number >= 8 && Aligned(at, 16) && (p.plane_stride & 3) == 0),
+        low(p, at, wide),
+        high(p, at + 4, wide) {}
+};
+__device__ inline Octet PlanesAt(const Planes& p, int64_t row, int i, int count) {
+  return OctetLoads(p, row, i, count).Sum(p);
 }
 
 // Over groups of kLanes neighbouring lanes, the same in each of them; all lanes of the warp call.

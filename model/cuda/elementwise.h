@@ -20,8 +20,13 @@
 namespace agentd::model::cuda {
 
 // cos and sin of position * frequency, in double, rounded to float: [rows][pairs] each.
-void RopeTables(const int* positions, int rows, const double* frequencies, int pairs, float* cosine,
-                float* sine, cudaStream_t stream);
+struct AngleTable {
+  const double* frequencies = nullptr;  // [pairs]; of `second` nullptr: none
+  float* cosine = nullptr;
+  float* sine = nullptr;
+};
+void RopeTables(const int* positions, int rows, int pairs, const AngleTable& first,
+                const AngleTable& second, cudaStream_t stream);
 
 // streams [rows][h][d] (Value) = each token's embedding, h times. table: [V][d] BF16 or F32.
 void Embed(const int* tokens, int rows, const void* table, bool table_bf16, int h, int d, bool low,
@@ -166,9 +171,18 @@ struct RouteArgs {
 void Route(const RouteArgs& args, cudaStream_t stream);
 
 // out [rows][n] (Value) = weight[row] * silu(min(gate, limit)) * clamp(up, -limit, limit), gate and
-// up to BF16 first if low, rounded once (low), and to FP8 if fp8. weight nullptr: 1.
-void SwiGlu(const Planes& gate, const Planes& up, const float* weight, int rows, int n, float limit,
-            bool low, bool fp8, void* out, cudaStream_t stream);
+// up to BF16 first if low, rounded once (low), and to FP8 if fp8. Of two products: the routed
+// experts' and the shared expert's.
+struct SwiGluRows {
+  int rows = 0;
+  Planes gate;  // [rows][n]
+  Planes up;
+  const float* weight = nullptr;  // [rows]; nullptr: 1
+  bool fp8 = false;
+  void* out = nullptr;
+};
+void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,
+            cudaStream_t stream);
 
 // out [rows][d] float = sum over the row's experts, ascending, of routed_y[routed_at[row][i]], plus
 // shared_y[row] (each to BF16 first, and the sum once, if low).

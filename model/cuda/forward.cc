@@ -117,9 +117,12 @@ void Forward::Begin(const BatchShape& batch) {
   batch_ = batch;
   rows_ = batch.view.rows;
   sub_ = {};
-  RopeTables(batch.view.positions, rows_, frequencies_, pairs_, cosine_, sine_, stream_);
-  RopeTables(batch.view.positions, rows_, compressed_frequencies_, pairs_, compressed_cosine_,
-             compressed_sine_, stream_);
+  RopeTables(batch.view.positions, rows_, pairs_,
+             {.frequencies = frequencies_, .cosine = cosine_, .sine = sine_},
+             {.frequencies = compressed_frequencies_,
+              .cosine = compressed_cosine_,
+              .sine = compressed_sine_},
+             stream_);
 }
 
 void Forward::Embed() {
@@ -290,7 +293,8 @@ void Forward::MtpKeys(const MtpNormArgs& rows, const MtpKeyRows& keys) {
   Add(&gemm, w.wkv, Input(w.wkv), d_, kv);
   Gemm(gemm, stream_);
   // Their own positions: one before their rows'.
-  RopeTables(keys.positions, rows_, frequencies_, pairs_, cosine_, sine_, stream_);
+  RopeTables(keys.positions, rows_, pairs_,
+             {.frequencies = frequencies_, .cosine = cosine_, .sine = sine_}, {}, stream_);
   auto* encoded = TakeArray<uint8_t>(int64_t(rows_) * state_.entry_bytes);
   Latents({.rows = rows_,
            .low = low_,

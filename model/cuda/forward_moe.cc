@@ -108,10 +108,18 @@ void Forward::Experts(const LayerWeights& w, const GroupedExperts& experts, cons
 
   void* routed_x = TakeValues(int64_t(routed) * inter);
   void* shared_x = TakeValues(int64_t(rows_) * inter);
-  SwiGlu(gate, up, route.routed_weight, routed, inter, limit, low_, IsQuantized(experts.w2.first),
-         routed_x, stream_);
-  SwiGlu(shared_gate, shared_up, nullptr, rows_, inter, limit, low_, IsQuantized(w.shared.w2),
-         shared_x, stream_);
+  SwiGlu({.rows = routed,
+          .gate = gate,
+          .up = up,
+          .weight = route.routed_weight,
+          .fp8 = IsQuantized(experts.w2.first),
+          .out = routed_x},
+         {.rows = rows_,
+          .gate = shared_gate,
+          .up = shared_up,
+          .fp8 = IsQuantized(w.shared.w2),
+          .out = shared_x},
+         inter, limit, low_, stream_);
 
   gemm = NewGemm(rows_);
   const Planes routed_y = grouped(&gemm, experts.w2, routed_x, inter, nullptr);

@@ -9,24 +9,31 @@ namespace {
 
 constexpr int kThreads = 128;
 
+template <typename T>
+struct Two {
+  T of[2];
+};
+
+// blockIdx.y is the table.
 __global__ void __launch_bounds__(kThreads)
-    RopeTablesKernel(const int* positions, int rows, const double* frequencies, int pairs,
-                     float* cosine, float* sine) {
+    RopeTablesKernel(const int* positions, int rows, int pairs,
+                     const __grid_constant__ Two<AngleTable> tables) {
   GridDependencyLaunch();
   GridDependencyWait();
+  const AngleTable& table = tables.of[blockIdx.y];
   const int64_t count = int64_t(rows) * pairs;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += int64_t(gridDim.x) * kThreads) {
     double s;
     double c;
-    SinCos(static_cast<double>(positions[i / pairs]) * frequencies[i % pairs], &s, &c);
-    cosine[i] = static_cast<float>(c);
-    sine[i] = static_cast<float>(s);
+    SinCos(static_cast<double>(positions[i / pairs]) * table.frequencies[i % pairs], &s, &c);
+    table.cosine[i] = static_cast<float>(c);
+    table.sine[i] = static_cast<float>(s);
   }
 }
 
-// For the kernels below: blockIdx.x is the row, blockIdx.y its part of 8 * kThreads channels.
-__device__ inline int FirstChannel() { return 8 * int(blockIdx.y * kThreads + threadIdx.x); }
+// For the kernels below: blockIdx.x is the row, blockIdx.y its part of 8 channels per thread.
+__device__ inline int FirstChannel() { return 8 * int(blockIdx.y * blockDim.x + threadIdx.x); }
 
 template <bool kLow>
 __global__ void __launch_bounds__(kThreads)
@@ -55,17 +62,21 @@ __global__ void __launch_bounds__(kThreads)
   StoreValues<kLow>(out, row * n + i, n - i, x);
 }
 
+// The second's rows follow the first's.
 template <bool kLow>
-__global__ void __launch_bounds__(kThreads)
-    SwiGluKernel(const Planes gate, const Planes up, const float* weight, int n, float limit,
-                 bool fp8, void* out) {
+__global__ void __launch_bounds__(kThreads, 6)
+    SwiGluKernel(const __grid_constant__ Two<SwiGluRows> parts, int n, float limit) {
   GridDependencyLaunch();
   GridDependencyWait();
-  const int64_t row = blockIdx.x;
+  const bool is_first = int(blockIdx.x) < parts.of[0].rows;
+  const SwiGluRows& part = parts.of[is_first ? 0 : 1];
+  const int64_t row = int(blockIdx.x) - (is_first ? 0 : parts.of[0].rows);
   const int i = FirstChannel();
-  const float scale = weight == nullptr ? 1.0f : weight[row];
-  Octet x = PlanesAt(gate, row, i, n - i);
-  Octet u = PlanesAt(up, row, i, n - i);
+  OctetLoads gate_loads(part.gate, row, i, n - i);
+  OctetLoads up_loads(part.up, row, i, n - i);
+  const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
+  Octet x = gate_loads.Sum(part.gate);
+  Octet u = up_loads.Sum(part.up);
   RoundOctet<kLow>(&x);
   RoundOctet<kLow>(&u);
 #pragma unroll
@@ -75,8 +86,8 @@ __global__ void __launch_bounds__(kThreads)
     x.v[e] = silu * fminf(fmaxf(u.v[e], -limit), limit) * scale;
   }
   RoundOctet<kLow>(&x);
-  if (fp8) RoundFp8(&x);
-  StoreValues<kLow>(out, row * n + i, n - i, x);
+  if (part.fp8) RoundFp8(&x);
+  StoreValues<kLow>(part.out, row * n + i, n - i, x);
 }
 
 template <bool kLow>
@@ -86,8 +97,10 @@ __global__ void __launch_bounds__(kThreads)
   GridDependencyWait();
   const int64_t row = blockIdx.x;  // of h_rows
   const int i = FirstChannel();
-  Octet x = PlanesAt(h_rows, row, i, d - i);
-  Octet y = PlanesAt(e, row / h, i, d - i);
+  OctetLoads x_loads(h_rows, row, i, d - i);
+  OctetLoads y_loads(e, row / h, i, d - i);
+  Octet x = x_loads.Sum(h_rows);
+  Octet y = y_loads.Sum(e);
   RoundOctet<kLow>(&x);
   RoundOctet<kLow>(&y);
 #pragma unroll
@@ -95,70 +108,60 @@ __global__ void __launch_bounds__(kThreads)
   StoreValues<kLow>(out, row * d + i, d - i, x);
 }
 
-__device__ inline float4 Add4(float4 a, float4 b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+template <bool kLow>
+__device__ inline float RoundAll(float a) {
+  return Round<kLow>(a);
 }
 template <bool kLow>
-__device__ inline float4 Round4(float4 a) {
+__device__ inline float4 RoundAll(float4 a) {
   return make_float4(Round<kLow>(a.x), Round<kLow>(a.y), Round<kLow>(a.z), Round<kLow>(a.w));
 }
 
-// A thread has four channels and loads kTogether experts' at a time. `aligned`: all of 16 bytes.
+// T: float4 if everything is aligned so. A thread loads kTogether experts' numbers at a time.
 constexpr int kTogether = 8;
-template <bool kLow, bool kAligned>
+template <bool kLow, typename T>
 __global__ void __launch_bounds__(kThreads)
     AddExpertsKernel(const Planes routed, const int* routed_at, int k, const Planes shared, int d,
                      float* out) {
   GridDependencyLaunch();
   GridDependencyWait();
-  constexpr int kWidth = kAligned ? 4 : 1;
   const int64_t row = blockIdx.x;
-  const int i = kWidth * int(blockIdx.y * kThreads + threadIdx.x);
+  const int i = int(sizeof(T) / sizeof(float)) * int(blockIdx.y * blockDim.x + threadIdx.x);
   if (i >= d) return;
-  auto load = [](const float* p) {
-    if constexpr (kAligned) return *reinterpret_cast<const float4*>(p);
-    return make_float4(*p, 0, 0, 0);
-  };
-  float4 sum = make_float4(0, 0, 0, 0);
   // The shared expert is the last.
-  for (int first = 0; first <= k; first += kTogether) {
+  PlaneLoads<T, 4> last(shared, shared.data + row * shared.row_stride + i, true);
+  T sum = {};
+  for (int first = 0; first < k; first += kTogether) {
     const float* from[kTogether];
-    float4 y[kTogether];
+    T y[kTogether];
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      if (first + j > k) continue;
-      from[j] = first + j < k
-                    ? routed.data + int64_t(routed_at[row * k + first + j]) * routed.row_stride + i
-                    : shared.data + row * shared.row_stride + i;
+      const int at = first + j < k ? routed_at[row * k + first + j] : 0;
+      from[j] = routed.data + int64_t(at) * routed.row_stride + i;
     }
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      if (first + j <= k) y[j] = load(from[j]);
-    }
-    for (int p = 1; p < max(routed.planes, shared.planes); ++p) {
+    for (int j = 0; j < kTogether; ++j)
+      y[j] = LoadIf(first + j < k, reinterpret_cast<const T*>(from[j]));
+    for (int p = 1; p < routed.planes; ++p) {
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (first + j < k && p < routed.planes)
-          y[j] = Add4(y[j], load(from[j] + p * routed.plane_stride));
-        if (first + j == k && p < shared.planes)
-          y[j] = Add4(y[j], load(from[j] + p * shared.plane_stride));
+        y[j] = Plus(y[j], LoadIf(first + j < k, reinterpret_cast<const T*>(
+                                                    from[j] + p * routed.plane_stride)));
       }
     }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      if (first + j <= k) sum = Add4(sum, Round4<kLow>(y[j]));
+      if (first + j < k) sum = Plus(sum, RoundAll<kLow>(y[j]));
     }
   }
-  sum = Round4<kLow>(sum);
-  if constexpr (kAligned) {
-    *reinterpret_cast<float4*>(out + row * d + i) = sum;
-  } else {
-    out[row * d + i] = sum.x;
-  }
+  sum = RoundAll<kLow>(Plus(sum, RoundAll<kLow>(last.Sum())));
+  *reinterpret_cast<T*>(out + row * d + i) = sum;
 }
 
+// Of few rows the blocks are small, so that there are more.
+unsigned Threads(int rows) { return rows <= 16 ? 32 : kThreads; }
 dim3 RowGrid(int rows, int channels, int per_thread) {
-  return dim3(unsigned(rows), unsigned(DivideUp(channels, int64_t(per_thread) * kThreads)));
+  return dim3(unsigned(rows), unsigned(DivideUp(channels, int64_t(per_thread) * Threads(rows))));
 }
 
 bool Aligned16(const Planes& p) {
@@ -168,33 +171,34 @@ bool Aligned16(const Planes& p) {
 
 }  // namespace
 
-void RopeTables(const int* positions, int rows, const double* frequencies, int pairs, float* cosine,
-                float* sine, cudaStream_t stream) {
+void RopeTables(const int* positions, int rows, int pairs, const AngleTable& first,
+                const AngleTable& second, cudaStream_t stream) {
   if (rows <= 0 || pairs <= 0) return;
   const int64_t blocks = std::min<int64_t>(DivideUp(int64_t(rows) * pairs, kThreads), 4096);
-  Launch(RopeTablesKernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, positions, rows,
-         frequencies, pairs, cosine, sine);
+  Launch(RopeTablesKernel, dim3(unsigned(blocks), second.frequencies != nullptr ? 2 : 1),
+         dim3(kThreads), 0, stream, positions, rows, pairs, Two<AngleTable>{{first, second}});
 }
 
 void Embed(const int* tokens, int rows, const void* table, bool table_bf16, int h, int d, bool low,
            void* streams, cudaStream_t stream) {
   if (rows <= 0) return;
-  Launch(low ? EmbedKernel<true> : EmbedKernel<false>, RowGrid(rows, d, 8), dim3(kThreads), 0,
+  Launch(low ? EmbedKernel<true> : EmbedKernel<false>, RowGrid(rows, d, 8), dim3(Threads(rows)), 0,
          stream, tokens, table, table_bf16, h, d, streams);
 }
 
 void Collect(const Planes& in, int rows, int n, bool low, bool fp8, void* out,
              cudaStream_t stream) {
   if (rows <= 0) return;
-  Launch(low ? CollectKernel<true> : CollectKernel<false>, RowGrid(rows, n, 8), dim3(kThreads), 0,
+  Launch(low ? CollectKernel<true> : CollectKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)), 0,
          stream, in, n, fp8, out);
 }
 
-void SwiGlu(const Planes& gate, const Planes& up, const float* weight, int rows, int n, float limit,
-            bool low, bool fp8, void* out, cudaStream_t stream) {
+void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,
+            cudaStream_t stream) {
+  const int rows = std::max(0, first.rows) + std::max(0, second.rows);
   if (rows <= 0) return;
-  Launch(low ? SwiGluKernel<true> : SwiGluKernel<false>, RowGrid(rows, n, 8), dim3(kThreads), 0,
-         stream, gate, up, weight, n, limit, fp8, out);
+  Launch(low ? SwiGluKernel<true> : SwiGluKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)),
+         0, stream, Two<SwiGluRows>{{first, second}}, n, limit);
 }
 
 void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Planes& shared_y,
@@ -203,21 +207,21 @@ void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Plane
   const bool aligned = Aligned16(routed_y) && Aligned16(shared_y) && d % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(out) % 16 == 0;
   auto launch = [&](auto kernel, int width) {
-    Launch(kernel, RowGrid(rows, d, width), dim3(kThreads), 0, stream, routed_y, routed_at, k,
+    Launch(kernel, RowGrid(rows, d, width), dim3(Threads(rows)), 0, stream, routed_y, routed_at, k,
            shared_y, d, out);
   };
   if (aligned) {
-    launch(low ? AddExpertsKernel<true, true> : AddExpertsKernel<false, true>, 4);
+    launch(low ? AddExpertsKernel<true, float4> : AddExpertsKernel<false, float4>, 4);
   } else {
-    launch(low ? AddExpertsKernel<true, false> : AddExpertsKernel<false, false>, 1);
+    launch(low ? AddExpertsKernel<true, float> : AddExpertsKernel<false, float>, 1);
   }
 }
 
 void MtpAdd(const Planes& e, const Planes& h_rows, int count, int h, int d, bool low, void* out,
             cudaStream_t stream) {
   if (count <= 0) return;
-  Launch(low ? MtpAddKernel<true> : MtpAddKernel<false>, RowGrid(count * h, d, 8), dim3(kThreads),
-         0, stream, e, h_rows, h, d, out);
+  Launch(low ? MtpAddKernel<true> : MtpAddKernel<false>, RowGrid(count * h, d, 8),
+         dim3(Threads(count * h)), 0, stream, e, h_rows, h, d, out);
 }
 
 }  // namespace agentd::model::cuda

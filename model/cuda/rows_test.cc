@@ -39,20 +39,34 @@ TEST_F(Rows, RopeTables) {
     std::vector<double> frequencies(static_cast<size_t>(pairs));
     for (double& f : frequencies) f = std::exp2(-double(Draw(0, 160)) / 10);
     const OnDevice<int> positions_device(positions);
+    const bool two = Flip();
+    std::vector<double> others = frequencies;
+    for (double& f : others) f *= 0.7;
     const OnDevice<double> frequencies_device(frequencies);
-    const OnDevice<float> cosine(size_t(rows * pairs));
-    const OnDevice<float> sine(size_t(rows * pairs));
-    RopeTables(positions_device.get(), rows, frequencies_device.get(), pairs, cosine.get(),
-               sine.get(), nullptr);
+    const OnDevice<double> others_device(others);
+    const size_t count = size_t(rows * pairs);
+    const OnDevice<float> cosine(count);
+    const OnDevice<float> sine(count);
+    const OnDevice<float> other_cosine(count);
+    const OnDevice<float> other_sine(count);
+    AngleTable second;
+    if (two) second = {others_device.get(), other_cosine.get(), other_sine.get()};
+    RopeTables(positions_device.get(), rows, pairs,
+               {frequencies_device.get(), cosine.get(), sine.get()}, second, nullptr);
     CheckCuda(cudaGetLastError());
-    Floats want_cosine(size_t(rows * pairs));
-    Floats want_sine(size_t(rows * pairs));
-    for (int r = 0; r < rows; ++r) {
-      RopeTable(frequencies, positions[size_t(r)], want_cosine.data() + r * pairs,
-                want_sine.data() + r * pairs);
-    }
-    Same(cosine.Read(), want_cosine, "cosine");
-    Same(sine.Read(), want_sine, "sine");
+    auto check = [&](const std::vector<double>& f, const Floats& got_cosine,
+                     const Floats& got_sine) {
+      Floats want_cosine(count);
+      Floats want_sine(count);
+      for (int r = 0; r < rows; ++r) {
+        model::RopeTable(f, positions[size_t(r)], want_cosine.data() + r * pairs,
+                         want_sine.data() + r * pairs);
+      }
+      Same(got_cosine, want_cosine, "cosine");
+      Same(got_sine, want_sine, "sine");
+    };
+    check(frequencies, cosine.Read(), sine.Read());
+    if (two) check(others, other_cosine.Read(), other_sine.Read());
   }
 }
 
@@ -309,23 +323,47 @@ TEST_F(Rows, SwiGlu) {
     for (const int mode : {0, 1, 2}) {
       const bool low = mode > 0;
       const bool fp8 = mode > 1;
-      const bool weighted = Flip();
       const float limit = Flip() ? 10.0f : 0.75f;
-      const TestPlanes gate = MakePlanes(rows, n);
-      const TestPlanes up = MakePlanes(rows, n);
-      const Floats weight = Values(size_t(rows));
-      const OnDevice<float> weight_device(weight);
-      const ValuesOnDevice out(size_t(rows * n), low);
-      SwiGlu(gate.get(), up.get(), weighted ? weight_device.get() : nullptr, rows, n, limit, low,
-             fp8, out.get(), nullptr);
-      CheckCuda(cudaGetLastError());
-      Floats want;
-      for (int r = 0; r < rows; ++r) {
-        const Floats row = reference::SwiGlu(gate.Row(r, low), up.Row(r, low),
-                                             weighted ? weight[size_t(r)] : 1.0f, limit, low);
-        Append(&want, fp8 ? Fp8(row, size_t(n)) : row);
+      // Of two products, the second of as many rows, fewer or none.
+      struct Product {
+        int rows;
+        TestPlanes gate;
+        TestPlanes up;
+        Floats weight;
+        bool weighted;
+        bool fp8;
+        OnDevice<float> weight_device;
+        ValuesOnDevice out;
+      };
+      std::vector<Product> products;
+      SwiGluRows args[2];
+      for (const int count : {rows, Draw(0, 1) * Draw(1, rows)}) {
+        const Floats weight = Values(size_t(count));
+        products.push_back({count, MakePlanes(std::max(1, count), n),
+                            MakePlanes(std::max(1, count), n), weight, Flip(), fp8 && Flip(),
+                            OnDevice<float>(weight), ValuesOnDevice(size_t(count * n), low)});
       }
-      Same(out.Read(), want, "activation");
+      for (int i = 0; i < 2; ++i) {
+        const Product& p = products[size_t(i)];
+        args[i] = {p.rows,
+                   p.gate.get(),
+                   p.up.get(),
+                   p.weighted ? p.weight_device.get() : nullptr,
+                   p.fp8,
+                   p.out.get()};
+      }
+      SwiGlu(args[0], args[1], n, limit, low, nullptr);
+      CheckCuda(cudaGetLastError());
+      for (const Product& p : products) {
+        Floats want;
+        for (int r = 0; r < p.rows; ++r) {
+          const Floats row =
+              reference::SwiGlu(p.gate.Row(r, low), p.up.Row(r, low),
+                                p.weighted ? p.weight[size_t(r)] : 1.0f, limit, low);
+          Append(&want, p.fp8 ? Fp8(row, size_t(n)) : row);
+        }
+        Same(p.out.Read(), want, "activation");
+      }
     }
   }
 }
