@@ -1,4 +1,9 @@
-// Attention over stored entries: batches of rows, the plain kernels, and the last step.
+// Attention over stored entries: which kernels do it, and those for any shape. The latter are three,
+// since the exponent takes the maximum over all of a row's entries:
+//   scores  s = (q . k) * scale, and their maximum per tile of entries;
+//   values  M = the maximum of all, the sink's included; p = e^(s - M), its sum per 64 entries, and
+//           each group's own sum of p v;
+//   combine the groups' and the tiles' sums in order, the quotient, roundings, rotation.
 #include <algorithm>
 #include <limits>
 
@@ -7,16 +12,28 @@
 namespace agentd::model::cuda {
 namespace {
 
-// Scratch of as many rows at a time as stays in the L2.
-constexpr int64_t kScratchBytes = 32 << 20;
 constexpr int kMaxRows = 4096;
+constexpr int kSumTile = 64;  // entries whose p are summed by one tree
+constexpr int kGroup = 512;   // entries whose p v are one chain
+
+// Intermediate results of the rows of one launch, row i of them being row first_row + i.
+struct AttendScratchView {
+  int first_row = 0;
+  int padded = 0;             // entries of a row's scores: a multiple of kSumTile
+  int groups = 0;             // of kGroup
+  float* scores = nullptr;    // [rows][heads][padded]
+  float* partial = nullptr;   // [rows][groups][heads][channels]
+  float* tile_max = nullptr;  // [rows][padded / kSumTile][heads]
+  float* tile_sum = nullptr;  // [rows][padded / kSumTile][heads]
+  float* max = nullptr;       // [rows][heads]
+};
 
 int Padded(int max_entries) { return int(RoundUp(std::max(max_entries, 1), kSumTile)); }
 
 int64_t RowBytes(int heads, int channels, int max_entries) {
   const int64_t padded = Padded(max_entries);
   const int64_t floats =
-      padded + DivideUp(padded, kGroup) * channels + padded / kMinScoreTile + padded / kSumTile + 1;
+      padded + DivideUp(padded, kGroup) * channels + 2 * (padded / kSumTile) + 1;
   return heads * floats * int64_t(sizeof(float));
 }
 
@@ -34,7 +51,7 @@ AttendScratchView Divide(const AttendArgs& a, int rows) {
   s.scores = static_cast<float*>(a.scratch);
   s.partial = s.scores + lists * padded;
   s.tile_max = s.partial + lists * s.groups * a.state.channels;
-  s.tile_sum = s.tile_max + lists * (padded / kMinScoreTile);
+  s.tile_sum = s.tile_max + lists * (padded / kSumTile);
   s.max = s.tile_sum + lists * (padded / kSumTile);
   return s;
 }
@@ -73,7 +90,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     s.scores[(int64_t(blockIdx.y) * a.heads + head) * s.padded + begin + i] = score;
   }
   __syncthreads();
-  const int64_t tiles = int64_t(blockIdx.y) * (s.padded / kMinScoreTile);
+  const int64_t tiles = int64_t(blockIdx.y) * (s.padded / kSumTile);
   for (int head = threadIdx.x; head < a.heads; head += kPlainThreads) {
     const float* scores = s.scores + (int64_t(blockIdx.y) * a.heads + head) * s.padded + begin;
     float largest = scores[0];
@@ -100,9 +117,9 @@ __global__ void __launch_bounds__(kPlainThreads)
   if (begin >= list.count) return;
   const int count = min(kGroup, list.count - begin);
   const int64_t in_batch = blockIdx.z;
-  const float* tile_max = s.tile_max + in_batch * (s.padded / kMinScoreTile) * a.heads + head;
+  const float* tile_max = s.tile_max + in_batch * (s.padded / kSumTile) * a.heads + head;
   float largest = a.sinks[head];
-  for (int tile = 0; tile * s.score_tile < list.count; ++tile)
+  for (int tile = 0; tile * kSumTile < list.count; ++tile)
     largest = max(largest, tile_max[int64_t(tile) * a.heads]);
   if (group == 0 && threadIdx.x == 0) s.max[in_batch * a.heads + head] = largest;
 
@@ -132,7 +149,7 @@ __global__ void __launch_bounds__(kPlainThreads)
 
 // A thread per pair of channels.
 __global__ void __launch_bounds__(kPlainThreads)
-    CombineKernel(const __grid_constant__ AttendArgs a,
+    PlainCombineKernel(const __grid_constant__ AttendArgs a,
                   const __grid_constant__ AttendScratchView s) {
   GridDependencyLaunch();
   GridDependencyWait();
@@ -179,45 +196,38 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
-void PlainScores(const AttendArgs& a, const AttendScratchView& s, int rows, cudaStream_t stream) {
+void PlainAttend(const AttendArgs& a, cudaStream_t stream) {
+  const int channels = a.state.channels;
+  const int batch = RowsPerBatch(a.heads, channels, a.max_entries);
   RaiseSharedMemory<PlainScoresKernel>();
-  Launch(PlainScoresKernel, dim3(s.padded / kSumTile, rows), dim3(kPlainThreads),
-         size_t(kSumTile) * (a.state.channels + 1) * sizeof(float), stream, a, s);
-}
-
-void PlainValues(const AttendArgs& a, const AttendScratchView& s, int rows, cudaStream_t stream) {
-  Launch(PlainValuesKernel, dim3(a.heads, s.groups, rows), dim3(kPlainThreads),
-         sizeof(PlainValuesShared), stream, a, s);
+  for (int first = a.row_begin; first < a.row_end; first += batch) {
+    const int rows = std::min(batch, a.row_end - first);
+    AttendScratchView s = Divide(a, rows);
+    s.first_row = first;
+    Launch(PlainScoresKernel, dim3(s.padded / kSumTile, rows), dim3(kPlainThreads),
+           size_t(kSumTile) * (channels + 1) * sizeof(float), stream, a, s);
+    Launch(PlainValuesKernel, dim3(a.heads, s.groups, rows), dim3(kPlainThreads),
+           sizeof(PlainValuesShared), stream, a, s);
+    const int64_t pairs = int64_t(a.heads) * (channels / 2);
+    Launch(PlainCombineKernel, dim3(DivideUp(pairs, kPlainThreads), rows), dim3(kPlainThreads), 0,
+           stream, a, s);
+  }
 }
 
 }  // namespace
 
 int64_t AttendScratch(int rows, int heads, int channels, int max_entries) {
   // Enough for rows of fewer entries too, of which more are done at a time.
-  const int64_t row = RowBytes(heads, channels, max_entries);
+  const int64_t row = std::max(RowBytes(heads, channels, max_entries),
+                               TensorRowBytes(heads, channels, max_entries));
   return std::min(rows * row, std::max(kScratchBytes, row));
 }
 
 void Attend(const AttendArgs& a, cudaStream_t stream) {
-  const StateShape& state = a.state;
-  const bool tensor =
-      state.low && state.channels % 64 == 0 && state.rotary % 16 == 0 && a.heads % 16 == 0;
-  const int batch = RowsPerBatch(a.heads, state.channels, a.max_entries);
-  for (int first = a.row_begin; first < a.row_end; first += batch) {
-    const int rows = std::min(batch, a.row_end - first);
-    AttendScratchView s = Divide(a, rows);
-    s.first_row = first;
-    s.score_tile = tensor ? TensorScoreTile(a, s.padded, rows) : kSumTile;
-    if (tensor) {
-      TensorScores(a, s, rows, stream);
-      TensorValues(a, s, rows, stream);
-    } else {
-      PlainScores(a, s, rows, stream);
-      PlainValues(a, s, rows, stream);
-    }
-    const int64_t pairs = int64_t(a.heads) * (state.channels / 2);
-    Launch(CombineKernel, dim3(DivideUp(pairs, kPlainThreads), rows), dim3(kPlainThreads), 0,
-           stream, a, s);
+  if (OnTensorCores(a)) {
+    TensorAttend(a, stream);
+  } else {
+    PlainAttend(a, stream);
   }
 }
 

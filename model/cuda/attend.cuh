@@ -1,10 +1,5 @@
-// Attention over stored entries: what its kernels share. Three of them, since the exponent takes
-// the maximum over all of a row's entries:
-//   scores  s = (q . k) * scale, and their maximum per tile of entries;
-//   values  M = the maximum of all, the sink's included; p = e^(s - M), its sum per 64 entries, and
-//           each group's own sum of p v;
-//   combine the groups' and the tiles' sums in order, the quotient, roundings, rotation.
-// A row's arithmetic is a function of its list of entries alone.
+// Attention over stored entries: what its kernels share. A row's arithmetic is a function of its
+// list of entries alone.
 #ifndef AGENTD_MODEL_CUDA_ATTEND_CUH_
 #define AGENTD_MODEL_CUDA_ATTEND_CUH_
 
@@ -16,25 +11,11 @@
 
 namespace agentd::model::cuda {
 
-constexpr int kSumTile = 64;      // entries whose p are summed by one tree
-constexpr int kGroup = 512;       // entries whose p v are one chain
 constexpr int kScaleBlock = 64;   // channels of an E4M3 scale
 constexpr int kHcaRatio = 128;    // tokens of an HCA entry
 constexpr int kPageEntries = 64;  // CSA entries of a page, of one layer
-
-// Intermediate results of the rows of one launch, row i of them being row first_row + i.
-struct AttendScratchView {
-  int first_row = 0;
-  int padded = 0;             // entries of a row's scores: a multiple of kSumTile
-  int groups = 0;             // of kGroup
-  int score_tile = 0;         // entries of a tile of the scores' kernel
-  float* scores = nullptr;    // [rows][heads][padded]
-  float* partial = nullptr;   // [rows][groups][heads][channels]
-  float* tile_max = nullptr;  // [rows][padded / kMinScoreTile][heads]
-  float* tile_sum = nullptr;  // [rows][padded / kSumTile][heads]
-  float* max = nullptr;       // [rows][heads]
-};
-constexpr int kMinScoreTile = 32;
+// Scratch of as many rows at a time, but of one at least.
+constexpr int64_t kScratchBytes = 128 << 20;
 
 // A row's entries: window keys, oldest first, then compressed ones.
 struct EntryList {
@@ -58,15 +39,21 @@ __device__ inline EntryList ListEntries(const AttendArgs& a, int row) {
   return list;
 }
 
-// nullptr: not resident, read as zeros.
-__device__ inline const uint8_t* EntryAt(const AttendArgs& a, const EntryList& list, int i) {
+// nullptr: not resident, read as zeros. `chosen`: of i, where the row's entries are selected.
+__device__ inline const uint8_t* EntryAt(const AttendArgs& a, const EntryList& list, int i,
+                                         int chosen) {
   const SegmentView& segment = *list.segment;
   if (i < list.window)
     return WindowKeyAt(a.state, segment, a.layer, a.window_keys, list.oldest + i);
   if (a.kind == EntryKind::kHca) return HcaEntryAt(a.state, segment, a.number, i - list.window);
-  const int entry = a.selected[int64_t(list.row) * a.topk + (i - list.window)];
-  if (CsaPageOf(segment, a.number, entry) == nullptr) return nullptr;
-  return CsaEntryAt(a.state, segment, a.number, entry);
+  const uint8_t* page = CsaPageOf(segment, a.number, chosen);
+  return page == nullptr ? nullptr : page + chosen % kPageEntries * a.state.entry_bytes;
+}
+__device__ inline const uint8_t* EntryAt(const AttendArgs& a, const EntryList& list, int i) {
+  int chosen = 0;
+  if (a.kind == EntryKind::kCsa && i >= list.window)
+    chosen = a.selected[int64_t(list.row) * a.topk + (i - list.window)];
+  return EntryAt(a, list, i, chosen);
 }
 
 // Where the rotary channels of a low-precision entry begin.
@@ -124,12 +111,11 @@ __device__ inline uint4 DecodeUnit(const StateShape& s, const StoredUnit& x, int
                     DecodeCodes<0>(x.first.y, scale), DecodeCodes<2>(x.first.y, scale));
 }
 
-// The first two kernels on tensor cores (attend_tensor.cu): low precision, channels in 64s, rotary
+// On tensor cores (attend_tensor.cu): low precision, 512 channels at most and in 64s, rotary
 // channels and heads in 16s.
-void TensorScores(const AttendArgs& a, const AttendScratchView& s, int rows, cudaStream_t stream);
-void TensorValues(const AttendArgs& a, const AttendScratchView& s, int rows, cudaStream_t stream);
-// Entries of a tile of TensorScores.
-int TensorScoreTile(const AttendArgs& a, int padded, int rows);
+bool OnTensorCores(const AttendArgs& a);
+int64_t TensorRowBytes(int heads, int channels, int max_entries);  // of scratch
+void TensorAttend(const AttendArgs& a, cudaStream_t stream);
 
 }  // namespace agentd::model::cuda
 

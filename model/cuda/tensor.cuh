@@ -87,6 +87,14 @@ __device__ inline void CopyAsync(void* shared, const void* global) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
+// 8 bytes, both addresses aligned; if not `exists`, zeros: `global` is not read then.
+__device__ inline void CopyAsyncOrZero(void* shared, const void* global, bool exists) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = exists ? 8 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
 __device__ inline void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most kPending of this thread's latest groups are under way.
 template <int kPending>
