@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
 # The shipped model's bar: at least 95% of 200 held-out tasks right, through the real daemon, tools and sandbox.
-#   tests/agent_tasks/run.sh [SEED] [COUNT]     SEED defaults to a fixed one, so that a change of the figure is a change of ours
+#   tests/agent_tasks/run.sh [--backend BACKEND] [SEED] [COUNT]
+# BACKEND (cpu) goes to agentd. SEED defaults to a fixed one, so that a change of the figure is a change of ours.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+backend=cpu
+if [ "${1:-}" = --backend ]; then
+  backend=${2:?tests/agent_tasks/run.sh: --backend needs a name}
+  shift 2
+fi
 seed=${1:-20261123} count=${2:-200}
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/agentd-tasks.XXXXXX")
 daemon=
@@ -13,7 +19,7 @@ finish() {
 trap finish EXIT
 
 python3 tests/agent_tasks/generate.py --seed "$seed" --count "$count" >"$scratch/tasks.jsonl"
-build/bin/agentd --model examples/model --data "$scratch/data" --socket "$scratch/agentd.sock" 2>"$scratch/agentd.log" &
+build/bin/agentd --model examples/model --backend "$backend" --data "$scratch/data" --socket "$scratch/agentd.sock" 2>"$scratch/agentd.log" &
 daemon=$!
 for _ in $(seq 300); do
   build/bin/agentctl --socket "$scratch/agentd.sock" info >/dev/null 2>&1 && break

@@ -1,6 +1,7 @@
 """A real daemon on a directory of its own, and agentctl to talk to it.
 
-AGENTD_BIN names the folder of the binaries, AGENTD_E2E_MODEL a model directory (default: the shipped one).
+AGENTD_BIN names the folder of the binaries, AGENTD_E2E_MODEL a model directory (default: the shipped one), AGENTD_E2E_BACKEND
+what evaluates it (default: cpu).
 """
 import atexit
 import json
@@ -16,6 +17,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("AGENTD_BIN", ROOT / "build/bin"))
 MODEL = pathlib.Path(os.environ.get("AGENTD_E2E_MODEL", ROOT / "examples/model"))
+BACKEND = os.environ.get("AGENTD_E2E_BACKEND", "cpu")
 # Nothing here should take near as long; sanitizers make everything slow.
 PATIENCE_S = 240
 
@@ -60,7 +62,7 @@ class Daemon:
 
     def start(self, *more):
         with open(self.log, "ab") as log:
-            command = [BIN / "agentd", "--model", MODEL, "--data", self.data, "--socket", self.socket]
+            command = [BIN / "agentd", "--model", MODEL, "--backend", BACKEND, "--data", self.data, "--socket", self.socket]
             self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.limit)
         up = self.ctl("--wait", "60", "info")
         if up.code != 0:
