@@ -19,6 +19,8 @@ def count(case, output):
         skipped = sum(map(int, re.findall(r"skipped=(\d+)", output)))
         bad = sum(map(int, re.findall(r"(?:failures|errors)=(\d+)", output)))
         counts = [int(unittest.group(1)) - bad - skipped, bad, skipped]
+    if not any(counts) and not failed and re.search(r"^\S+:\d+: Skipped$", output, re.MULTILINE):  # as a whole, before its first test
+        return 0, 0, 1
     if failed and counts[1] == 0:  # a crash or a time-out: whatever was under way
         counts[1] = 1
     return tuple(counts) if any(counts) else (1, 0, 0)
