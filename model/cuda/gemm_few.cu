@@ -290,17 +290,6 @@ __global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_consta
   }
 }
 
-int Multiprocessors() {
-  static const int count = [] {
-    int device = 0;
-    int value = 0;
-    (void)cudaGetDevice(&device);
-    (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
-    return value > 0 ? value : 1;
-  }();
-  return count;
-}
-
 template <typename S>
 void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
   constexpr size_t kBytes = kGroups * sizeof(Group<S>);

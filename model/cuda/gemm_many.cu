@@ -25,9 +25,19 @@ struct Shared {
   uint64_t empty[kStages];
 };
 
-// One thread's share of a stage: 16 bytes of each of some tokens.
+// Position in the ring, the same for who fills and who empties it.
+struct RingPlace {
+  int stage = 0;
+  int parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// The copying warpgroup: a thread's share of all stages of a unit, 16 bytes of each of some tokens.
 template <int kTokens>
-__device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared) {
+__device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared,
+                        RingPlace* place, RingPlace* arrived) {
   constexpr int kCopies = kTokens / 16;
   const int thread = int(threadIdx.x) % 128;
   const int lane = thread % 32;
@@ -46,114 +56,138 @@ __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* s
   const int steps = work.step_end - work.step_begin;
   for (int i = 0; i < steps + kLag; ++i) {
     if (i < steps) {
-      const int stage = i % kStages;
-      if (i >= kStages) BarrierWait(&shared->empty[stage], (i / kStages - 1) & 1);
+      BarrierWait(&shared->empty[place->stage], place->parity ^ 1);
       const int column = (work.step_begin + i) * 64 + piece * 8;
       const int bytes = max(0, min(16, (columns - column) * 2));
 #pragma unroll
       for (int c = 0; c < kCopies; ++c) {
         const int n = (c * 2 + thread / 64) * 8 + lane % 8;
         const bool there = rows[c] != nullptr && bytes > 0;
-        CopyAsync16(SharedAddress(&shared->tokens[stage][piece][n][0]),
+        CopyAsync16(SharedAddress(&shared->tokens[place->stage][piece][n][0]),
                     there ? rows[c] + column : static_cast<const __nv_bfloat16*>(job.x),
                     there ? bytes : 0);
       }
+      place->Next();
     }
     CopyCommit();
     if (i >= kLag) {
       CopyWait<kLag>();
       FenceAsyncProxy();
-      BarrierArrive(&shared->full[(i - kLag) % kStages]);
+      BarrierArrive(&shared->full[arrived->stage]);
+      arrived->Next();
     }
   }
 }
 
+// Where a warp finds the weights of a unit's two tiles of 64 rows.
 template <MatrixType kType>
-__device__ __forceinline__ void LoadStep(const uint8_t* data, const uint8_t* scales, int step,
-                                         int lane, Piece<kType>* piece) {
-#pragma unroll
-  for (int p = 0; p < Piece<kType>::kParts; ++p) {
-    // Blocks of other tokens read the same weights: they stay in L2.
-    piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
-        data + int64_t(step) * Rows16<kType>::kStepBytes + p * 512 + lane * 16));
-  }
-  piece->LoadScale(scales + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes),
-                   step, lane);
-}
-
-template <MatrixType kType, int kTokens>
-__device__ void Consume(const GemmJob& job, const Work& work, Shared<kTokens>* shared) {
-  const int warpgroup = int(threadIdx.x) / 128 - 1;
-  const int warp = int(threadIdx.x) / 32 % 4;
-  const int lane = int(threadIdx.x) % 32;
-  const int columns = job.weight.columns;
-  const int steps = DivideUpInt(columns, 64);
-  const int last_tile = DivideUpInt(job.weight.rows, 64) - 1;
-  const int first_tile = work.m_tile * (kRows / 64) + warpgroup * 2;
+struct WeightPlace {
   const uint8_t* data[2];
   const uint8_t* scales[2];
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-    // A tile beyond the matrix computes the last one again and stores nothing.
-    const int m16 = min(first_tile + t, last_tile) * 4 + warp;
-    data[t] = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
-              Rows16<kType>::Data(m16, steps);
-    scales[t] =
-        job.weight.scales + work.expert * job.expert_scales + Rows16<kType>::Scales(m16, steps);
-  }
-  Piece<kType> pieces[2];
-#pragma unroll
-  for (int t = 0; t < 2; ++t)
-    LoadStep<kType>(data[t], scales[t], work.step_begin, lane, &pieces[t]);
 
-  float sums[2][kTokens / 2];
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-#pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) sums[t][i] = 0;
-  }
-  const int count = work.step_end - work.step_begin;
-  for (int i = 0; i < count; ++i) {
-    const int stage = i % kStages;
-    uint32_t fragments[2][4][4];
+  __device__ __forceinline__ void Set(const GemmJob& job, const Work& work, int warpgroup,
+                                      int warp) {
+    const int steps = DivideUpInt(job.weight.columns, 64);
+    const int last_tile = DivideUpInt(job.weight.rows, 64) - 1;
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) pieces[t].Fragment(j, fragments[t][j]);
-      if (i + 1 < count) {
-        LoadStep<kType>(data[t], scales[t], work.step_begin + i + 1, lane, &pieces[t]);
-      }
+      // A tile beyond the matrix computes the last one again and stores nothing.
+      const int tile = min(work.m_tile * (kRows / 64) + warpgroup * 2 + t, last_tile);
+      const int m16 = tile * 4 + warp;
+      data[t] = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
+                Rows16<kType>::Data(m16, steps);
+      scales[t] =
+          job.weight.scales + work.expert * job.expert_scales + Rows16<kType>::Scales(m16, steps);
     }
-    BarrierWait(&shared->full[stage], i / kStages & 1);
-    const uint32_t tokens = SharedAddress(&shared->tokens[stage][0][0][0]);
-    WgmmaFence();
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        Wgmma<kTokens>::Run(sums[t], fragments[t][j],
-                            WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128), 1);
-      }
-    }
-    WgmmaCommit();
-    // The compiler serialises every product if fragments are written while some are under way; the
-    // other warpgroup keeps the matrix units busy meanwhile.
-    WgmmaWait<0>();
-    if (lane == 0) BarrierArrive(&shared->empty[stage]);
   }
 
-  GridDependencyWait();
+  __device__ __forceinline__ void Load(int t, int step, int lane, Piece<kType>* piece) const {
+#pragma unroll
+    for (int p = 0; p < Piece<kType>::kParts; ++p) {
+      // Blocks of other tokens read the same weights: they stay in L2.
+      piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
+          data[t] + int64_t(step) * Rows16<kType>::kStepBytes + p * 512 + lane * 16));
+    }
+    piece->LoadScale(
+        scales[t] + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes), step,
+        lane);
+  }
+};
+
+template <int kTokens>
+__device__ __forceinline__ void Store(const GemmJob& job, const Work& work, int warpgroup, int warp,
+                                      int lane, const float (&sums)[2][kTokens / 2]) {
   float* y = job.y + work.slice * job.plane_stride;
 #pragma unroll
   for (int t = 0; t < 2; ++t) {
-    if (first_tile + t > last_tile) continue;
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) {
       const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int m = (first_tile + t) * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
+      const int m =
+          work.m_tile * kRows + (warpgroup * 2 + t) * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
       if (row < work.count && m < job.weight.rows)
         y[int64_t(work.first + row) * job.y_stride + m] = sums[t][i] * job.weight.factor;
     }
+  }
+}
+
+// A multiplying warpgroup: unit *work and those after it (every gridDim.x-th), as long as their
+// weights are of this type; *work becomes the first that is not. A unit's first weights are loaded
+// while the one before is stored.
+template <MatrixType kType, int kTokens>
+__device__ void Consume(const GemmArgs& a, int tiles, Work* work, int* unit,
+                        Shared<kTokens>* shared, RingPlace* place) {
+  const int warpgroup = int(threadIdx.x) / 128 - 1;
+  const int warp = int(threadIdx.x) / 32 % 4;
+  const int lane = int(threadIdx.x) % 32;
+  WeightPlace<kType> weights;
+  weights.Set(a.jobs[work->job], *work, warpgroup, warp);
+  Piece<kType> pieces[2];
+#pragma unroll
+  for (int t = 0; t < 2; ++t) weights.Load(t, work->step_begin, lane, &pieces[t]);
+  while (true) {
+    *unit += int(gridDim.x);
+    const Work next = FindWork(a, *unit, kRows, kTokens, tiles);
+    const bool same = next.job >= 0 && a.jobs[next.job].weight.type == kType;
+    float sums[2][kTokens / 2];
+    for (int step = work->step_begin; step < work->step_end; ++step) {
+      uint32_t fragments[2][4][4];
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) pieces[t].Fragment(j, fragments[t][j]);
+      }
+      int load = step + 1;
+      if (load == work->step_end && same) {
+        weights.Set(a.jobs[next.job], next, warpgroup, warp);
+        load = next.step_begin;
+      }
+      if (load != work->step_end || same) {
+#pragma unroll
+        for (int t = 0; t < 2; ++t) weights.Load(t, load, lane, &pieces[t]);
+      }
+      BarrierWait(&shared->full[place->stage], place->parity);
+      const uint32_t tokens = SharedAddress(&shared->tokens[place->stage][0][0][0]);
+      WgmmaFence();
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          Wgmma<kTokens>::Run(sums[t], fragments[t][j],
+                              WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128),
+                              j > 0 || step > work->step_begin);
+        }
+      }
+      WgmmaCommit();
+      // The compiler serialises every product if fragments are written while some are under way;
+      // the other warpgroup keeps the matrix units busy meanwhile.
+      WgmmaWait<0>();
+      if (lane == 0) BarrierArrive(&shared->empty[place->stage]);
+      place->Next();
+    }
+    Store<kTokens>(a.jobs[work->job], *work, warpgroup, warp, lane, sums);
+    *work = next;
+    if (!same) return;
   }
 }
 
@@ -162,14 +196,6 @@ __global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_const
   extern __shared__ __align__(128) uint8_t bytes[];
   auto* shared = reinterpret_cast<Shared<kTokens>*>(bytes);
   GridDependencyLaunch();
-  int tiles = 0;
-  if (HasGroups(a)) {
-    GridDependencyWait();
-    tiles = *a.tile_count;
-  }
-  const Work work = FindWork(a, int(blockIdx.x), kRows, kTokens, tiles);
-  if (work.job < 0) return;
-  const GemmJob& job = a.jobs[work.job];
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared->full[i], 128);
@@ -178,24 +204,35 @@ __global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_const
     FenceBarrierInit();
   }
   __syncthreads();
+  GridDependencyWait();
+  const int tiles = HasGroups(a) ? *a.tile_count : 0;
+  int unit = int(blockIdx.x);
+  Work work = FindWork(a, unit, kRows, kTokens, tiles);
+  RingPlace place;
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    GridDependencyWait();
-    Produce<kTokens>(job, work, shared);
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    RingPlace arrived;
+    while (work.job >= 0) {
+      Produce<kTokens>(a.jobs[work.job], work, shared, &place, &arrived);
+      unit += int(gridDim.x);
+      work = FindWork(a, unit, kRows, kTokens, tiles);
+    }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
-    switch (job.weight.type) {
-      case MatrixType::kBf16:
-        Consume<MatrixType::kBf16, kTokens>(job, work, shared);
-        break;
-      case MatrixType::kFp8:
-        Consume<MatrixType::kFp8, kTokens>(job, work, shared);
-        break;
-      case MatrixType::kFp4:
-        Consume<MatrixType::kFp4, kTokens>(job, work, shared);
-        break;
-      case MatrixType::kF32:
-        break;
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    while (work.job >= 0) {
+      switch (a.jobs[work.job].weight.type) {
+        case MatrixType::kBf16:
+          Consume<MatrixType::kBf16>(a, tiles, &work, &unit, shared, &place);
+          break;
+        case MatrixType::kFp8:
+          Consume<MatrixType::kFp8>(a, tiles, &work, &unit, shared, &place);
+          break;
+        case MatrixType::kFp4:
+          Consume<MatrixType::kFp4>(a, tiles, &work, &unit, shared, &place);
+          break;
+        case MatrixType::kF32:
+          return;
+      }
     }
   }
 }
@@ -213,7 +250,7 @@ void Start(const GemmArgs& args, dim3 grid, cudaStream_t stream) {
 }  // namespace
 
 void GemmManyRows(const GemmArgs& args, int tile, int tile_limit, cudaStream_t stream) {
-  const dim3 grid(unsigned(CountUnits(args, kRows, tile, tile_limit)));
+  const dim3 grid(unsigned(std::min(Multiprocessors(), CountUnits(args, kRows, tile, tile_limit))));
   if (tile == 64) return Start<64>(args, grid, stream);
   Start<128>(args, grid, stream);
 }

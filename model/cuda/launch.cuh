@@ -44,6 +44,18 @@ void AllowSharedBytes(void (*kernel)(Params...), size_t bytes) {
                                          static_cast<int>(bytes)));
 }
 
+// Of the current device, which does not change.
+inline int Multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 0;
+    (void)cudaGetDevice(&device);
+    (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    return value > 0 ? value : 1;
+  }();
+  return count;
+}
+
 // Sizes that the kernels cannot do are the caller's mistake.
 inline void Require(bool condition, const char* what) {
   if (condition) return;
