@@ -64,15 +64,27 @@ struct BatchView {
 };
 
 #if defined(__CUDACC__)
-// Addresses of entries of one segment; `number`: among the layers of its kind.
+// Addresses of entries in their page; `number`: among the layers of its kind.
+__device__ inline uint8_t* KeyInPage(const StateShape& s, uint8_t* page, int number,
+                                     int64_t entry) {
+  return page + (int64_t(number) * 64 + entry % 64) * s.key_bytes;
+}
+__device__ inline uint8_t* HcaEntryInPage(const StateShape& s, uint8_t* page, int number,
+                                          int64_t entry) {
+  return page + int64_t(s.csa_layers) * 64 * s.key_bytes +
+         (int64_t(number) * 2 + entry % 2) * s.entry_bytes;
+}
+__device__ inline uint8_t* CsaEntryInPage(const StateShape& s, uint8_t* page, int64_t entry) {
+  return page + (entry % 64) * s.entry_bytes;
+}
+// The same of one segment.
 __device__ inline uint8_t* IndexKeyAt(const StateShape& s, const SegmentView& g, int number,
                                       int64_t entry) {
-  return g.index_pages[entry / 64] + (int64_t(number) * 64 + entry % 64) * s.key_bytes;
+  return KeyInPage(s, g.index_pages[entry / 64], number, entry);
 }
 __device__ inline uint8_t* HcaEntryAt(const StateShape& s, const SegmentView& g, int number,
                                       int64_t entry) {
-  return g.index_pages[entry / 2] + int64_t(s.csa_layers) * 64 * s.key_bytes +
-         (int64_t(number) * 2 + entry % 2) * s.entry_bytes;
+  return HcaEntryInPage(s, g.index_pages[entry / 2], number, entry);
 }
 // The page of a CSA entry; nullptr if it is not resident.
 __device__ inline uint8_t* CsaPageOf(const SegmentView& g, int number, int64_t entry) {
@@ -81,7 +93,7 @@ __device__ inline uint8_t* CsaPageOf(const SegmentView& g, int number, int64_t e
 // Call only where the page is resident.
 __device__ inline uint8_t* CsaEntryAt(const StateShape& s, const SegmentView& g, int number,
                                       int64_t entry) {
-  return CsaPageOf(g, number, entry) + (entry % 64) * s.entry_bytes;
+  return CsaEntryInPage(s, CsaPageOf(g, number, entry), entry);
 }
 // The key of position p as row `row` of this segment sees it: own keys of this batch are in
 // `window_keys` [rows of the batch][entry_bytes] of the layer, older ones in the ring.

@@ -98,16 +98,16 @@ struct LatentArgs {
 };
 void Latents(const LatentArgs& args, cudaStream_t stream);
 
-// One compressor of one layer: folds the rows into the frontiers, and writes the entry (or indexer
-// key) of every block that closes to the sequences' pages. Frontier layout and arithmetic:
-// Forward::Fold and Forward::Emit of the CPU backend. Of a segment's slots those that are kept
+// One or two (of one ratio and batch) compressors of one layer: folds the rows into the frontiers,
+// and writes the entry (or indexer key) of every block that closes to the sequences' pages. Frontier
+// layout and arithmetic: Forward::Fold and Forward::Emit of the CPU backend. Of a segment's slots those that are kept
 // differ from slots[0] and from each other.
 struct PoolArgs {
   BatchView batch;
   int max_segment_rows = 0;  // the largest `rows` of a segment
   StateShape state;
   int ratio = 0;         // 4 or 128
-  int channels = 0;      // of an entry: c or index_channels
+  int channels = 0;      // of an entry: c or index_channels; 0: no second compressor
   bool index = false;    // an indexer key: Hadamard, FP4
   int number = 0;        // among the layers of its kind
   int64_t frontier = 0;  // floats into a frontier
@@ -118,7 +118,7 @@ struct PoolArgs {
   float eps = 0;
   const double* frequencies = nullptr;  // [rotary / 2], of layers with a compressor
 };
-void Pool(const PoolArgs& args, cudaStream_t stream);
+void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream);
 
 // Queries: per head the norm without weight, RoPE. Indexer's queries: RoPE, Hadamard, FP4; its
 // weights times index_scale.

@@ -92,8 +92,8 @@ class Forward {
   void MtpInputs(const MtpNormArgs& rows, void* out);
   void MixIn(void* streams, const HyperConnection& hc, const DeviceVector& norm);
   absl::Status Attention(int layer, const LayerWeights& w, const Fetch& fetch);
-  void Compress(const Compressor& c, const StateLayout::Layer& place, bool index, const Planes& k,
-                const Planes& gate);
+  PoolArgs PoolOf(const Compressor& c, const StateLayout::Layer& place, bool index, const Planes& k,
+                  const Planes& gate) const;
   absl::Status SelectEntries(const StateLayout::Layer& place, const void* index_q,
                              const float* index_weights, int* selected, int* counts,
                              const Fetch& fetch);

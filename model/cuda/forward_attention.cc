@@ -85,8 +85,12 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
            .sine = sine,
            .window_keys = window_keys_ + int64_t(layer) * rows_ * state_.entry_bytes},
           stream_);
-  if (w.compressor) Compress(*w.compressor, place, /*index=*/false, k, gate);
-  if (w.indexer) Compress(w.indexer->compressor, place, /*index=*/true, index_k, index_gate);
+  if (w.compressor) {
+    PoolArgs index;
+    if (w.indexer)
+      index = PoolOf(w.indexer->compressor, place, /*index=*/true, index_k, index_gate);
+    Pool(PoolOf(*w.compressor, place, /*index=*/false, k, gate), index, stream_);
+  }
 
   gemm = NewGemm(rows_);
   auto query = [&](const Matrix& m) {
@@ -152,23 +156,22 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
   return absl::OkStatus();
 }
 
-void Forward::Compress(const Compressor& c, const StateLayout::Layer& place, bool index,
-                       const Planes& k, const Planes& gate) {
-  Pool({.batch = batch_.view,
-        .max_segment_rows = batch_.max_segment_rows,
-        .state = state_,
-        .ratio = c.ratio,
-        .channels = c.channels,
-        .index = index,
-        .number = place.number,
-        .frontier = int64_t(index ? place.index_frontier : place.frontier),
-        .k = k,
-        .gate = gate,
-        .ape = c.ape.data,
-        .norm = c.norm.data,
-        .eps = float(config_.rms_norm_eps),
-        .frequencies = compressed_frequencies_},
-       stream_);
+PoolArgs Forward::PoolOf(const Compressor& c, const StateLayout::Layer& place, bool index,
+                         const Planes& k, const Planes& gate) const {
+  return {.batch = batch_.view,
+          .max_segment_rows = batch_.max_segment_rows,
+          .state = state_,
+          .ratio = c.ratio,
+          .channels = c.channels,
+          .index = index,
+          .number = place.number,
+          .frontier = int64_t(index ? place.index_frontier : place.frontier),
+          .k = k,
+          .gate = gate,
+          .ape = c.ape.data,
+          .norm = c.norm.data,
+          .eps = float(config_.rms_norm_eps),
+          .frequencies = compressed_frequencies_};
 }
 
 absl::Status Forward::SelectEntries(const StateLayout::Layer& place, const void* index_q,

@@ -8,9 +8,18 @@
 namespace agentd::model::cuda {
 namespace {
 
-constexpr int kMaxFoldThreads = 512;  // beside a warp for the angles
-constexpr int kMaxChannels = 4096;    // a thread has at most one octet of an entry
-constexpr int kTogether = 8;          // rows of a long block that are loaded at a time
+constexpr int kMaxFoldThreads = 512;
+constexpr int kManyFoldThreads = 256;  // where there are many blocks
+constexpr int kMaxChannels = 4096;     // a thread has at most one octet of an entry
+constexpr int kTogether = 4;           // rows of a long block that are loaded at a time
+constexpr int kAngleBarrier = 0;
+constexpr int kEmitBarrier = 1;
+
+// The compressors of a launch.
+struct Compressors {
+  PoolArgs of[2];
+  float hadamard[2];
+};
 
 // One channel of a pooling block.
 struct State {
@@ -62,40 +71,79 @@ struct Place {
   __device__ float* Frontier(int slot) const {
     return g.frontiers + slot * a.state.frontier_floats + a.frontier + channel;
   }
-  __device__ float K(int64_t j, int i) const { return PlaneAt(a.k, g.row_begin + j, i); }
-  __device__ float Gate(int64_t j, int i) const { return PlaneAt(a.gate, g.row_begin + j, i); }
 };
+
+// k and gate of the segment's rows `row` to `row` + kRows, channel `channel`, of those in [begin,
+// end); the loads of kPlanes planes are under way together.
+template <int kRows>
+struct Rows {
+  float k[kRows];
+  float gate[kRows];
+};
+template <int kPlanes, int kHalves, int kRows>
+__device__ inline void LoadRows(const Place& p, int64_t row, int64_t begin, int64_t end,
+                                const int (&channel)[kHalves], Rows<kRows> (&out)[kHalves]) {
+  const int planes = max(p.a.k.planes, p.a.gate.planes);
+#pragma unroll 1
+  for (int first = 0; first < planes; first += kPlanes) {
+    float k[kHalves][kRows][kPlanes];
+    float gate[kHalves][kRows][kPlanes];
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const bool wanted = row + i >= begin && row + i < end;
+        const int64_t at = p.g.row_begin + row + i;
+        const float* const k_at = p.a.k.data + at * p.a.k.row_stride + channel[half];
+        const float* const gate_at = p.a.gate.data + at * p.a.gate.row_stride + channel[half];
+#pragma unroll
+        for (int n = 0; n < kPlanes; ++n) {
+          const int64_t plane = first + n;
+          k[half][i][n] =
+              LoadIf(wanted && plane < p.a.k.planes, k_at + plane * p.a.k.plane_stride);
+          gate[half][i][n] =
+              LoadIf(wanted && plane < p.a.gate.planes, gate_at + plane * p.a.gate.plane_stride);
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        Rows<kRows>& o = out[half];
+#pragma unroll
+        for (int n = 0; n < kPlanes; ++n) {
+          const int plane = first + n;
+          if (plane == 0) {
+            o.k[i] = k[half][i][n];
+            o.gate[i] = gate[half][i][n];
+            continue;
+          }
+          if (plane < p.a.k.planes) o.k[i] += k[half][i][n];
+          if (plane < p.a.gate.planes) o.gate[i] += gate[half][i][n];
+        }
+      }
+    }
+  }
+}
 
 // A block of 4 tokens, whose entry also has the first half of the block before. Returns the pooled
 // value if the block closes.
 __device__ inline float FoldOverlapping(const Place& p) {
   const int c = p.a.channels;
-  const int width = 2 * c;
   float ape[2][4];
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
-    ape[0][s] = p.a.ape[s * width + p.channel];
-    ape[1][s] = p.a.ape[s * width + c + p.channel];
+    ape[0][s] = p.a.ape[2 * s * c + p.channel];
+    ape[1][s] = p.a.ape[(2 * s + 1) * c + p.channel];
   }
-  // All loads first: stores to frontiers would order them. Index 0: the block before, first half;
-  // 1 and 2: this block's halves.
-  float k[3][4];
-  float g[3][4];
-  int slots[4];
   const bool has_before = p.row + p.g.start >= 4;
   const bool before_is_state = p.row <= 0;  // the block before closed before this segment
+  int slots[4];
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
     const int64_t j = p.row + s;
-    const bool here = j >= 0 && j < p.g.rows;
-    const bool before = !before_is_state && j >= 4;  // j - 4 is a row of this segment
-    k[0][s] = before ? p.K(j - 4, p.channel) : 0.0f;
-    g[0][s] = before ? p.Gate(j - 4, p.channel) : 0.0f;
-    k[1][s] = here ? p.K(j, p.channel) : 0.0f;
-    g[1][s] = here ? p.Gate(j, p.channel) : 0.0f;
-    k[2][s] = here ? p.K(j, c + p.channel) : 0.0f;
-    g[2][s] = here ? p.Gate(j, c + p.channel) : 0.0f;
-    slots[s] = here ? p.g.slots[j + 1] : -1;
+    slots[s] = j >= 0 && j < p.g.rows ? p.g.slots[j + 1] : -1;
   }
   State before = {};
   State first = {};
@@ -113,18 +161,30 @@ __device__ inline float FoldOverlapping(const Place& p) {
     }
   }
   if (!before_is_state) {
+    Rows<4> rows[1];
+    LoadRows<2, 1, 4>(p, p.row - 4, 0, p.g.rows, {p.channel}, rows);
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
-      if (p.row + s >= 4) before = Fold(before, k[0][s], g[0][s] + ape[0][s], s == 0);
+      if (p.row + s >= 4)
+        before = Fold(before, rows[0].k[s], rows[0].gate[s] + ape[0][s], s == 0);
     }
+  }
+  // All of the block's loads before its stores to frontiers, which would order them.
+  Rows<4> halves[2];
+  {
+    Rows<4> half[1];
+    LoadRows<2, 1, 4>(p, p.row, 0, p.g.rows, {p.channel}, half);
+    halves[0] = half[0];
+    LoadRows<2, 1, 4>(p, p.row, 0, p.g.rows, {c + p.channel}, half);
+    halves[1] = half[0];
   }
   float pooled = 0;
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
     const int64_t j = p.row + s;
     if (j < 0 || j >= p.g.rows) continue;
-    first = Fold(first, k[1][s], g[1][s] + ape[0][s], s == 0);
-    second = Fold(second, k[2][s], g[2][s] + ape[1][s], s == 0);
+    first = Fold(first, halves[0].k[s], halves[0].gate[s] + ape[0][s], s == 0);
+    second = Fold(second, halves[1].k[s], halves[1].gate[s] + ape[1][s], s == 0);
     if (s == 3) {
       pooled = has_before ? Finish(before, second) : Finish(second);
       before = first;
@@ -138,139 +198,227 @@ __device__ inline float FoldOverlapping(const Place& p) {
   return pooled;
 }
 
-// A block of `ratio` tokens by itself.
+// The same for a segment of one row: everything is loaded at once.
+__device__ inline float FoldOneOverlapping(const Place& p) {
+  const int c = p.a.channels;
+  const int s = int(-p.row);  // the row's place in the block
+  const int from = p.g.slots[0];
+  const int to = p.g.slots[1];
+  const float ape_first = p.a.ape[2 * s * c + p.channel];
+  const float ape_second = p.a.ape[(2 * s + 1) * c + p.channel];
+  Rows<1> row[2];
+  // The loads of the frontier wait for its slot, so they come last.
+  LoadRows<4, 2, 1>(p, 0, 0, 1, {p.channel, c + p.channel}, row);
+  const float* const in = p.Frontier(from);
+  State before = LoadState(in, c);
+  State first = {};
+  State second = {};
+  if (s > 0) {
+    first = LoadState(in + 3 * c, c);
+    second = LoadState(in + 6 * c, c);
+  }
+  first = Fold(first, row[0].k[0], row[0].gate[0] + ape_first, s == 0);
+  second = Fold(second, row[1].k[0], row[1].gate[0] + ape_second, s == 0);
+  float pooled = 0;
+  if (s == 3) {
+    pooled = p.g.start >= 4 ? Finish(before, second) : Finish(second);
+    before = first;
+  }
+  if (to >= 0) {
+    float* const out = p.Frontier(to);
+    StoreState(before, out, c);
+    StoreState(first, out + 3 * c, c);
+    StoreState(second, out + 6 * c, c);
+  }
+  return pooled;
+}
+
+// A block of `ratio` tokens by itself, kRows at a time.
+template <int kRows>
 __device__ inline float FoldPlain(const Place& p, int ratio) {
   const int c = p.a.channels;
   const int64_t begin = max(p.row, int64_t{0});
   const int64_t end = min(p.row + ratio, int64_t{p.g.rows});
   State state = {};
   if (p.row < 0) state = LoadState(p.Frontier(p.g.slots[0]), c);
-  for (int64_t base = begin; base < end; base += kTogether) {
-    float k[kTogether];
-    float g[kTogether];
-    int slots[kTogether];
+#pragma unroll 1
+  for (int64_t base = begin; base < end; base += kRows) {
+    float ape[kRows];
+    int slots[kRows];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const int64_t j = base + i;
-      const bool here = j < end;
-      k[i] = here ? p.K(j, p.channel) : 0.0f;
-      g[i] = here ? p.Gate(j, p.channel) + p.a.ape[(j - p.row) * c + p.channel] : 0.0f;
-      slots[i] = here ? p.g.slots[j + 1] : -1;
+      ape[i] = LoadIf(j < end, p.a.ape + (j - p.row) * c + p.channel);
+      slots[i] = j < end ? p.g.slots[j + 1] : -1;
     }
+    Rows<kRows> rows[1];
+    LoadRows<4, 1, kRows>(p, base, base, end, {p.channel}, rows);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (base + i >= end) continue;
-      state = Fold(state, k[i], g[i], base + i == p.row);
+      state = Fold(state, rows[0].k[i], rows[0].gate[i] + ape[i], base + i == p.row);
       if (slots[i] >= 0) StoreState(state, p.Frontier(slots[i]), c);
     }
   }
   return Finish(state);
 }
 
-// Makes an entry or an indexer key of the pooled values [channels]; overwrites them.
+// Makes an entry or an indexer key at `to` of the pooled values [channels]; overwrites them. By the
+// first `threads`, which have an octet each.
 template <bool kLow>
-__device__ inline void Emit(const PoolArgs& a, const SegmentView& g, int64_t entry,
-                            const Octet& norm, float hadamard, float* values, const float* cosine,
-                            const float* sine, float* shared) {
+__device__ inline void Emit(const PoolArgs& a, uint8_t* to, const Octet& norm, float hadamard,
+                            float* values, const float* cosine, const float* sine, float* shared,
+                            int threads) {
   const int n = a.channels;
   const int thread = int(threadIdx.x);
-  const int threads = int(blockDim.x);
   const int i = 8 * thread;
   Octet x = LoadFloats(values + i, n - i);
   RoundOctet<kLow>(&x);
-  const float squares = BlockSum(SumSquares(x), shared, threads);
+  const float squares = BlockSum(SumSquares(x), shared, threads, kEmitBarrier);
   ScaleByNorm<kLow>(&x, RmsFactor(squares, n, a.eps), norm);
   Rotate<kLow>(&x, i, n - a.state.rotary, n, cosine, sine);
   if (!a.index) {
-    EncodeEntry<kLow>(a.state, i, x,
-                      a.ratio == 4 ? CsaEntryAt(a.state, g, a.number, entry)
-                                   : HcaEntryAt(a.state, g, a.number, entry));
+    EncodeEntry<kLow>(a.state, i, x, to);
     return;
   }
   if constexpr (kLow) {
-    StoreFloats(values + i, n - i, x);
-    for (int step = 1; step < n; step *= 2) {
-      __syncthreads();
-      for (int pair = thread; pair < n / 2; pair += threads) {
-        const int j = pair / step * 2 * step + pair % step;
-        const float p = values[j];
-        const float q = values[j + step];
-        values[j] = p + q;
-        values[j + step] = p - q;
+    if (n <= 256) {
+      Octet lanes[1] = {x};
+      Hadamard(lanes, n);
+      x = lanes[0];
+    } else {
+      StoreFloats(values + i, n - i, x);
+      for (int step = 1; step < n; step *= 2) {
+        Barrier(kEmitBarrier, threads);
+        for (int pair = thread; pair < n / 2; pair += threads) {
+          const int j = pair / step * 2 * step + pair % step;
+          const float p = values[j];
+          const float q = values[j + step];
+          values[j] = p + q;
+          values[j + step] = p - q;
+        }
       }
+      Barrier(kEmitBarrier, threads);
+      x = LoadFloats(values + i, n - i);
     }
-    __syncthreads();
-    x = LoadFloats(values + i, n - i);
 #pragma unroll
     for (int e = 0; e < 8; ++e) x.v[e] *= hadamard;
     RoundOctet<kLow>(&x);
   }
-  EncodeIndexKey<kLow>(n, i, x, IndexKeyAt(a.state, g, a.number, entry));
+  EncodeIndexKey<kLow>(n, i, x, to);
 }
 
-// A CTA has block blockIdx.x of those that segment blockIdx.y touches; its last warp computes the
-// angles of the entry's position. shared: [channels] values, [rotary / 2] cosines, as many sines.
-template <bool kLow, bool kOverlap>
-__global__ void __launch_bounds__(kMaxFoldThreads + 32)
-    PoolKernel(const PoolArgs a, float hadamard) {
+// A CTA has block blockIdx.x of those that segment blockIdx.y touches, for compressor blockIdx.z;
+// kOne: segments have one row; then a last warp computes the angles of the entry's position
+// meanwhile. shared: [channels] values, [rotary / 2] cosines, as many sines.
+template <bool kLow, bool kOverlap, bool kOne>
+__global__ void __launch_bounds__(kMaxFoldThreads + (kOne ? 32 : 0))
+    PoolKernel(const __grid_constant__ Compressors compressors) {
   GridDependencyLaunch();
   extern __shared__ float4 shared_quads[];
   __shared__ float warp_sums[32];
+  const PoolArgs& a = compressors.of[blockIdx.z];
   float* const values = reinterpret_cast<float*>(shared_quads);
   float* const cosine = values + (a.channels + 3) / 4 * 4;
   float* const sine = cosine + a.state.rotary / 2;
   const int ratio = kOverlap ? 4 : a.ratio;
   const int thread = int(threadIdx.x);
-  const int fold_threads = int(blockDim.x) - 32;
-  const Octet norm = LoadFloats(a.norm + 8 * thread, a.channels - 8 * thread);
+  const int fold_threads = int(blockDim.x) - (kOne ? 32 : 0);
+  const int pairs = a.state.rotary / 2;
+  const bool folds = thread < fold_threads;
+  // Weights, which no kernel before writes.
+  auto load_norm = [&] { return LoadFloats(a.norm + 8 * thread, a.channels - 8 * thread); };
+  Octet norm;
+  if constexpr (kOne) norm = load_norm();
+  const int first_pair = kOne ? thread - fold_threads : thread;
+  double frequency = 0;
+  if (kOne && !folds && first_pair < pairs) frequency = a.frequencies[first_pair];
   GridDependencyWait();
   const SegmentView g = a.batch.segments[blockIdx.y];
   const int64_t entry = g.start / ratio + blockIdx.x;
   const int64_t begin = entry * ratio;
   if (begin >= g.start + g.rows) return;
   const bool closes = begin + ratio <= g.start + g.rows;
-  if (thread < fold_threads) {
+  // The page's address under way early (of a block that stays open anything readable).
+  uint8_t* const* pages = reinterpret_cast<uint8_t* const*>(a.batch.segments + blockIdx.y);
+  if (closes) {
+    pages = a.index      ? g.index_pages + entry / 64
+            : ratio == 4 ? g.csa_pages + a.number * g.csa_stride + entry / 64
+                         : g.index_pages + entry / 2;
+  }
+  uint8_t* const page = *pages;
+  if (folds) {
     for (int channel = thread; channel < a.channels; channel += fold_threads) {
       const Place place = {a, g, begin - g.start, channel};
-      const float pooled = kOverlap ? FoldOverlapping(place) : FoldPlain(place, ratio);
+      float pooled;
+      if constexpr (!kOverlap) {
+        pooled = FoldPlain<kOne ? 1 : kTogether>(place, ratio);
+      } else {
+        pooled = kOne ? FoldOneOverlapping(place) : FoldOverlapping(place);
+      }
       if (closes) values[channel] = pooled;
     }
-  } else if (closes) {
-    for (int pair = thread - fold_threads; pair < a.state.rotary / 2; pair += 32) {
+  }
+  if (closes && !(kOne && folds)) {
+    for (int pair = first_pair; pair < pairs; pair += kOne ? 32 : fold_threads) {
       double s;
       double c;
-      SinCos(static_cast<double>(begin) * a.frequencies[pair], &s, &c);
+      if (!kOne || pair != first_pair) frequency = a.frequencies[pair];
+      SinCos(static_cast<double>(begin) * frequency, &s, &c);
       cosine[pair] = static_cast<float>(c);
       sine[pair] = static_cast<float>(s);
     }
   }
   if (!closes) return;
-  __syncthreads();
-  Emit<kLow>(a, g, entry, norm, hadamard, values, cosine, sine, warp_sums);
+  if constexpr (!kOne) norm = load_norm();
+  Barrier(kAngleBarrier, int(blockDim.x));
+  const int emits = (a.channels + 255) / 256 * 32;
+  if (thread >= emits) return;
+  uint8_t* const to = a.index      ? KeyInPage(a.state, page, a.number, entry)
+                      : ratio == 4 ? CsaEntryInPage(a.state, page, entry)
+                                   : HcaEntryInPage(a.state, page, a.number, entry);
+  Emit<kLow>(a, to, norm, compressors.hadamard[blockIdx.z], values, cosine, sine, warp_sums, emits);
+}
+
+template <bool kLow, bool kOverlap>
+void LaunchPool(const Compressors& args, bool one, dim3 grid, dim3 block, size_t bytes,
+                cudaStream_t stream) {
+  Launch(one ? PoolKernel<kLow, kOverlap, true> : PoolKernel<kLow, kOverlap, false>, grid, block,
+         bytes, stream, args);
 }
 
 }  // namespace
 
-void Pool(const PoolArgs& args, cudaStream_t stream) {
-  if (args.batch.rows <= 0 || args.batch.segment_count <= 0 || args.max_segment_rows <= 0) return;
-  Require(args.ratio == 4 || args.ratio == 128, "compression ratio");
-  Require(args.channels >= 1 && args.channels <= kMaxChannels, "channels of an entry");
-  const bool low = args.state.low;
+void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
+  if (first.batch.rows <= 0 || first.batch.segment_count <= 0 || first.max_segment_rows <= 0)
+    return;
+  const bool two = second.channels > 0;
+  Require(first.ratio == 4 || first.ratio == 128, "compression ratio");
+  Require(!two || second.ratio == first.ratio, "compression ratios");
+  const int widest = std::max(first.channels, second.channels);
+  Require(first.channels >= 1 && widest <= kMaxChannels, "channels of an entry");
+  const bool low = first.state.low;
   // Blocks that a segment of the most rows can touch.
-  const int blocks = (args.max_segment_rows + args.ratio - 2) / args.ratio + 1;
-  const dim3 grid{unsigned(blocks), unsigned(args.batch.segment_count)};
-  const unsigned threads =
-      unsigned(std::min<int64_t>(RoundUp(args.channels, 32), kMaxFoldThreads)) + 32;
+  const int blocks = (first.max_segment_rows + first.ratio - 2) / first.ratio + 1;
+  const dim3 grid{unsigned(blocks), unsigned(first.batch.segment_count), two ? 2u : 1u};
+  const bool many = first.ratio == 4 && int64_t(blocks) * first.batch.segment_count > 132;
+  const int64_t emits = DivideUp(widest, 256) * 32;
+  const int64_t folds = std::min<int64_t>(RoundUp(widest, 32),
+                                          many ? kManyFoldThreads : kMaxFoldThreads);
+  const bool one = first.max_segment_rows == 1;
+  const dim3 block(unsigned(std::max(emits, folds)) + (one ? 32 : 0));
   const size_t bytes =
-      size_t(RoundUp(args.channels, 4) + args.state.rotary / 2 * 2) * sizeof(float);
-  const auto hadamard = static_cast<float>(1 / std::sqrt(double(args.channels)));
-  auto launch = [&](auto kernel) {
-    Launch(kernel, grid, dim3(threads), bytes, stream, args, hadamard);
+      size_t(RoundUp(widest, 4) + first.state.rotary / 2 * 2) * sizeof(float);
+  auto hadamard = [](const PoolArgs& a) {
+    return static_cast<float>(1 / std::sqrt(double(std::max(1, a.channels))));
   };
-  if (args.ratio == 4) {
-    launch(low ? PoolKernel<true, true> : PoolKernel<false, true>);
+  const Compressors args = {{first, second}, {hadamard(first), hadamard(second)}};
+  if (first.ratio == 4) {
+    low ? LaunchPool<true, true>(args, one, grid, block, bytes, stream)
+        : LaunchPool<false, true>(args, one, grid, block, bytes, stream);
   } else {
-    launch(low ? PoolKernel<true, false> : PoolKernel<false, false>);
+    low ? LaunchPool<true, false>(args, one, grid, block, bytes, stream)
+        : LaunchPool<false, false>(args, one, grid, block, bytes, stream);
   }
 }
 

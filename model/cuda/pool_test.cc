@@ -147,12 +147,14 @@ class PoolTest : public ElementwiseTest {
                  << ", index " << shape.index << ", low " << low);
     const int c = shape.channels;
     const bool overlaps = shape.ratio == 4;
-    const int width = overlaps ? 2 * c : c;
     PoolArgs args;
     args.state.low = low;
     args.state.channels = shape.index ? 2 * c : c;
     args.state.rotary = shape.rotary;
-    args.state.index_channels = shape.index ? c : 16;
+    // Of ratio 4 an indexer's compressor too, sometimes.
+    const bool two = overlaps && !shape.index && Flip();
+    args.state.index_channels =
+        shape.index ? c : int(std::bit_ceil(unsigned(std::max(16, shape.rotary))));
     args.state.entry_bytes = MakeEntryShape(args.state.channels, shape.rotary, low).bytes;
     args.state.key_bytes = IndexKeyBytes(args.state.index_channels, low);
     args.state.csa_layers = kCsaLayers;
@@ -162,33 +164,52 @@ class PoolTest : public ElementwiseTest {
     args.index = shape.index;
     args.number = Draw(0, 1);
     args.frontier = Draw(0, 9);
-    args.state.frontier_floats = args.frontier + (overlaps ? 9 : 3) * c + Draw(0, 9);
     args.eps = kEps;
-    const Floats ape = Values(size_t(shape.ratio * width));
-    const Floats norm = Values(size_t(c), low);
     std::vector<double> frequencies;
     for (int i = 0; i < shape.rotary / 2; ++i) frequencies.push_back(std::exp2(-double(i) / 2));
-    const OnDevice<float> ape_device(ape);
-    const OnDevice<float> norm_device(norm);
     const OnDevice<double> frequencies_device(frequencies);
-    args.ape = ape_device.get();
-    args.norm = norm_device.get();
     args.frequencies = frequencies_device.get();
+    std::vector<PoolArgs> compressors{args};
+    if (two) {
+      PoolArgs index = args;
+      index.index = true;
+      index.channels = args.state.index_channels;
+      index.number = Draw(0, 1);
+      index.frontier += (overlaps ? 9 : 3) * c + Draw(0, 9);
+      compressors.push_back(index);
+    }
+    const PoolArgs& last = compressors.back();
+    const int64_t frontier_floats =
+        last.frontier + (overlaps ? 9 : 3) * last.channels + Draw(0, 9);
+    std::vector<Floats> apes;
+    std::vector<Floats> norms;
+    std::vector<OnDevice<float>> weights;
+    for (PoolArgs& a : compressors) {
+      a.state.frontier_floats = frontier_floats;
+      apes.push_back(Values(size_t(a.ratio * (overlaps ? 2 : 1) * a.channels)));
+      norms.push_back(Values(size_t(a.channels), low));
+      weights.emplace_back(apes.back());
+      a.ape = weights.back().get();
+      weights.emplace_back(norms.back());
+      a.norm = weights.back().get();
+    }
 
     // States that a sequence can have: sums are positive.
     std::vector<std::unique_ptr<TestSequence>> sequences;
     for (int i = Draw(1, 3); i > 0; --i) {
-      Floats frontier(size_t(args.state.frontier_floats), std::bit_cast<float>(0xFFFFFFFFu));
-      for (int state = 0; state < (overlaps ? 3 : 1); ++state) {
-        float* const at = frontier.data() + args.frontier + 3 * state * c;
-        const Floats numbers = Values(size_t(3 * c));
-        std::copy(numbers.begin(), numbers.end(), at);
-        for (int channel = 0; channel < c; ++channel)
-          at[c + channel] = 1 + std::fabs(at[c + channel]);
+      Floats frontier(size_t(frontier_floats), std::bit_cast<float>(0xFFFFFFFFu));
+      for (const PoolArgs& a : compressors) {
+        for (int state = 0; state < (overlaps ? 3 : 1); ++state) {
+          float* const at = frontier.data() + a.frontier + 3 * state * a.channels;
+          const Floats numbers = Values(size_t(3 * a.channels));
+          std::copy(numbers.begin(), numbers.end(), at);
+          for (int channel = 0; channel < a.channels; ++channel)
+            at[a.channels + channel] = 1 + std::fabs(at[a.channels + channel]);
+        }
       }
       const int64_t start = Draw(0, 2) == 0 ? 0 : Draw(1, 600);
       const int64_t tokens = overlaps ? Draw(10, 150) : Draw(120, 400);
-      sequences.push_back(std::make_unique<TestSequence>(args.state, start, tokens, frontier));
+      sequences.push_back(std::make_unique<TestSequence>(compressors[0].state, start, tokens, frontier));
     }
 
     while (!HasFatalFailure()) {
@@ -196,11 +217,12 @@ class PoolTest : public ElementwiseTest {
       std::vector<TestSequence*> owners;
       std::vector<std::vector<int>> kept;
       int rows = 0;
-      args.max_segment_rows = 0;
+      int max_rows = 0;
+      const bool one_by_one = Draw(0, 2) == 0;
       for (const auto& s : sequences) {
         constexpr int kChunks[] = {1, 1, 2, 3, 4, 5, 17, 64, 130, 300};
-        const auto count =
-            int(std::min<int64_t>(s->end - s->position, kChunks[size_t(Draw(0, 9))]));
+        const auto count = int(std::min<int64_t>(
+            s->end - s->position, one_by_one ? 1 : kChunks[size_t(Draw(0, 9))]));
         if (count == 0) continue;
         // Frontiers of some rows are kept, the last one's always.
         std::vector<int> free;
@@ -227,7 +249,7 @@ class PoolTest : public ElementwiseTest {
         owners.push_back(s.get());
         kept.push_back(slots);
         rows += count;
-        args.max_segment_rows = std::max(args.max_segment_rows, count);
+        max_rows = std::max(max_rows, count);
       }
       if (rows == 0) break;
       std::vector<OnDevice<int>> slots_device;
@@ -236,31 +258,39 @@ class PoolTest : public ElementwiseTest {
         segments[i].slots = slots_device.back().get();
       }
       const OnDevice<SegmentView> segments_device(segments);
-      const TestPlanes k = MakePlanes(rows, width);
-      const TestPlanes gate = MakePlanes(rows, width);
-      args.batch.rows = rows;
-      args.batch.segment_count = int(segments.size());
-      args.batch.segments = segments_device.get();
-      args.k = k.get();
-      args.gate = gate.get();
-      Pool(args, nullptr);
+      std::vector<TestPlanes> k;
+      std::vector<TestPlanes> gate;
+      for (PoolArgs& a : compressors) {
+        k.push_back(MakePlanes(rows, (overlaps ? 2 : 1) * a.channels));
+        gate.push_back(MakePlanes(rows, (overlaps ? 2 : 1) * a.channels));
+        a.batch.rows = rows;
+        a.batch.segment_count = int(segments.size());
+        a.batch.segments = segments_device.get();
+        a.max_segment_rows = max_rows;
+        a.k = k.back().get();
+        a.gate = gate.back().get();
+      }
+      Pool(compressors[0], two ? compressors[1] : PoolArgs(), nullptr);
       CheckCuda(cudaGetLastError());
 
       for (size_t i = 0; i < segments.size(); ++i) {
         TestSequence& s = *owners[i];
-        const size_t floats = size_t((overlaps ? 9 : 3) * c);
-        auto states = [&](int slot) {
-          return s.frontiers.begin() + slot * args.state.frontier_floats + args.frontier;
-        };
-        Floats now(states(s.slot), states(s.slot) + int64_t(floats));
-        for (int j = 0; j < segments[i].rows; ++j) {
-          const int64_t t = s.position + j;
-          const int row = segments[i].row_begin + j;
-          const Floats pooled =
-              FoldRow(args, ape, t, k.Row(row, false), gate.Row(row, false), now.data());
-          if (!pooled.empty()) EmitEntry(args, frequencies, norm, t / shape.ratio, pooled, &s);
-          const int slot = kept[i][size_t(j + 1)];
-          if (slot >= 0) std::copy(now.begin(), now.end(), states(slot));
+        for (size_t n = 0; n < compressors.size(); ++n) {
+          const PoolArgs& a = compressors[n];
+          const auto floats = int64_t(overlaps ? 9 : 3) * a.channels;
+          auto states = [&](int slot) {
+            return s.frontiers.begin() + slot * frontier_floats + a.frontier;
+          };
+          Floats now(states(s.slot), states(s.slot) + floats);
+          for (int j = 0; j < segments[i].rows; ++j) {
+            const int64_t t = s.position + j;
+            const int row = segments[i].row_begin + j;
+            const Floats pooled = FoldRow(a, apes[n], t, k[n].Row(row, false),
+                                          gate[n].Row(row, false), now.data());
+            if (!pooled.empty()) EmitEntry(a, frequencies, norms[n], t / a.ratio, pooled, &s);
+            const int slot = kept[i][size_t(j + 1)];
+            if (slot >= 0) std::copy(now.begin(), now.end(), states(slot));
+          }
         }
         s.slot = kept[i].back();
         s.position += segments[i].rows;

@@ -10,56 +10,6 @@ namespace {
 
 constexpr int kWarps = 4;
 
-// Times the Sylvester matrix (without its scale), channels 8 (lane + 32 k) + e of the warp; n is a
-// power of two. The order of the steps is HadamardBf16's.
-template <int kOctets>
-__device__ inline void Hadamard(Octet (&x)[kOctets], int n) {
-  const int lane = int(threadIdx.x) % 32;
-#pragma unroll
-  for (int step = 1; step < 8; step *= 2) {
-    if (step >= n) break;
-#pragma unroll
-    for (int k = 0; k < kOctets; ++k) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if ((e & step) != 0) continue;
-        const float a = x[k].v[e];
-        const float b = x[k].v[e + step];
-        x[k].v[e] = a + b;
-        x[k].v[e + step] = a - b;
-      }
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    if (8 * step >= n) break;
-    const bool upper = (lane & step) != 0;
-#pragma unroll
-    for (int k = 0; k < kOctets; ++k) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float other = __shfl_xor_sync(kAllLanes, x[k].v[e], step);
-        x[k].v[e] = upper ? other - x[k].v[e] : x[k].v[e] + other;
-      }
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < kOctets; step *= 2) {
-    if (256 * step >= n) break;
-#pragma unroll
-    for (int k = 0; k < kOctets; ++k) {
-      if ((k & step) != 0) continue;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float a = x[k].v[e];
-        const float b = x[k + step].v[e];
-        x[k].v[e] = a + b;
-        x[k + step].v[e] = a - b;
-      }
-    }
-  }
-}
-
 // Per head: heads first, then the indexer's. kOctets: of a lane, enough for the widest head.
 template <bool kLow, int kOctets>
 __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, float hadamard) {
