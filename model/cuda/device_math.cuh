@@ -133,6 +133,19 @@ __device__ inline float LoadIf(bool wanted, const float* p) {
       : "l"(p), "r"(int(wanted)));
   return v;
 }
+__device__ inline float2 LoadIf(bool wanted, const float2* p) {
+  float2 v;
+  asm volatile(
+      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %3, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
+      "@q ld.global.v2.f32 {%0, %1}, [%2];\n\t}"
+      : "=f"(v.x), "=f"(v.y)
+      : "l"(p), "r"(int(wanted)));
+  return v;
+}
+__device__ inline uint2 LoadIf(bool wanted, const uint2* p) {
+  const float2 v = LoadIf(wanted, reinterpret_cast<const float2*>(p));
+  return make_uint2(__float_as_uint(v.x), __float_as_uint(v.y));
+}
 __device__ inline float4 LoadIf(bool wanted, const float4* p) {
   float4 v;
   asm volatile(

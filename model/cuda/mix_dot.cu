@@ -1,4 +1,6 @@
 // mHC, first half: a sublayer's output into the streams, and the products of the streams with fn.
+#include <type_traits>
+
 #include "model/cuda/device_math.cuh"
 #include "model/cuda/elementwise.h"
 #include "model/cuda/launch.cuh"
@@ -11,6 +13,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpOutputs = 4;  // so 6 warps have the 24 of four streams
 constexpr int kQuads = kMixChunk / 4;
 constexpr int kManyRows = 8;
+constexpr int kManyCtas = 4;  // of an SM, of many rows
 
 struct Quad {
   float v[4];
@@ -114,10 +117,11 @@ __device__ inline float TransposedSum(const float (&value)[kValues]) {
 }
 
 // A CTA has one chunk of channels of all streams, for kRows rows at a time; of fn it loads the
-// chunk once. kH: h if it is 4, and then outputs are 24 at most; 0: any.
+// chunk once. kH: h if it is 4, and then outputs are 24 at most; 0: any. kFast: Fast() of the
+// arguments.
 // shared: [kRows][h][kMixChunk] streams; for kH == 0 as much again.
-template <bool kLow, int kH, int kRows>
-__global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
+template <bool kLow, int kH, int kRows, bool kFast>
+__global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1) MixDotKernel(const MixDotArgs a) {
   GridDependencyLaunch();
   extern __shared__ float4 shared_quads[];
   float* const u = reinterpret_cast<float*>(shared_quads);
@@ -130,6 +134,10 @@ __global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
   const int lane = thread % 32;
   const int64_t wide = int64_t(h) * a.d;
 
+  // Of many rows the weights wait in shared memory while streams are loaded, for more CTAs of an
+  // SM. A thread reads only its own.
+  constexpr bool kShared = kH > 0 && kRows > 1 && kFast;
+  __shared__ float2 shared_fn[kShared ? kWarpOutputs * kH * kThreads : 1];
   float2 fn[kWarpOutputs][kH > 0 ? kH : 1];
   if constexpr (kH > 0) {
 #pragma unroll
@@ -138,9 +146,13 @@ __global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
       const bool has = a.fn != nullptr && output < a.outputs;
 #pragma unroll
       for (int s = 0; s < kH; ++s) {
-        fn[k][s] = has ? LoadPair(a.fn + output * wide + int64_t(s) * a.d + begin + 2 * lane,
-                                  width - 2 * lane)
-                       : make_float2(0.0f, 0.0f);
+        const float* const at = a.fn + output * wide + int64_t(s) * a.d + begin + 2 * lane;
+        if constexpr (kFast) {
+          fn[k][s] = LoadIf(has, reinterpret_cast<const float2*>(at));
+        } else {
+          fn[k][s] = has ? LoadPair(at, width - 2 * lane) : make_float2(0.0f, 0.0f);
+        }
+        if constexpr (kShared) shared_fn[(k * kH + s) * kThreads + thread] = fn[k][s];
       }
     }
   }
@@ -158,23 +170,67 @@ __global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
       const int64_t at = row * wide + begin + 4 * quad;
       float squares = 0;
       if constexpr (kH > 0) {
+        static_assert(kH == 4);
         Quad x[kH];
-#pragma unroll
-        for (int s = 0; s < kH; ++s)
-          x[s] = LoadStream<kLow>(a.streams, at + int64_t(s) * a.d, count);
-        if (a.sub.data != nullptr && count > 0) {
-          const Quad sub = SubAt(a.sub, row, begin + 4 * quad, count);
-          float post[kH];
-          float comb[kH][kH];
-          static_assert(kH == 4);
-          const Quad post_row = LoadFloats4(a.post + row * kH, 4);
+        const bool folds = a.sub.data != nullptr && count > 0;
+        float post[kH];
+        float comb[kH][kH];
+        Quad sub = {};
+        if constexpr (kFast) {
+          // What is loaded is not looked at before the last load is under way.
+          std::conditional_t<kLow, uint2, float4> bits[kH];
 #pragma unroll
           for (int s = 0; s < kH; ++s) {
-            post[s] = post_row.v[s];
-            const Quad comb_row = LoadFloats4(a.comb + (row * kH + s) * kH, 4);
-#pragma unroll
-            for (int j = 0; j < kH; ++j) comb[s][j] = comb_row.v[j];
+            const int64_t from = at + int64_t(s) * a.d;
+            if constexpr (kLow) {
+              bits[s] = LoadIf(real, reinterpret_cast<const uint2*>(
+                                         static_cast<const uint16_t*>(a.streams) + from));
+            } else {
+              bits[s] = LoadIf(real, reinterpret_cast<const float4*>(
+                                         static_cast<const float*>(a.streams) + from));
+            }
           }
+          // All planes of one row; of many rows fewer, for more CTAs of an SM.
+          PlaneLoads<float4, kRows == 1 ? 8 : 4> planes(
+              a.sub, a.sub.data + row * a.sub.row_stride + begin + 4 * quad, folds);
+          const float4 post_row = LoadIf(folds, reinterpret_cast<const float4*>(a.post + row * kH));
+          float4 comb_row[kH];
+#pragma unroll
+          for (int s = 0; s < kH; ++s) {
+            comb_row[s] =
+                LoadIf(folds, reinterpret_cast<const float4*>(a.comb + (row * kH + s) * kH));
+          }
+          if (folds) {
+            const float4 sum = planes.Sum();
+            sub = {{sum.x, sum.y, sum.z, sum.w}};
+          }
+          post[0] = post_row.x, post[1] = post_row.y, post[2] = post_row.z, post[3] = post_row.w;
+#pragma unroll
+          for (int s = 0; s < kH; ++s) {
+            comb[s][0] = comb_row[s].x, comb[s][1] = comb_row[s].y;
+            comb[s][2] = comb_row[s].z, comb[s][3] = comb_row[s].w;
+            if constexpr (kLow) {
+              x[s] = {{LowBf16(bits[s].x), HighBf16(bits[s].x), LowBf16(bits[s].y),
+                       HighBf16(bits[s].y)}};
+            } else {
+              x[s] = {{bits[s].x, bits[s].y, bits[s].z, bits[s].w}};
+            }
+          }
+        } else {
+#pragma unroll
+          for (int s = 0; s < kH; ++s)
+            x[s] = LoadStream<kLow>(a.streams, at + int64_t(s) * a.d, count);
+          if (folds) {
+            sub = SubAt(a.sub, row, begin + 4 * quad, count);
+#pragma unroll
+            for (int s = 0; s < kH; ++s) {
+              post[s] = a.post[row * kH + s];
+#pragma unroll
+              for (int j = 0; j < kH; ++j) comb[s][j] = a.comb[(row * kH + s) * kH + j];
+            }
+          }
+        }
+        if (folds) {
           Quad mixed[kH];
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
@@ -244,6 +300,13 @@ __global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
 
     const float2* const pairs = reinterpret_cast<const float2*>(u);
     if constexpr (kH > 0) {
+      if constexpr (kShared) {
+#pragma unroll
+        for (int k = 0; k < kWarpOutputs; ++k) {
+#pragma unroll
+          for (int s = 0; s < kH; ++s) fn[k][s] = shared_fn[(k * kH + s) * kThreads + thread];
+        }
+      }
       float sums[kRows * kWarpOutputs];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -291,22 +354,42 @@ __global__ void __launch_bounds__(kThreads) MixDotKernel(const MixDotArgs a) {
   }
 }
 
+bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Whole chunks of aligned memory: no branches around loads.
+bool Fast(const MixDotArgs& a) {
+  return a.d % kMixChunk == 0 && IsAligned(a.streams) && IsAligned(a.fn) &&
+         (a.sub.data == nullptr ||
+          (IsAligned(a.sub.data) && a.sub.row_stride % 4 == 0 &&
+           (a.sub.planes == 1 || a.sub.plane_stride % 4 == 0) && IsAligned(a.post) &&
+           IsAligned(a.comb)));
+}
+
+template <bool kLow, bool kFast>
+void LaunchFour(const MixDotArgs& a, unsigned chunks, size_t row_bytes, cudaStream_t stream) {
+  if (a.rows <= 4) {
+    Launch(MixDotKernel<kLow, 4, 1, kFast>, dim3(chunks, unsigned(a.rows)), dim3(kThreads),
+           row_bytes, stream, a);
+    return;
+  }
+  // As many CTAs as fit the device at once; more would load fn more often.
+  const unsigned groups = unsigned(DivideUp(a.rows, kManyRows));
+  const unsigned most = std::max(1u, 132u * kManyCtas / chunks);
+  Launch(MixDotKernel<kLow, 4, kManyRows, kFast>, dim3(chunks, std::min(groups, most)),
+         dim3(kThreads), kManyRows * row_bytes, stream, a);
+}
+
 template <bool kLow>
 void LaunchMixDot(const MixDotArgs& a, cudaStream_t stream) {
   const unsigned chunks = unsigned(DivideUp(a.d, kMixChunk));
   const size_t row_bytes = size_t(a.h) * kMixChunk * sizeof(float);
   if (a.h != 4 || a.outputs > kWarps * kWarpOutputs) {
     const dim3 grid(chunks, unsigned(std::min(a.rows, 65535)));
-    Launch(MixDotKernel<kLow, 0, 1>, grid, dim3(kThreads), 2 * row_bytes, stream, a);
-  } else if (a.rows <= 4) {
-    Launch(MixDotKernel<kLow, 4, 1>, dim3(chunks, unsigned(a.rows)), dim3(kThreads), row_bytes,
-           stream, a);
+    Launch(MixDotKernel<kLow, 0, 1, false>, grid, dim3(kThreads), 2 * row_bytes, stream, a);
+  } else if (Fast(a)) {
+    LaunchFour<kLow, true>(a, chunks, row_bytes, stream);
   } else {
-    // About two waves of CTAs; more would load fn more often.
-    const unsigned groups = unsigned(DivideUp(a.rows, kManyRows));
-    const unsigned most = std::max(1u, 800u / chunks);
-    Launch(MixDotKernel<kLow, 4, kManyRows>, dim3(chunks, std::min(groups, most)), dim3(kThreads),
-           kManyRows * row_bytes, stream, a);
+    LaunchFour<kLow, false>(a, chunks, row_bytes, stream);
   }
 }
 
