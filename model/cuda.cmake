@@ -2,15 +2,19 @@
 if(NOT AGENTD_HAS_CUDA)
   return()
 endif()
-file(GLOB AGENTD_CUDA_KERNELS CONFIGURE_DEPENDS cuda/*.cu)
+if(AGENTD_CUDA STREQUAL "HEADERS")
+  target_include_directories(agentd_model SYSTEM PUBLIC ${AGENTD_CUDA_INCLUDE})
+else()
+  file(GLOB AGENTD_CUDA_KERNELS CONFIGURE_DEPENDS cuda/*.cu)
+  # As on the CPU no product and sum become one operation by the compiler's choice.
+  set_source_files_properties(${AGENTD_CUDA_KERNELS} PROPERTIES COMPILE_OPTIONS
+    "--expt-relaxed-constexpr;-fmad=false;-Xcompiler=-ffp-contract=off")
+  target_link_libraries(agentd_model PUBLIC CUDA::cudart_static)
+endif()
 target_sources(agentd_model PRIVATE ${AGENTD_CUDA_KERNELS}
   cuda/ceiling.cc cuda/device.cc cuda/engine.cc cuda/forward.cc cuda/forward_attention.cc cuda/forward_moe.cc cuda/sequence.cc cuda/upload.cc
   cuda/weights.cc)
-# As on the CPU no product and sum become one operation by the compiler's choice.
-set_source_files_properties(${AGENTD_CUDA_KERNELS} PROPERTIES COMPILE_OPTIONS
-  "--expt-relaxed-constexpr;-fmad=false;-Xcompiler=-ffp-contract=off")
 target_compile_definitions(agentd_model PUBLIC AGENTD_HAS_CUDA)
-target_link_libraries(agentd_model PUBLIC CUDA::cudart_static)
 
 # Each skips with a message where no device is.
 foreach(test mix_test rows_test route_test pool_test attention_test gemm_test)

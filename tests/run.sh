@@ -19,7 +19,7 @@ step_setup() { ./setup.sh; }
 step_build() { cmake --preset release >/dev/null && cmake --build --preset release; }
 
 step_format() {
-  git ls-files -- "*.cc" "*.h" | xargs clang-format --dry-run -Werror && tests/check_layers.py
+  git ls-files -- "*.cc" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run -Werror && tests/check_layers.py
 }
 
 # run_ctest BUILD_DIR ARGS...: runs ctest and adds its counts to the totals.

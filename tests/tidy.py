@@ -2,7 +2,8 @@
 """clang-tidy (.clang-tidy) over every source file of ours: tests/tidy.py [PART_OF_A_PATH...].
 
 Several files are read as one unit (preset tidy, a CMake unity build), since most of the time goes into headers. A unit whose
-text, headers and flags are unchanged since it was clean is not checked again (build/tidy/clean)."""
+text, headers and flags are unchanged since it was clean is not checked again (build/tidy/clean). Of the CUDA backend it reads the host
+code, where the toolkit's headers are."""
 import concurrent.futures
 import hashlib
 import json

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "model/cuda/attention.h"
@@ -288,7 +289,7 @@ class Batch {
     a.selected_count = count.get();
     OnDevice<uint8_t> scratch(size_t(SelectScratch(rows(), a.max_visible, shape_.topk)));
     a.scratch = scratch.get();
-    ForRanges(splits, [&](int begin, int end) {
+    ForRanges(std::move(splits), [&](int begin, int end) {
       a.row_begin = begin;
       a.row_end = end;
       Select(a, nullptr);
@@ -334,7 +335,7 @@ class Batch {
     OnDevice<uint8_t> scratch(
         size_t(AttendScratch(rows(), shape_.heads, shape_.channels, a.max_entries)));
     a.scratch = scratch.get();
-    ForRanges(splits, [&](int begin, int end) {
+    ForRanges(std::move(splits), [&](int begin, int end) {
       a.row_begin = begin;
       a.row_end = end;
       Attend(a, nullptr);

@@ -83,10 +83,10 @@ absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Load(
   RETURN_IF_ERROR(CheckDevice());
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   ASSIGN_OR_RETURN(DeviceWeights weights, LoadDeviceWeights(config, *checkpoint, stream));
-  Identity identity = {
-      .config = config, .low_precision = weights.low_precision, .numerics_id = kNumericsId};
+  Identity identity = {.low_precision = weights.low_precision, .numerics_id = kNumericsId};
   const bool made_up = checkpoint->tensors().begin()->second.data == nullptr;
   if (!made_up) identity.fingerprint = checkpoint->Fingerprint(CanonicalConfig(config));
+  identity.config = std::move(config);
   std::unique_ptr<CudaEngine> engine(new CudaEngine(std::move(identity), options.max_batch_rows,
                                                     std::move(stream), std::move(weights)));
   RETURN_IF_ERROR(engine->Prepare(options.max_batch_rows));
