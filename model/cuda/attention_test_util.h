@@ -106,7 +106,9 @@ struct Sequence {
   void AddKey(Numbers numbers) {
     Floats values(size_t(shape.index_channels));
     const bool empty = numbers != Numbers::kAny && random() % 4 == 0;
-    for (float& v : values) v = empty ? 0 : Index(numbers);
+    // Some with scales above 2 too.
+    const float size = numbers != Numbers::kAny && random() % 8 == 0 ? 64 : 1;
+    for (float& v : values) v = empty ? 0 : size * Index(numbers);
     const size_t at = keys.size();
     keys.resize(at + size_t(state.key_bytes));
     EncodeIndexKey(shape.index_channels, shape.low, values.data(), keys.data() + at);

@@ -31,9 +31,11 @@ __device__ int VisibleEntries(const SelectArgs& a, int row) {
 }
 
 // The published shape: 64 heads of 128 channels in 4 bits, on tensor cores. Each warp takes pages
-// of 64 keys by itself. Products run over channels in an order in which nothing needs to move
-// between lanes: lane 4g + t has channels [32t, 32t + 32) of key g of eight (one scale), and a word
-// of eight codes falls into the pairs (j, j + 4) by shifts alone; queries are arranged alike, once.
+// of 64 keys by itself, 16 keys by 8 heads in a product. Products run over channels in an order in
+// which nothing needs to move between lanes: lane 4g + t has channels [32t, 32t + 32) of keys g and
+// g + 8 (one scale each), and a word of eight codes falls into the pairs (j, j + 4) by shifts
+// alone; queries are arranged alike, once. What comes out has keys in rows and pairs of heads in
+// lanes, as a product's left side has them: the sum over heads is one more product, with ones.
 constexpr int kHeads = 64;
 constexpr int kChannels = 128;
 constexpr int kKeyBytes = 68;
@@ -48,15 +50,40 @@ struct ScoreShared {
   alignas(16) uint8_t pages[kWarps][kStages][kKeyPage];
 };
 
-// Codes j and j + 4 of a word of eight E2M1, exact: as the low bits of exponent and mantissa they
-// are 2^-126 too small.
+// Codes j and j + 4 of a word of eight E2M1, as the low bits of exponent and mantissa: 2^-126 too
+// small.
 template <int kPair>
-__device__ inline uint32_t DecodePair(uint32_t codes, uint32_t scale) {
+__device__ inline uint32_t SmallPair(uint32_t codes) {
   constexpr int kShift = 6 - 4 * kPair;
   const uint32_t magnitude =
       kShift >= 0 ? codes << (kShift >= 0 ? kShift : 0) : codes >> (kShift >= 0 ? 0 : -kShift);
-  const uint32_t pair = ((codes << (12 - 4 * kPair)) & 0x80008000u) | (magnitude & 0x01C001C0u);
-  return MultiplyBf16(MultiplyBf16(pair, 0x7E807E80u), scale);  // 2^126, twice
+  return ((codes << (12 - 4 * kPair)) & 0x80008000u) | (magnitude & 0x01C001C0u);
+}
+
+// Keys g and g + 8, from `key` on, exact: [words of 8 channels, 2 products each].
+__device__ inline void DecodeKeys(const uint8_t* key, int t, uint32_t (&keys)[8][4]) {
+  const uint32_t bytes[2] = {key[64 + t], key[8 * kKeyBytes + 64 + t]};
+  // 2^126 times the scale in one product where that is a number, else one after the other.
+  const bool large = __any_sync(0xFFFFFFFFu, max(bytes[0], bytes[1]) > 128) != 0;
+  uint32_t scales[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) scales[i] = large ? 0x7E807E80u : (bytes[i] + 126) * 0x00800080u;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t codes =
+          *reinterpret_cast<const uint32_t*>(key + 8 * kKeyBytes * i + 16 * t + 4 * word);
+      keys[2 * word][i] = MultiplyBf16(SmallPair<0>(codes), scales[i]);
+      keys[2 * word][2 + i] = MultiplyBf16(SmallPair<1>(codes), scales[i]);
+      keys[2 * word + 1][i] = MultiplyBf16(SmallPair<2>(codes), scales[i]);
+      keys[2 * word + 1][2 + i] = MultiplyBf16(SmallPair<3>(codes), scales[i]);
+    }
+  }
+  if (!large) return;
+#pragma unroll
+  for (int i = 0; i < 32; ++i)
+    keys[i / 4][i % 4] = MultiplyBf16(keys[i / 4][i % 4], ScalePair(bytes[i % 2]));
 }
 
 __global__ void __launch_bounds__(32 * kWarps, 1)
@@ -104,25 +131,22 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
         *reinterpret_cast<const uint4*>(q + head * kChannels + piece * 8);
   }
   __syncthreads();
-  uint32_t query[4][8][4];  // [16 heads][16 channels]
-  uint32_t weight[4][2];
+  uint32_t query[8][8][2];  // [8 heads][16 channels]
+  uint32_t weight[8];
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
+  for (int m = 0; m < 8; ++m) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int head = 16 * m + 8 * half + g;
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const uint4 x = *reinterpret_cast<const uint4*>(shared->query +
-                                                        (head * 4 + t) * kQueryBlock + 16 * word);
-        query[m][2 * word][half] = __byte_perm(x.x, x.z, 0x5410);          // channels 0, 4
-        query[m][2 * word][2 + half] = __byte_perm(x.x, x.z, 0x7632);      // 1, 5
-        query[m][2 * word + 1][half] = __byte_perm(x.y, x.w, 0x5410);      // 2, 6
-        query[m][2 * word + 1][2 + half] = __byte_perm(x.y, x.w, 0x7632);  // 3, 7
-      }
-      const float w = a.weights[int64_t(row) * kHeads + head];
-      weight[m][half] = PackBf16(w, w);
+    for (int word = 0; word < 4; ++word) {
+      const uint4 x = *reinterpret_cast<const uint4*>(
+          shared->query + ((8 * m + g) * 4 + t) * kQueryBlock + 16 * word);
+      query[m][2 * word][0] = __byte_perm(x.x, x.z, 0x5410);      // channels 0, 4
+      query[m][2 * word][1] = __byte_perm(x.x, x.z, 0x7632);      // 1, 5
+      query[m][2 * word + 1][0] = __byte_perm(x.y, x.w, 0x5410);  // 2, 6
+      query[m][2 * word + 1][1] = __byte_perm(x.y, x.w, 0x7632);  // 3, 7
     }
+    const float2 w =
+        *reinterpret_cast<const float2*>(a.weights + int64_t(row) * kHeads + 8 * m + 2 * t);
+    weight[m] = PackBf16(w.x, w.y);
   }
 
   uint16_t* out = ranks + int64_t(blockIdx.y) * stride;
@@ -131,48 +155,42 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     ahead = address(page + 3 * step);
     CopyAsyncWait<2>();
     __syncwarp();
-    const uint8_t* keys = shared->pages[warp][stage];
-    float scores[2] = {0, 0};  // of keys 2 * lane and 2 * lane + 1
-#pragma unroll 2
-    for (int eight = 0; eight < 8; ++eight) {
-      const uint8_t* key = keys + (8 * eight + g) * kKeyBytes;
-      const uint32_t scale = ScalePair(key[64 + t]);
-      float dots[4][4] = {};
+    const uint8_t* key = shared->pages[warp][stage] + g * kKeyBytes;
+    float scores[2] = {0, 0};  // of keys 16t + g and 8 further on
+#pragma unroll 1
+    for (int sixteen = 0; sixteen < 4; ++sixteen) {
+      uint32_t keys[8][4];
+      DecodeKeys(key + 16 * sixteen * kKeyBytes, t, keys);
+      float sums[4] = {};
 #pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const uint32_t codes = *reinterpret_cast<const uint32_t*>(key + 16 * t + 4 * word);
-        const uint32_t k0 = DecodePair<0>(codes, scale);
-        const uint32_t k1 = DecodePair<1>(codes, scale);
-        const uint32_t k2 = DecodePair<2>(codes, scale);
-        const uint32_t k3 = DecodePair<3>(codes, scale);
+      for (int half = 0; half < 2; ++half) {
+        float dots[4][4] = {};
 #pragma unroll
-        for (int m = 0; m < 4; ++m) MultiplyAdd(dots[m], query[m][2 * word], k0, k1);
+        for (int k = 0; k < 8; ++k) {
 #pragma unroll
-        for (int m = 0; m < 4; ++m) MultiplyAdd(dots[m], query[m][2 * word + 1], k2, k3);
-      }
-      float sums[2] = {0, 0};
+          for (int m = 0; m < 4; ++m)
+            MultiplyAdd(dots[m], keys[k], query[4 * half + m][k][0], query[4 * half + m][k][1]);
+        }
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
+        for (int pair = 0; pair < 2; ++pair) {
+          uint32_t terms[4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t terms =
-              MultiplyBf16(PackReluBf16(dots[m][2 * half], dots[m][2 * half + 1]), weight[m][half]);
-          sums[0] += FirstBf16(terms);
-          sums[1] += SecondBf16(terms);
+          for (int i = 0; i < 4; ++i) {
+            const int m = 2 * pair + i / 2;
+            terms[i] = MultiplyBf16(PackReluBf16(dots[m][i % 2 * 2], dots[m][i % 2 * 2 + 1]),
+                                    weight[4 * half + m]);
+          }
+          MultiplyAdd(sums, terms, 0x3F803F80u, 0x3F803F80u);  // every column alike
         }
       }
-#pragma unroll
-      for (int mask = 4; mask <= 16; mask *= 2) {
-        sums[0] += __shfl_xor_sync(0xFFFFFFFFu, sums[0], mask);
-        sums[1] += __shfl_xor_sync(0xFFFFFFFFu, sums[1], mask);
-      }
-      if (g == eight) {
+      if (t == sixteen) {
         scores[0] = sums[0];
-        scores[1] = sums[1];
+        scores[1] = sums[2];
       }
     }
-    const uint32_t pair = Rank16(scores[0]) | uint32_t{Rank16(scores[1])} << 16;
-    *reinterpret_cast<uint32_t*>(out + int64_t(page) * kPageKeys + 2 * lane) = pair;
+    uint16_t* to = out + int64_t(page) * kPageKeys + 16 * t + g;
+    to[0] = Rank16(scores[0]);
+    to[8] = Rank16(scores[1]);
     __syncwarp();  // before the stage is filled again
   }
 }
@@ -296,6 +314,17 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kSelectThread
   const int end = min(n, begin + size);
   auto* s = SharedMemory<SelectShared>();
 
+  Pack packs[kAhead];
+  auto load = [&](int first) {
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (first + u * kStep < end)
+        packs[u] = *reinterpret_cast<const Pack*>(ranks + first + u * kStep);
+    }
+  };
+  const bool held = end - begin <= kAhead * kStep;  // loaded once, they stay
+  if (held) load(begin + tid * kPer);
+
   uint32_t prefix = 0;  // the digits found
   uint32_t need = a.topk;
   uint32_t above = 0;  // of the parts before: ranks above the k-th, ranks equal to it
@@ -304,12 +333,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kSelectThread
     if (tid < kDigits) s->histogram[tid] = 0;
     __syncthreads();
     for (int first = begin + tid * kPer; first < end; first += kAhead * kStep) {
-      Pack packs[kAhead];
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u) {
-        if (first + u * kStep < end)
-          packs[u] = *reinterpret_cast<const Pack*>(ranks + first + u * kStep);
-      }
+      if (!held) load(first);
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
 #pragma unroll
@@ -356,50 +380,50 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kSelectThread
   // number of chosen ones before it.
   const int lane = tid % 32;
   const int warp = tid / 32;
-  int round = 0;
-  Pack next = {};
-  if (begin + tid * kPer < end) next = *reinterpret_cast<const Pack*>(ranks + begin + tid * kPer);
-  for (int first = begin; first < end; first += kStep, round ^= 1) {
-    const int i = first + tid * kPer;
-    const Pack pack = next;
-    if (i + kStep < end) next = *reinterpret_cast<const Pack*>(ranks + i + kStep);
-    uint32_t higher = 0;  // bit j: rank i + j is above, or equal
-    uint32_t same = 0;
+  for (int base = begin; base < end; base += kAhead * kStep) {
+    if (!held) load(base + tid * kPer);
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const uint32_t rank = pack.ranks[j];
-      higher |= (i + j < end && rank > prefix ? 1u : 0u) << j;
-      same |= (i + j < end && rank == prefix ? 1u : 0u) << j;
-    }
-    const uint32_t own = __popc(higher) | __popc(same) << 16;  // 8192 at most in a round
-    uint32_t upto = own;
-    for (int step = 1; step < 32; step *= 2) {
-      const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, upto, step);
-      if (lane >= step) upto += other;
-    }
-    if (lane == 31) s->warp_sums[round][warp] = upto;
-    __syncthreads();
-    const uint32_t warp_sum = s->warp_sums[round][lane];
-    uint32_t warps_upto = warp_sum;
-    for (int step = 1; step < 32; step *= 2) {
-      const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, warps_upto, step);
-      if (lane >= step) warps_upto += other;
-    }
-    const uint32_t all = __shfl_sync(0xFFFFFFFFu, warps_upto, 31);
-    const uint32_t before = __shfl_sync(0xFFFFFFFFu, warps_upto - warp_sum, warp) + upto - own;
-    uint32_t higher_before = above + (before & 0xFFFFu);
-    uint32_t same_before = equal + (before >> 16);
+    for (int u = 0; u < kAhead; ++u) {
+      if (base + u * kStep >= end) break;  // alike in all threads
+      const int i = base + u * kStep + tid * kPer;
+      uint32_t higher = 0;  // bit j: rank i + j is above, or equal
+      uint32_t same = 0;
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const bool is_higher = (higher >> j & 1) != 0;
-      const bool is_same = (same >> j & 1) != 0;
-      if (is_higher || (is_same && same_before < need))
-        selected[higher_before + min(same_before, need)] = i + j;
-      higher_before += is_higher ? 1 : 0;
-      same_before += is_same ? 1 : 0;
+      for (int j = 0; j < kPer; ++j) {
+        const uint32_t rank = packs[u].ranks[j];
+        higher |= (i + j < end && rank > prefix ? 1u : 0u) << j;
+        same |= (i + j < end && rank == prefix ? 1u : 0u) << j;
+      }
+      const uint32_t own = __popc(higher) | __popc(same) << 16;  // 8192 at most in a round
+      uint32_t upto = own;
+      for (int step = 1; step < 32; step *= 2) {
+        const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, upto, step);
+        if (lane >= step) upto += other;
+      }
+      if (lane == 31) s->warp_sums[u % 2][warp] = upto;
+      __syncthreads();
+      const uint32_t warp_sum = s->warp_sums[u % 2][lane];
+      uint32_t warps_upto = warp_sum;
+      for (int step = 1; step < 32; step *= 2) {
+        const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, warps_upto, step);
+        if (lane >= step) warps_upto += other;
+      }
+      const uint32_t all = __shfl_sync(0xFFFFFFFFu, warps_upto, 31);
+      const uint32_t before = __shfl_sync(0xFFFFFFFFu, warps_upto - warp_sum, warp) + upto - own;
+      uint32_t higher_before = above + (before & 0xFFFFu);
+      uint32_t same_before = equal + (before >> 16);
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        const bool is_higher = (higher >> j & 1) != 0;
+        const bool is_same = (same >> j & 1) != 0;
+        if (is_higher || (is_same && same_before < need))
+          selected[higher_before + min(same_before, need)] = i + j;
+        higher_before += is_higher ? 1 : 0;
+        same_before += is_same ? 1 : 0;
+      }
+      above += all & 0xFFFFu;
+      equal += all >> 16;
     }
-    above += all & 0xFFFFu;
-    equal += all >> 16;
   }
 }
 
@@ -469,11 +493,13 @@ void Select(const SelectArgs& a, cudaStream_t stream) {
     if (scored && tensor) {
       RaiseSharedMemory<ScorePages>();
       // As many pages per warp as make one block per SM, but not so many that a long row among
-      // short ones has too few blocks.
-      const int64_t per_warp =
-          std::clamp<int64_t>(DivideUp(int64_t(pages) * rows, 132 * kWarps), 1, 8);
-      Launch(ScorePages, dim3(DivideUp(pages, per_warp * kWarps), rows), dim3(32 * kWarps),
-             sizeof(ScoreShared), stream, a, first, stride, static_cast<uint16_t*>(a.scratch));
+      // short ones has too few blocks; for a few long rows two blocks per SM, one after the other.
+      const int64_t per_warp = DivideUp(int64_t(pages) * rows, 132 * kWarps);
+      int64_t blocks = DivideUp(pages, std::clamp<int64_t>(per_warp, 1, 8) * kWarps);
+      if (per_warp > 8 && rows < 16)
+        blocks = std::min(blocks, std::max<int64_t>(DivideUp(pages, 16 * kWarps), 2 * 132 / rows));
+      Launch(ScorePages, dim3(blocks, rows), dim3(32 * kWarps), sizeof(ScoreShared), stream, a,
+             first, stride, static_cast<uint16_t*>(a.scratch));
     } else if (scored) {
       RaiseSharedMemory<ScorePlain>();
       Launch(ScorePlain, dim3(pages, rows), dim3(kPageKeys),
