@@ -169,6 +169,7 @@ struct PlaneLoads {
   int64_t stride;
   T v[kTogether];
 
+  PlaneLoads() = default;
   __device__ inline PlaneLoads(const Planes& p, const float* first, bool wanted)
       : at(first), planes(p.planes), stride(p.plane_stride) {
     Load(0, wanted);
@@ -206,12 +207,14 @@ __device__ inline float PlaneAt(const Planes& p, int64_t row, int i) {
   return PlaneLoads<float, 4>(p, p.data + row * p.row_stride + i, true).Sum();
 }
 // The first `count` of eight.
+template <int kTogether>
 struct OctetLoads {
   int count;
   bool wide;
-  PlaneLoads<float4, 4> low;
-  PlaneLoads<float4, 4> high;
+  PlaneLoads<float4, kTogether> low;
+  PlaneLoads<float4, kTogether> high;
 
+  OctetLoads() = default;
   __device__ inline OctetLoads(const Planes& p, int64_t row, int i, int number)
       : OctetLoads(p, p.data + row * p.row_stride + i, number) {}
   __device__ inline Octet Sum(const Planes& p) {
@@ -236,7 +239,7 @@ struct OctetLoads {
         high(p, at + 4, wide) {}
 };
 __device__ inline Octet PlanesAt(const Planes& p, int64_t row, int i, int count) {
-  return OctetLoads(p, row, i, count).Sum(p);
+  return OctetLoads<4>(p, row, i, count).Sum(p);
 }
 
 // Over groups of kLanes neighbouring lanes, the same in each of them; all lanes of the warp call.
@@ -398,6 +401,40 @@ __device__ inline void Hadamard(Octet (&x)[kOctets], int n) {
         x[k + step].v[e] = a - b;
       }
     }
+  }
+}
+
+// The angles of an octet, loaded before its numbers are there. `wide`: whole octets are turned, and
+// all is aligned; otherwise Rotate loads them itself.
+struct OctetAngles {
+  bool wide;
+  bool turns;
+  float4 cosine;
+  float4 sine;
+
+  OctetAngles() = default;
+  __device__ inline OctetAngles(int i, int plain, int n, const float* cosines, const float* sines)
+      : wide(plain % 8 == 0 && n % 8 == 0 && Aligned(cosines, 16) && Aligned(sines, 16)),
+        turns(wide && i >= plain && i < n),
+        cosine(LoadIf(turns, reinterpret_cast<const float4*>(cosines + (i - plain) / 2))),
+        sine(LoadIf(turns, reinterpret_cast<const float4*>(sines + (i - plain) / 2))) {}
+};
+template <bool kLow>
+__device__ inline void Rotate(Octet* o, int i, int plain, int n, const float* cosine,
+                              const float* sine, const OctetAngles& angles) {
+  if (!angles.wide) {
+    Rotate<kLow>(o, i, plain, n, cosine, sine);
+    return;
+  }
+  if (!angles.turns) return;
+  const float c[4] = {angles.cosine.x, angles.cosine.y, angles.cosine.z, angles.cosine.w};
+  const float s[4] = {angles.sine.x, angles.sine.y, angles.sine.z, angles.sine.w};
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) {
+    const float a = o->v[2 * pair];
+    const float b = o->v[2 * pair + 1];
+    o->v[2 * pair] = Round<kLow>(a * c[pair] - b * s[pair]);
+    o->v[2 * pair + 1] = Round<kLow>(a * s[pair] + b * c[pair]);
   }
 }
 

@@ -43,6 +43,13 @@ __global__ void __launch_bounds__(kMaxThreads) LatentsKernel(const LatentArgs a,
     weight[k] = LoadFloats(norm + i, n - i);
   }
   GridDependencyWait();
+  const int pairs = a.state.rotary / 2;
+  const int plain = n - a.state.rotary;
+  OctetAngles angles;
+  if constexpr (kOctets == 1) {
+    angles = OctetAngles(keys ? 8 * int(threadIdx.x) : n, plain, n, a.cosine + row * pairs,
+                         a.sine + row * pairs);
+  }
   Octet x[kOctets];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
@@ -52,13 +59,17 @@ __global__ void __launch_bounds__(kMaxThreads) LatentsKernel(const LatentArgs a,
   }
   NormRow<kLow>(x, weight, n, a.eps, shared);
   if (keys) {
-    const int pairs = a.state.rotary / 2;
-    const int plain = n - a.state.rotary;
     uint8_t* const entry = a.window_keys + row * a.state.entry_bytes;
 #pragma unroll
     for (int k = 0; k < kOctets; ++k) {
       const int i = ChannelOf<kOctets>(k);
-      Rotate<kLow>(&x[k], i, plain, n, a.cosine + row * pairs, a.sine + row * pairs);
+      const float* const cosine = a.cosine + row * pairs;
+      const float* const sine = a.sine + row * pairs;
+      if constexpr (kOctets == 1) {
+        Rotate<kLow>(&x[k], i, plain, n, cosine, sine, angles);
+      } else {
+        Rotate<kLow>(&x[k], i, plain, n, cosine, sine);
+      }
       EncodeEntry<kLow>(a.state, i, x[k], entry);
     }
     return;

@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, 6)
   const SwiGluRows& part = parts.of[is_first ? 0 : 1];
   const int64_t row = int(blockIdx.x) - (is_first ? 0 : parts.of[0].rows);
   const int i = FirstChannel();
-  OctetLoads gate_loads(part.gate, row, i, n - i);
-  OctetLoads up_loads(part.up, row, i, n - i);
+  OctetLoads<4> gate_loads(part.gate, row, i, n - i);
+  OctetLoads<4> up_loads(part.up, row, i, n - i);
   const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
   Octet x = gate_loads.Sum(part.gate);
   Octet u = up_loads.Sum(part.up);
@@ -91,14 +91,14 @@ __global__ void __launch_bounds__(kThreads, 6)
 }
 
 template <bool kLow>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     MtpAddKernel(const Planes e, const Planes h_rows, int h, int d, void* out) {
   GridDependencyLaunch();
   GridDependencyWait();
   const int64_t row = blockIdx.x;  // of h_rows
   const int i = FirstChannel();
-  OctetLoads x_loads(h_rows, row, i, d - i);
-  OctetLoads y_loads(e, row / h, i, d - i);
+  OctetLoads<4> x_loads(h_rows, row, i, d - i);
+  OctetLoads<4> y_loads(e, row / h, i, d - i);
   Octet x = x_loads.Sum(h_rows);
   Octet y = y_loads.Sum(e);
   RoundOctet<kLow>(&x);

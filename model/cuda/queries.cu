@@ -23,15 +23,29 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   const int head = index ? unit - a.heads : unit;
   const int n = index ? a.index_channels : a.channels;
   const Planes& in = index ? a.index_q : a.q;
-  Octet x[kOctets];
+  const int pairs = a.rotary / 2;
+  const int plain = n - a.rotary;
+  const float* const cosine = a.cosine + row * pairs;
+  const float* const sine = a.sine + row * pairs;
+  // All loads at once; products of the low rank have one plane.
+  constexpr bool kEarlyAngles = kOctets <= 2;
+  OctetLoads<1> loads[kOctets];
+  OctetAngles angles[kEarlyAngles ? kOctets : 1];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
     const int i = 8 * (lane + 32 * k);
-    x[k] = PlanesAt(in, row, head * n + i, n - i);
+    loads[k] = OctetLoads<1>(in, row, head * n + i, n - i);
+    if constexpr (kEarlyAngles) angles[k] = OctetAngles(i, plain, n, cosine, sine);
+  }
+  PlaneLoads<float, 4> weight_loads(
+      a.index_weights, a.index_weights.data + row * a.index_weights.row_stride + head,
+      index && lane == 0);
+  Octet x[kOctets];
+#pragma unroll
+  for (int k = 0; k < kOctets; ++k) {
+    x[k] = loads[k].Sum(in);
     RoundOctet<kLow>(&x[k]);
   }
-  float weight = 0;
-  if (index && lane == 0) weight = PlaneAt(a.index_weights, row, head);
   if (!index) {
     float squares = 0;
 #pragma unroll
@@ -48,11 +62,14 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
       RoundOctet<kLow>(&x[k]);
     }
   }
-  const int pairs = a.rotary / 2;
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    Rotate<kLow>(&x[k], 8 * (lane + 32 * k), n - a.rotary, n, a.cosine + row * pairs,
-                 a.sine + row * pairs);
+    const int i = 8 * (lane + 32 * k);
+    if constexpr (kEarlyAngles) {
+      Rotate<kLow>(&x[k], i, plain, n, cosine, sine, angles[k]);
+    } else {
+      Rotate<kLow>(&x[k], i, plain, n, cosine, sine);
+    }
   }
   if (index) {
     if constexpr (kLow) {
@@ -70,8 +87,8 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
       }
     }
     if (lane == 0) {
-      weight = Round<kLow>(Round<kLow>(weight) * a.index_scale);
-      a.index_weights_out[row * a.index_heads + head] = weight;
+      const float weight = Round<kLow>(weight_loads.Sum());
+      a.index_weights_out[row * a.index_heads + head] = Round<kLow>(weight * a.index_scale);
     }
   }
   void* const out = index ? a.index_q_out : a.q_out;

@@ -79,7 +79,7 @@ __device__ inline void SortOneRow(const RouteArgs& a, const int* chosen, const f
     for (int j = 0; j < a.k; ++j) {
       if (j > 0 && chosen[j] != chosen[j - 1]) run = j;
       if (j == i) begin = run;
-      if (j < i && (j - run) % a.tile == 0) ++tiles;
+      if (j < i && (j == run || (a.tile < a.k && (j - run) % a.tile == 0))) ++tiles;
       if (chosen[j] == chosen[i]) end = j + 1;
     }
     const bool starts = (i - begin) % a.tile == 0;
@@ -100,6 +100,9 @@ __global__ void __launch_bounds__(32 * kPerLane) RouteKernel(const RouteArgs a) 
   __shared__ float weights[kMaxChosen];
   const int thread = int(threadIdx.x);
   const int64_t row = blockIdx.x;
+  // An expert per thread, at least.
+  float bias = 0;
+  if (a.bias != nullptr && thread < a.experts) bias = a.bias[thread];
   GridDependencyWait();
   if (a.experts_of != nullptr) {
     const int64_t token = a.tokens[row];
@@ -116,11 +119,10 @@ __global__ void __launch_bounds__(32 * kPerLane) RouteKernel(const RouteArgs a) 
       chosen_affinity[before] = Affinity(PlaneAt(a.gate, row, expert));
     }
   } else {
-    for (int e = thread; e < a.experts; e += int(blockDim.x)) {
-      const float bias = a.bias[e];
-      const float s = Affinity(PlaneAt(a.gate, row, e));
-      affinity[e] = s;
-      scores[e] = s + bias;
+    if (thread < a.experts) {
+      const float s = Affinity(PlaneAt(a.gate, row, thread));
+      affinity[thread] = s;
+      scores[thread] = s + bias;
     }
     __syncthreads();
     if (thread < 32) {
