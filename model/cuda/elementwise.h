@@ -99,9 +99,9 @@ struct LatentArgs {
 void Latents(const LatentArgs& args, cudaStream_t stream);
 
 // One or two (of one ratio and batch) compressors of one layer: folds the rows into the frontiers,
-// and writes the entry (or indexer key) of every block that closes to the sequences' pages. Frontier
-// layout and arithmetic: Forward::Fold and Forward::Emit of the CPU backend. Of a segment's slots those that are kept
-// differ from slots[0] and from each other.
+// and writes the entry (or indexer key) of every block that closes to the sequences' pages.
+// Frontier layout and arithmetic: Forward::Fold and Forward::Emit of the CPU backend. Of a
+// segment's slots those that are kept differ from slots[0] and from each other.
 struct PoolArgs {
   BatchView batch;
   int max_segment_rows = 0;  // the largest `rows` of a segment

@@ -121,7 +121,8 @@ __device__ inline float TransposedSum(const float (&value)[kValues]) {
 // arguments.
 // shared: [kRows][h][kMixChunk] streams; for kH == 0 as much again.
 template <bool kLow, int kH, int kRows, bool kFast>
-__global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1) MixDotKernel(const MixDotArgs a) {
+__global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
+    MixDotKernel(const MixDotArgs a) {
   GridDependencyLaunch();
   extern __shared__ float4 shared_quads[];
   float* const u = reinterpret_cast<float*>(shared_quads);
@@ -359,10 +360,9 @@ bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 // Whole chunks of aligned memory: no branches around loads.
 bool Fast(const MixDotArgs& a) {
   return a.d % kMixChunk == 0 && IsAligned(a.streams) && IsAligned(a.fn) &&
-         (a.sub.data == nullptr ||
-          (IsAligned(a.sub.data) && a.sub.row_stride % 4 == 0 &&
-           (a.sub.planes == 1 || a.sub.plane_stride % 4 == 0) && IsAligned(a.post) &&
-           IsAligned(a.comb)));
+         (a.sub.data == nullptr || (IsAligned(a.sub.data) && a.sub.row_stride % 4 == 0 &&
+                                    (a.sub.planes == 1 || a.sub.plane_stride % 4 == 0) &&
+                                    IsAligned(a.post) && IsAligned(a.comb)));
 }
 
 template <bool kLow, bool kFast>

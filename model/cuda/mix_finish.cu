@@ -12,6 +12,7 @@ constexpr int kMaxStreams = 16;
 constexpr int kMaxNumbers = (2 + kMaxStreams) * kMaxStreams + 1;
 constexpr int kAllBarrier = 0;
 constexpr int kMixBarrier = 1;     // without the warp of the coefficients
+constexpr int kTogether = 4;       // chunks of a number that a thread loads at a time
 constexpr int kMaxThreads = 1024;  // of them a warp that only computes coefficients
 constexpr int kMaxMixThreads = kMaxThreads - 32;
 
@@ -54,9 +55,15 @@ __device__ inline void FourStreams(const MixFinishArgs& a, int64_t row, const fl
   const int lane = int(threadIdx.x) % 32;
   const int numbers = a.outputs + 1;
   float f = 0;
-  if (lane < numbers) {
-#pragma unroll 8
-    for (int p = 0; p < parts; ++p) f += part_sums[p * numbers + lane];
+  const float* const from = part_sums + min(lane, numbers - 1);
+  for (int first = 0; first < parts; first += 8) {
+    float part[8];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) part[p] = from[min(first + p, parts - 1) * numbers];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) {
+      if (first + p < parts) f += part[p];
+    }
   }
   const float squares = __shfl_sync(kAllLanes, f, a.outputs);
   const float rsqrt = RmsFactor(squares, 4 * a.d, a.norm_eps);
@@ -143,7 +150,7 @@ __device__ inline void AnyStreams(const MixFinishArgs& a, int64_t row, const flo
 // A CTA has one row: the last warp its coefficients, the others the input, each thread kOctets
 // octets. kH: h if it is 4, and then outputs are 4 or 24; 0: any.
 template <bool kLow, int kH, int kOctets>
-__global__ void __maxnreg__(kLow && kOctets < 4 ? 56 : 64) MixFinishKernel(const MixFinishArgs a) {
+__global__ void __maxnreg__(kLow&& kOctets < 4 ? 56 : 64) MixFinishKernel(const MixFinishArgs a) {
   GridDependencyLaunch();
   __shared__ float part_sums[kMaxThreads];
   __shared__ float pre[kMaxStreams];
@@ -175,31 +182,60 @@ __global__ void __maxnreg__(kLow && kOctets < 4 ? 56 : 64) MixFinishKernel(const
   if constexpr (kEarly && kLow) weight = LoadFloats(a.norm + first, mixes ? a.d - first : 0);
   GridDependencyWait();
 
+  // Each number's sum over the chunks, in `parts` parts that neighbouring threads read together.
+  // The loads of these and of the streams are under way at once.
+  const int parts = max(1, min(threads / numbers, (chunks + kTogether - 1) / kTogether));
+  const bool sums = thread < parts * numbers;
+  const int part = thread / numbers;
+  const float* const from = a.partial + (row * chunks + part) * numbers + thread % numbers;
+  float first_sums[kTogether];
+#pragma unroll
+  for (int n = 0; n < kTogether; ++n)
+    first_sums[n] = LoadIf(sums && part + n * parts < chunks, from + n * parts * numbers);
+
   std::conditional_t<kLow, PackedOctet, Octet> early[kEarly ? kH : 1];
   if constexpr (kEarly) {
+    const int count = mixes ? a.d - first : 0;
+    const bool wide = kLow && a.d % 8 == 0 && Aligned(a.streams, 16);
 #pragma unroll
     for (int s = 0; s < kH; ++s) {
       const int64_t at = streams + int64_t(s) * a.d + first;
-      const int count = mixes ? a.d - first : 0;
       if constexpr (kLow) {
-        early[s] = LoadPacked(static_cast<const uint16_t*>(a.streams) + at, count);
-      } else {
-        early[s] = LoadFloats(static_cast<const float*>(a.streams) + at, count);
+        const float4 bits =
+            LoadIf(wide && count > 0,
+                   reinterpret_cast<const float4*>(static_cast<const uint16_t*>(a.streams) + at));
+        early[s] = {{__float_as_uint(bits.x), __float_as_uint(bits.y), __float_as_uint(bits.z),
+                     __float_as_uint(bits.w)}};
+      }
+    }
+    if (!wide) {
+#pragma unroll
+      for (int s = 0; s < kH; ++s) {
+        const int64_t at = streams + int64_t(s) * a.d + first;
+        if constexpr (kLow) {
+          early[s] = LoadPacked(static_cast<const uint16_t*>(a.streams) + at, count);
+        } else {
+          early[s] = LoadFloats(static_cast<const float*>(a.streams) + at, count);
+        }
       }
     }
   }
 
-  // Each number's sum over the chunks, in `parts` parts that neighbouring threads read together.
-  const int parts = max(1, min(threads / numbers, chunks));
-  for (int i = thread; i < parts * numbers; i += threads) {
-    const int part = i / numbers;
-    const float* from = a.partial + (row * chunks + part) * numbers + i % numbers;
-    float sum = 0;
-#pragma unroll 8
-    for (int chunk = part; chunk < chunks; chunk += parts) {
-      sum += *from;
-      from += parts * numbers;
+  if (sums) {
+    float sum = first_sums[0];
+#pragma unroll
+    for (int n = 1; n < kTogether; ++n) {
+      if (part + n * parts < chunks) sum += first_sums[n];
     }
+    for (int chunk = part + kTogether * parts; chunk < chunks; chunk += parts)
+      sum += a.partial[(row * chunks + chunk) * numbers + thread % numbers];
+    part_sums[thread] = sum;
+  }
+  // More numbers than threads: one part.
+  for (int i = thread + threads; i < parts * numbers; i += threads) {
+    float sum = 0;
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      sum += a.partial[(row * chunks + chunk) * numbers + i];
     part_sums[i] = sum;
   }
   Barrier(kAllBarrier, threads);

@@ -145,8 +145,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int p = 1; p < routed.planes; ++p) {
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        y[j] = Plus(y[j], LoadIf(first + j < k, reinterpret_cast<const T*>(
-                                                    from[j] + p * routed.plane_stride)));
+        y[j] = Plus(y[j], LoadIf(first + j < k,
+                                 reinterpret_cast<const T*>(from[j] + p * routed.plane_stride)));
       }
     }
 #pragma unroll
@@ -189,8 +189,8 @@ void Embed(const int* tokens, int rows, const void* table, bool table_bf16, int 
 void Collect(const Planes& in, int rows, int n, bool low, bool fp8, void* out,
              cudaStream_t stream) {
   if (rows <= 0) return;
-  Launch(low ? CollectKernel<true> : CollectKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)), 0,
-         stream, in, n, fp8, out);
+  Launch(low ? CollectKernel<true> : CollectKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)),
+         0, stream, in, n, fp8, out);
 }
 
 void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,

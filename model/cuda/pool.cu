@@ -99,8 +99,7 @@ __device__ inline void LoadRows(const Place& p, int64_t row, int64_t begin, int6
 #pragma unroll
         for (int n = 0; n < kPlanes; ++n) {
           const int64_t plane = first + n;
-          k[half][i][n] =
-              LoadIf(wanted && plane < p.a.k.planes, k_at + plane * p.a.k.plane_stride);
+          k[half][i][n] = LoadIf(wanted && plane < p.a.k.planes, k_at + plane * p.a.k.plane_stride);
           gate[half][i][n] =
               LoadIf(wanted && plane < p.a.gate.planes, gate_at + plane * p.a.gate.plane_stride);
         }
@@ -165,8 +164,7 @@ __device__ inline float FoldOverlapping(const Place& p) {
     LoadRows<2, 1, 4>(p, p.row - 4, 0, p.g.rows, {p.channel}, rows);
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
-      if (p.row + s >= 4)
-        before = Fold(before, rows[0].k[s], rows[0].gate[s] + ape[0][s], s == 0);
+      if (p.row + s >= 4) before = Fold(before, rows[0].k[s], rows[0].gate[s] + ape[0][s], s == 0);
     }
   }
   // All of the block's loads before its stores to frontiers, which would order them.
@@ -352,7 +350,7 @@ __global__ void __launch_bounds__(kMaxFoldThreads + (kOne ? 32 : 0))
       const Place place = {a, g, begin - g.start, channel};
       float pooled;
       if constexpr (!kOverlap) {
-        pooled = FoldPlain<kOne ? 1 : kTogether>(place, ratio);
+        pooled = FoldPlain < kOne ? 1 : kTogether > (place, ratio);
       } else {
         pooled = kOne ? FoldOneOverlapping(place) : FoldOverlapping(place);
       }
@@ -403,12 +401,11 @@ void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
   const dim3 grid{unsigned(blocks), unsigned(first.batch.segment_count), two ? 2u : 1u};
   const bool many = first.ratio == 4 && int64_t(blocks) * first.batch.segment_count > 132;
   const int64_t emits = DivideUp(widest, 256) * 32;
-  const int64_t folds = std::min<int64_t>(RoundUp(widest, 32),
-                                          many ? kManyFoldThreads : kMaxFoldThreads);
+  const int64_t folds =
+      std::min<int64_t>(RoundUp(widest, 32), many ? kManyFoldThreads : kMaxFoldThreads);
   const bool one = first.max_segment_rows == 1;
   const dim3 block(unsigned(std::max(emits, folds)) + (one ? 32 : 0));
-  const size_t bytes =
-      size_t(RoundUp(widest, 4) + first.state.rotary / 2 * 2) * sizeof(float);
+  const size_t bytes = size_t(RoundUp(widest, 4) + first.state.rotary / 2 * 2) * sizeof(float);
   auto hadamard = [](const PoolArgs& a) {
     return static_cast<float>(1 / std::sqrt(double(std::max(1, a.channels))));
   };

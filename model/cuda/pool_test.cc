@@ -179,8 +179,7 @@ class PoolTest : public ElementwiseTest {
       compressors.push_back(index);
     }
     const PoolArgs& last = compressors.back();
-    const int64_t frontier_floats =
-        last.frontier + (overlaps ? 9 : 3) * last.channels + Draw(0, 9);
+    const int64_t frontier_floats = last.frontier + (overlaps ? 9 : 3) * last.channels + Draw(0, 9);
     std::vector<Floats> apes;
     std::vector<Floats> norms;
     std::vector<OnDevice<float>> weights;
@@ -209,7 +208,8 @@ class PoolTest : public ElementwiseTest {
       }
       const int64_t start = Draw(0, 2) == 0 ? 0 : Draw(1, 600);
       const int64_t tokens = overlaps ? Draw(10, 150) : Draw(120, 400);
-      sequences.push_back(std::make_unique<TestSequence>(compressors[0].state, start, tokens, frontier));
+      sequences.push_back(
+          std::make_unique<TestSequence>(compressors[0].state, start, tokens, frontier));
     }
 
     while (!HasFatalFailure()) {
@@ -221,8 +221,8 @@ class PoolTest : public ElementwiseTest {
       const bool one_by_one = Draw(0, 2) == 0;
       for (const auto& s : sequences) {
         constexpr int kChunks[] = {1, 1, 2, 3, 4, 5, 17, 64, 130, 300};
-        const auto count = int(std::min<int64_t>(
-            s->end - s->position, one_by_one ? 1 : kChunks[size_t(Draw(0, 9))]));
+        const auto count = int(
+            std::min<int64_t>(s->end - s->position, one_by_one ? 1 : kChunks[size_t(Draw(0, 9))]));
         if (count == 0) continue;
         // Frontiers of some rows are kept, the last one's always.
         std::vector<int> free;
@@ -285,8 +285,8 @@ class PoolTest : public ElementwiseTest {
           for (int j = 0; j < segments[i].rows; ++j) {
             const int64_t t = s.position + j;
             const int row = segments[i].row_begin + j;
-            const Floats pooled = FoldRow(a, apes[n], t, k[n].Row(row, false),
-                                          gate[n].Row(row, false), now.data());
+            const Floats pooled =
+                FoldRow(a, apes[n], t, k[n].Row(row, false), gate[n].Row(row, false), now.data());
             if (!pooled.empty()) EmitEntry(a, frequencies, norms[n], t / a.ratio, pooled, &s);
             const int slot = kept[i][size_t(j + 1)];
             if (slot >= 0) std::copy(now.begin(), now.end(), states(slot));

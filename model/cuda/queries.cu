@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
     loads[k] = OctetLoads<1>(in, row, head * n + i, n - i);
     if constexpr (kEarlyAngles) angles[k] = OctetAngles(i, plain, n, cosine, sine);
   }
-  PlaneLoads<float, 4> weight_loads(
-      a.index_weights, a.index_weights.data + row * a.index_weights.row_stride + head,
-      index && lane == 0);
+  PlaneLoads<float, 4> weight_loads(a.index_weights,
+                                    a.index_weights.data + row * a.index_weights.row_stride + head,
+                                    index && lane == 0);
   Octet x[kOctets];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {

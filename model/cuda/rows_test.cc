@@ -345,21 +345,16 @@ TEST_F(Rows, SwiGlu) {
       }
       for (int i = 0; i < 2; ++i) {
         const Product& p = products[size_t(i)];
-        args[i] = {p.rows,
-                   p.gate.get(),
-                   p.up.get(),
-                   p.weighted ? p.weight_device.get() : nullptr,
-                   p.fp8,
-                   p.out.get()};
+        args[i] = {p.rows, p.gate.get(), p.up.get(), p.weighted ? p.weight_device.get() : nullptr,
+                   p.fp8,  p.out.get()};
       }
       SwiGlu(args[0], args[1], n, limit, low, nullptr);
       CheckCuda(cudaGetLastError());
       for (const Product& p : products) {
         Floats want;
         for (int r = 0; r < p.rows; ++r) {
-          const Floats row =
-              reference::SwiGlu(p.gate.Row(r, low), p.up.Row(r, low),
-                                p.weighted ? p.weight[size_t(r)] : 1.0f, limit, low);
+          const Floats row = reference::SwiGlu(p.gate.Row(r, low), p.up.Row(r, low),
+                                               p.weighted ? p.weight[size_t(r)] : 1.0f, limit, low);
           Append(&want, p.fp8 ? Fp8(row, size_t(n)) : row);
         }
         Same(p.out.Read(), want, "activation");
