@@ -1,5 +1,5 @@
-// Attention over stored entries: which kernels do it, and those for any shape. The latter are three,
-// since the exponent takes the maximum over all of a row's entries:
+// Attention over stored entries: which kernels do it, and those for any shape: three, since the
+// exponent takes the maximum over all of a row's entries:
 //   scores  s = (q . k) * scale, and their maximum per tile of entries;
 //   values  M = the maximum of all, the sink's included; p = e^(s - M), its sum per 64 entries, and
 //           each group's own sum of p v;
@@ -32,8 +32,7 @@ int Padded(int max_entries) { return int(RoundUp(std::max(max_entries, 1), kSumT
 
 int64_t RowBytes(int heads, int channels, int max_entries) {
   const int64_t padded = Padded(max_entries);
-  const int64_t floats =
-      padded + DivideUp(padded, kGroup) * channels + 2 * (padded / kSumTile) + 1;
+  const int64_t floats = padded + DivideUp(padded, kGroup) * channels + 2 * (padded / kSumTile) + 1;
   return heads * floats * int64_t(sizeof(float));
 }
 
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kPlainThreads)
 // A thread per pair of channels.
 __global__ void __launch_bounds__(kPlainThreads)
     PlainCombineKernel(const __grid_constant__ AttendArgs a,
-                  const __grid_constant__ AttendScratchView s) {
+                       const __grid_constant__ AttendScratchView s) {
   GridDependencyLaunch();
   GridDependencyWait();
   const int channels = a.state.channels;

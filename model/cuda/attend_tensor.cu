@@ -1,24 +1,14 @@
-// Attention on tensor cores, in tiles of kTile entries. Of each tile and head: scores s = q . k *
-// scale, their maximum m, p = e^(s - m) as two BF16 (what the first leaves is the second), the sum
-// of p and that of p v. Sums of tiles join in order into a group's, those of groups in order into
-// the row's: always with the factors e^(m - maximum so far). So a tile needs nothing of the others,
-// and where a row is split is a matter of speed alone:
-//   TileKernel   a tile and 16 heads per block, whose sums go to memory: for few rows;
-//   GroupKernel  a group and 64 heads per block, whose sums go to memory if there are more groups;
-//   JoinKernel   joins what went to memory.
-// Entries are gathered by address and decoded to BF16 in shared memory, exactly.
+// Scores, exponents and values of attention on tensor cores, of tiles and of groups. Entries are
+// gathered by address and decoded to BF16 in shared memory, exactly.
 #include <algorithm>
-#include <limits>
 
-#include "model/cuda/attend.cuh"
+#include "model/cuda/attend_tensor.cuh"
 
 namespace agentd::model::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTile = 64;
-constexpr int kGroupTiles = 10;  // of a group
 constexpr int kMaxChannels = 512;
 constexpr int kMaxRows = 32768;
 // 16 bytes beyond a multiple of 128: the 8 rows of a matrix meet in no bank.
@@ -27,64 +17,16 @@ constexpr int kWeightStride = 2 * kTile + 16;
 // A stored entry of GroupKernel.
 constexpr int kStoredBytes = 592;
 
-// Sums that lie in memory, of the rows of one launch, row i of them being row first_row + i.
-struct Parts {
-  int first_row = 0;
-  int parts = 0;              // of a row: tiles or groups
-  int groups = 0;             // of a row
-  float* sums = nullptr;      // [rows][parts][heads][channels], of p v
-  float2* stats = nullptr;    // [rows][parts][heads]: the maximum, and the sum of p
-};
-
-__device__ inline float NoScore() { return -std::numeric_limits<float>::infinity(); }
-
-// What a maximum and a sum become, and what the sums of p v are multiplied by, when another joins.
-struct Factors {
-  float kept;
-  float added;
-};
-__device__ inline Factors JoinStats(float* largest, float* sum, float2 other) {
-  const float next = max(*largest, other.x);
-  const Factors f = {ExpF32(*largest - next), ExpF32(other.x - next)};
-  *largest = next;
-  *sum = __fmaf_rn(*sum, f.kept, other.y * f.added);
-  return f;
-}
-__device__ inline float JoinSums(float sum, float other, Factors f) {
-  return __fmaf_rn(sum, f.kept, other * f.added);
-}
-
-// The sink joins; what the sums of p v are multiplied by at last.
-__device__ inline float Quotient(float largest, float sum, float sink) {
-  const float next = max(largest, sink);
-  const float kept = ExpF32(largest - next);
-  return kept * (1.0f / __fmaf_rn(sum, kept, ExpF32(sink - next)));
-}
-
-// Two neighbouring channels of the output.
-__device__ inline uint32_t Finish(const AttendArgs& a, int row, int channel, float x, float y,
-                                  float quotient) {
-  uint32_t pair = PackBf16(x * quotient, y * quotient);
-  const int plain = a.state.channels - a.state.rotary;
-  if (channel >= plain) {
-    const int64_t at = int64_t(row) * (a.state.rotary / 2) + (channel - plain) / 2;
-    const float cosine = a.cosine[at];
-    const float sine = -a.sine[at];
-    const float first = FirstBf16(pair);
-    const float second = SecondBf16(pair);
-    pair = PackBf16(first * cosine - second * sine, first * sine + second * cosine);
-  }
-  return pair;
-}
-
 // `heads` heads of a row's query to shared memory.
 __device__ inline void FetchQuery(const AttendArgs& a, int row, int head, int heads,
                                   uint8_t* query) {
   const int pieces = a.state.channels / 8;
   const auto* q =
       static_cast<const uint16_t*>(a.q) + (int64_t(row) * a.heads + head) * a.state.channels;
-  for (int i = threadIdx.x; i < heads * pieces; i += kThreads)
-    CopyAsync(query + i / pieces * kStride + i % pieces * 16, q + 8 * i);
+  for (int h = threadIdx.x / 32; h < heads; h += kWarps) {
+    for (int piece = threadIdx.x % 32; piece < pieces; piece += 32)
+      CopyAsync(query + h * kStride + 16 * piece, q + h * a.state.channels + 8 * piece);
+  }
 }
 
 // Scores of a warp's 16 heads and kEights * 8 entries, those from `left` on not existing, as lanes
@@ -156,9 +98,7 @@ __device__ inline void Weigh(const float (&scores)[kEights][4], const float (&la
     }
   }
 }
-__device__ inline float SumOfFour(float a, float b, float c, float d) {
-  return (a + b) + (c + d);
-}
+__device__ inline float SumOfFour(float a, float b, float c, float d) { return (a + b) + (c + d); }
 
 // Adds p v of 32 entries and 8 channels; p [part][16 entries].
 __device__ inline void AddValues(float (&sums)[4], const uint32_t (&p)[2][2][4],
@@ -337,15 +277,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     shared->entries[i] = i < count ? EntryAt(a, list, begin + i) : nullptr;
   __syncthreads();
 
-  const int words = a.state.entry_bytes / 8;
-  auto fetch = [&](int tile) {
+  auto fetch = [&](int tile) {  // a thread has one or two words of 8 bytes of every fourth entry
+    const int word = tid % 64;
+    const bool two = 8 * (word + 64) < a.state.entry_bytes;
+    const uint8_t* const* entries = shared->entries + tile * kTile + tid / 64;
+    uint8_t* to = shared->stored + tid / 64 * kStoredBytes + 8 * word;
 #pragma unroll 4
-    for (int entry = tid / 64; entry < kTile; entry += kThreads / 64) {
-      const uint8_t* from = shared->entries[tile * kTile + entry];
-      const bool exists = from != nullptr;
-      if (!exists) from = static_cast<const uint8_t*>(a.q);
-      for (int word = tid % 64; word < words; word += 64)
-        CopyAsyncOrZero(shared->stored + entry * kStoredBytes + 8 * word, from + 8 * word, exists);
+    for (int i = 0; i < kTile; i += kThreads / 64) {
+      const bool exists = entries[i] != nullptr;
+      const uint8_t* from = exists ? entries[i] + 8 * word : static_cast<const uint8_t*>(a.q);
+      CopyAsyncOrZero(to + i * kStoredBytes, from, exists);
+      if (two) CopyAsyncOrZero(to + i * kStoredBytes + 512, from + 512, exists);
     }
     CopyAsyncCommit();
   };
@@ -358,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int tile = 0; tile < tiles; ++tile) {
     CopyAsyncWait<0>();
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
     for (int entry = tid / 64; entry < kTile; entry += kThreads / 64) {
       const int unit = tid % 64;
       const StoredUnit x = LoadUnit(a.state, shared->stored + entry * kStoredBytes, unit);
@@ -409,21 +351,28 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     const uint8_t* values = shared->keys + lane * kStride + kMaxChannels * half;
     constexpr int kAtOnce = 4;
+    uint32_t v[2][kAtOnce]
+              [4];  // of half the entries; one's loads are ahead of the other's products
+    auto load = [&](int h, int first) {
+#pragma unroll
+      for (int e = 0; e < kAtOnce; ++e)
+        LoadMatricesTransposed(v[h][e], values + 32 * h * kStride + 16 * (first + e));
+    };
+    load(0, 0);
 #pragma unroll
     for (int base = 0; base < kEights; base += kAtOnce) {
       float products[kAtOnce][4] = {};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        uint32_t v[kAtOnce][4];
-#pragma unroll
-        for (int e = 0; e < kAtOnce; ++e)
-          LoadMatricesTransposed(v[e], values + 32 * h * kStride + 16 * (base + e));
+        if (h == 0) load(1, base);
+        if (h == 1 && base + kAtOnce < kEights) load(0, base + kAtOnce);
+        __syncwarp();  // keeps the compiler from loading further ahead than registers last
 #pragma unroll
         for (int step = 0; step < 4; ++step) {  // AddValues, of several at a time
 #pragma unroll
           for (int e = 0; e < kAtOnce; ++e)
-            MultiplyAdd(products[e], p[h][step % 2][step / 2], v[e][step / 2 * 2],
-                        v[e][step / 2 * 2 + 1]);
+            MultiplyAdd(products[e], p[h][step % 2][step / 2], v[h][e][step / 2 * 2],
+                        v[h][e][step / 2 * 2 + 1]);
         }
       }
 #pragma unroll
@@ -461,7 +410,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       *reinterpret_cast<uint32_t*>(place + 16 * e) =
-          Finish(a, row, channel + 8 * e, out[e][2 * i], out[e][2 * i + 1], quotient);
+          Finish(a, channel + 8 * e, out[e][2 * i], out[e][2 * i + 1], quotient,
+                 LoadAngle(a, row, channel + 8 * e));
     }
   }
   __syncthreads();
@@ -471,97 +421,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     to[i] = *reinterpret_cast<const uint4*>(shared->query + i / (kMaxChannels / 8) * kStride +
                                             i % (kMaxChannels / 8) * 16);
   }
-}
-
-constexpr int kJoinChannels = 128;  // of a block, 4 of a lane
-constexpr int kJoinWarps = 16;      // each with a group
-struct JoinShared {
-  float4 sums[kJoinWarps][32];
-  float2 stats[kJoinWarps];
-};
-
-__device__ inline void JoinSums(float4* sum, float4 other, Factors f) {
-  sum->x = JoinSums(sum->x, other.x, f);
-  sum->y = JoinSums(sum->y, other.y, f);
-  sum->z = JoinSums(sum->z, other.z, f);
-  sum->w = JoinSums(sum->w, other.w, f);
-}
-
-// One head. kPartsOfGroup: kGroupTiles where the parts are tiles, 1 where they are groups.
-template <int kPartsOfGroup>
-__global__ void __launch_bounds__(32 * kJoinWarps)
-    JoinKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
-  GridDependencyLaunch();
-  GridDependencyWait();
-  const int channels = a.state.channels;
-  const int slices = (channels + kJoinChannels - 1) / kJoinChannels;
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int warps = blockDim.x / 32;
-  const int head = blockIdx.x / slices;
-  const int channel = blockIdx.x % slices * kJoinChannels + 4 * lane;
-  const int in_batch = blockIdx.y;
-  const int row = s.first_row + in_batch;
-  auto* shared = SharedMemory<JoinShared>();
-  const float sink = a.sinks[head];
-  float4 all = make_float4(0, 0, 0, 0);
-  float largest = NoScore();
-  float sum = 0;
-  for (int base = 0; base < s.groups; base += warps) {
-    // Loads of whatever may exist, before it is known what does.
-    const int first = (base + warp) * kPartsOfGroup;
-    const int upto = min(kPartsOfGroup, s.parts - first);
-    const int64_t part = (int64_t(in_batch) * s.parts + first) * a.heads + head;
-    float4 parts[kPartsOfGroup];
-#pragma unroll
-    for (int i = 0; i < kPartsOfGroup; ++i) {
-      if (i < upto && channel < channels)
-        parts[i] = *reinterpret_cast<const float4*>(s.sums + (part + int64_t(i) * a.heads) * channels +
-                                                    channel);
-    }
-    float2 stats = make_float2(0, 0);
-    if (lane < upto) stats = s.stats[part + int64_t(lane) * a.heads];
-    const int tiles = (ListEntries(a, row).count + kTile - 1) / kTile;
-    constexpr int kTilesOfPart = kGroupTiles / kPartsOfGroup;
-    const int existing = min(upto, (tiles + kTilesOfPart - 1) / kTilesOfPart - first);
-
-    // Lane i finds the factors of part i.
-    float upto_max = lane < existing ? stats.x : NoScore();
-    for (int step = 1; step < kPartsOfGroup; step *= 2) {
-      const float other = __shfl_up_sync(0xFFFFFFFFu, upto_max, step);
-      if (lane >= step) upto_max = max(upto_max, other);
-    }
-    float before_max = __shfl_up_sync(0xFFFFFFFFu, upto_max, 1);
-    if (lane == 0) before_max = NoScore();
-    const Factors own = {ExpF32(before_max - upto_max), ExpF32(stats.x - upto_max)};
-    float4 group = make_float4(0, 0, 0, 0);
-    float group_sum = 0;
-#pragma unroll
-    for (int i = 0; i < kPartsOfGroup; ++i) {
-      const Factors f = {__shfl_sync(0xFFFFFFFFu, own.kept, i),
-                         __shfl_sync(0xFFFFFFFFu, own.added, i)};
-      const float other = __shfl_sync(0xFFFFFFFFu, stats.y, i);
-      if (i >= existing) continue;
-      group_sum = __fmaf_rn(group_sum, f.kept, other * f.added);
-      if (channel < channels) JoinSums(&group, parts[i], f);
-    }
-    shared->sums[warp][lane] = group;
-    const float group_max = __shfl_sync(0xFFFFFFFFu, upto_max, kPartsOfGroup - 1);
-    if (lane == 0) shared->stats[warp] = make_float2(group_max, group_sum);
-    __syncthreads();
-    if (warp == 0) {
-      for (int w = 0; w < warps && (base + w) * kGroupTiles < tiles; ++w)
-        JoinSums(&all, shared->sums[w][lane], JoinStats(&largest, &sum, shared->stats[w]));
-    }
-    if (base + warps < s.groups) __syncthreads();  // before the next ones take their places
-  }
-  if (warp != 0 || channel >= channels) return;
-  const float quotient = Quotient(largest, sum, sink);
-  const uint2 pairs = make_uint2(Finish(a, row, channel, all.x, all.y, quotient),
-                                 Finish(a, row, channel + 2, all.z, all.w, quotient));
-  auto* out =
-      static_cast<uint16_t*>(a.out) + (int64_t(row) * a.heads + head) * channels + channel;
-  *reinterpret_cast<uint2*>(out) = pairs;
 }
 
 int Tiles(int max_entries) { return int(DivideUp(std::max(max_entries, 1), kTile)); }
@@ -585,13 +444,6 @@ bool InGroups(const AttendArgs& a, int tiles) {
   return by_group < by_tile;
 }
 
-template <int kPartsOfGroup>
-void LaunchJoin(const AttendArgs& a, const Parts& s, int rows, cudaStream_t stream) {
-  Launch(JoinKernel<kPartsOfGroup>,
-         dim3(a.heads * DivideUp(a.state.channels, kJoinChannels), rows),
-         dim3(32 * std::min(s.groups, kJoinWarps)), sizeof(JoinShared), stream, a, s);
-}
-
 }  // namespace
 
 bool OnTensorCores(const AttendArgs& a) {
@@ -611,8 +463,7 @@ void TensorAttend(const AttendArgs& a, cudaStream_t stream) {
   s.groups = int(DivideUp(tiles, kGroupTiles));
   s.parts = in_groups ? s.groups : tiles;
   const bool whole = in_groups && s.groups == 1;
-  const int64_t fit =
-      kScratchBytes / (s.parts * PartBytes(a.heads, a.state.channels));
+  const int64_t fit = kScratchBytes / (s.parts * PartBytes(a.heads, a.state.channels));
   const int batch = whole ? kMaxRows : int(std::clamp<int64_t>(fit, 1, kMaxRows));
   RaiseSharedMemory<TileKernel>();
   RaiseSharedMemory<GroupKernel>();
@@ -620,16 +471,16 @@ void TensorAttend(const AttendArgs& a, cudaStream_t stream) {
     const int rows = std::min(batch, a.row_end - first);
     s.first_row = first;
     s.sums = static_cast<float*>(a.scratch);
-    s.stats = reinterpret_cast<float2*>(s.sums + int64_t(rows) * s.parts * a.heads *
-                                                     a.state.channels);
+    s.stats =
+        reinterpret_cast<float2*>(s.sums + int64_t(rows) * s.parts * a.heads * a.state.channels);
     if (in_groups) {
       Launch(GroupKernel, dim3(a.heads / kGroupHeads, s.groups, rows), dim3(kThreads),
              sizeof(GroupShared), stream, a, s);
-      if (!whole) LaunchJoin<1>(a, s, rows, stream);
+      if (!whole) JoinGroups(a, s, rows, stream);
     } else {
       Launch(TileKernel, dim3(a.heads / 16, tiles, rows), dim3(kThreads), sizeof(TileShared),
              stream, a, s);
-      LaunchJoin<kGroupTiles>(a, s, rows, stream);
+      JoinTiles(a, s, rows, stream);
     }
   }
 }
