@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         shared->max[half][in_block + g] = largest[0];
         shared->max[half][in_block + g + 8] = largest[1];
       }
-      __syncthreads();
+      SyncSome<64>(1 + in_block / 16);  // the two warps of these heads
       largest[0] = max(largest[0], shared->max[1 - half][in_block + g]);
       largest[1] = max(largest[1], shared->max[1 - half][in_block + g + 8]);
       float sums[4][2];
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         stats[i].y = SumOfFour(sums[0][i], sums[1][i], sums[2][i], sums[3][i]);
         if (lane % 4 == 0) shared->sum[half][in_block + g + 8 * i] = stats[i].y;
       }
-      __syncthreads();
+      SyncSome<64>(1 + in_block / 16);
     }
     Factors factors[2];
 #pragma unroll

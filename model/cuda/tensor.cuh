@@ -102,6 +102,12 @@ __device__ inline void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// kThreads threads of the block, in whole warps; `barrier`: 1 to 15.
+template <int kThreads>
+__device__ inline void SyncSome(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
 // All threads of all blocks of the cluster.
 __device__ inline void ClusterSync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
