@@ -13,6 +13,7 @@
 #include "model/cuda/device.h"
 #include "model/cuda/forward.h"
 #include "model/cuda/graph.h"
+#include "model/cuda/limits.h"
 #include "model/cuda/sequence.h"
 #include "model/cuda/upload.h"
 #include "model/cuda/weights.h"
@@ -80,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Load(
     return InvalidArgument("max_batch_rows is {}: it must be between 1 and 65536",
                            options.max_batch_rows);
   }
+  RETURN_IF_ERROR(CheckLimits(config));
   RETURN_IF_ERROR(CheckDevice());
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   ASSIGN_OR_RETURN(DeviceWeights weights, LoadDeviceWeights(config, *checkpoint, stream));

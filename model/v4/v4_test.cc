@@ -20,6 +20,7 @@
 namespace agentd::model {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using Json = nlohmann::ordered_json;
 
@@ -362,6 +363,20 @@ TEST_F(V4Test, BenchTellsItsFigures) {
   };
   EXPECT_GT(megabytes(many.out), 1.2 * megabytes(one.out)) << many.out;
   EXPECT_THAT(Run(command + " --context 1020").out, HasSubstr("max_position_embeddings 1024"));
+}
+
+// What a backend that is not built in, or has no device here, says; with a device it answers.
+TEST_F(V4Test, BackendThatIsNotThere) {
+  const Result result =
+      Run("bench --model tests/golden/hf-a --backend cuda --prefill 8 --decode 1");
+  if (result.exit_code == 0) return;
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.out, AnyOf(HasSubstr("no usable CUDA device"), HasSubstr("is not built in"),
+                                HasSubstr("compute capability")));
+  EXPECT_EQ(Run("bench --model tests/golden/hf-a --backend gpu").exit_code, 2);
+  EXPECT_EQ(Run("bench --shape flash --layers 1 --prefill 1 --decode 1").exit_code, 1);
+  EXPECT_EQ(Run("bench --model x --shape flash").exit_code, 2);
+  EXPECT_EQ(Run("bench").exit_code, 2);
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
