@@ -32,6 +32,7 @@ constexpr char kNumericsId[] = "cuda-sm90/1/exact";
 constexpr int kLogitRows = 64;
 // Batches of single tokens of up to so many sequences are captured as graphs.
 constexpr int kGraphRows = 32;
+constexpr size_t kMaxGraphs = 64;
 constexpr int kMissingAtOnce = 4096;
 
 class CudaEngine final : public EngineBase {
@@ -136,6 +137,11 @@ absl::Status CudaEngine::RunCaptured(int rows, bool logits, bool mtp_rows) {
   while (bound < upload_.shape().end) bound *= 2;
   auto [found, added] = graphs_.try_emplace({rows, bound, logits, mtp_rows});
   if (added) {
+    // A daemon that has seen every mix of rows and lengths need not keep a graph of each.
+    if (graphs_.size() > kMaxGraphs) {
+      graphs_.clear();
+      found = graphs_.try_emplace({rows, bound, logits, mtp_rows}).first;
+    }
     upload_.SetEnd(bound);
     absl::StatusOr<Graph> graph =
         Graph::Capture(stream_.get(), [&] { return Enqueue(/*fetch=*/nullptr, logits, mtp_rows); });
@@ -169,7 +175,14 @@ absl::Status CudaEngine::RunBatch(Batch* batch, std::span<const LogitsRow> logit
     if (!resident) fetch = [&](const SelectArgs& args) { return FetchMissing(batch, args); };
     RETURN_IF_ERROR(Enqueue(fetch, of_all, mtp_rows));
   }
-  if (!of_all && !logits.empty()) return WriteLogits(logits);
+  if (!of_all && !logits.empty()) {
+    std::vector<LogitsRow> wanted;
+    for (const LogitsRow& row : logits) {
+      if (batch->segments[size_t(batch->segment_of[size_t(row.row)])].status.ok())
+        wanted.push_back(row);
+    }
+    return WriteLogits(wanted);
+  }
   RETURN_IF_ERROR(stream_.Synchronize());
   const size_t vocab = size_t(config().vocab_size);
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -179,12 +192,11 @@ absl::Status CudaEngine::RunBatch(Batch* batch, std::span<const LogitsRow> logit
   return absl::OkStatus();
 }
 
-// Rows whose segment failed are written too; their logits mean nothing, as the caller knows.
 absl::Status CudaEngine::WriteLogits(std::span<const LogitsRow> logits) {
   const size_t vocab = size_t(config().vocab_size);
+  RETURN_IF_ERROR(stream_.Synchronize());
   for (size_t begin = 0; begin < logits.size(); begin += kLogitRows) {
     const size_t count = std::min<size_t>(kLogitRows, logits.size() - begin);
-    RETURN_IF_ERROR(stream_.Synchronize());
     std::vector<int> rows;
     for (size_t i = 0; i < count; ++i) rows.push_back(logits[begin + i].row);
     upload_.SetLogitRows(rows);
