@@ -40,11 +40,15 @@ double CountCache(const Config& config, int64_t position) {
   double bytes = 0;
   for (LayerKind kind : config.layer_kinds) {
     bytes += double(std::min<int64_t>(config.sliding_window, position + 1)) * entry;
-    if (kind == LayerKind::kHca) bytes += double(position / 128) * entry;
-    if (kind != LayerKind::kCsa) continue;
-    bytes += double(std::min<int64_t>(config.index_topk, position / 4)) * entry;
+    if (kind == LayerKind::kSwa) continue;
+    const int64_t entries = position / int(kind);
+    if (kind == LayerKind::kHca) {
+      bytes += double(entries) * entry;
+      continue;
+    }
+    bytes += double(std::min<int64_t>(config.index_topk, entries)) * entry;
     // Where all entries are seen, none is scored.
-    if (position / 4 > config.index_topk) bytes += double(position / 4) * key;
+    if (entries > config.index_topk) bytes += double(entries) * key;
   }
   return bytes;
 }
