@@ -39,6 +39,16 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
+// Position in a ring of stages with such barriers, the same for who fills and who empties it.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  int parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
 // `bytes` (a multiple of 16) from global to shared memory by the copy engine.
 __device__ __forceinline__ void CopyBulk(void* to, const void* from, int bytes, uint64_t* barrier) {
   asm volatile(

@@ -51,40 +51,36 @@ absl::Status CheckDevice() {
   return absl::OkStatus();
 }
 
-DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr) cudaFree(data_);
+template <bool kOnDevice>
+Memory<kOnDevice>::~Memory() {
+  if (data_ == nullptr) return;
+  if constexpr (kOnDevice) {
+    cudaFree(data_);
+  } else {
+    cudaFreeHost(data_);
+  }
 }
 
-absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t bytes, const std::string& what) {
-  DeviceMemory memory;
+template <bool kOnDevice>
+absl::StatusOr<Memory<kOnDevice>> Memory<kOnDevice>::Allocate(size_t bytes,
+                                                              const std::string& what) {
+  Memory memory;
   if (bytes == 0) return memory;
-  const cudaError_t error = cudaMalloc(&memory.data_, bytes);
+  const cudaError_t error =
+      kOnDevice ? cudaMalloc(&memory.data_, bytes) : cudaMallocHost(&memory.data_, bytes);
   if (error != cudaSuccess) {
     memory.data_ = nullptr;
     (void)cudaGetLastError();  // a failed allocation is no fault of what runs
-    return CudaStatus(error,
-                      fmt::format("{} bytes of device memory for {}{}", bytes, what, Free()));
+    return CudaStatus(
+        error, fmt::format("{} bytes of {} memory for {}{}", bytes, kOnDevice ? "device" : "pinned",
+                           what, kOnDevice ? Free() : ""));
   }
   memory.bytes_ = bytes;
   return memory;
 }
 
-PinnedMemory::~PinnedMemory() {
-  if (data_ != nullptr) cudaFreeHost(data_);
-}
-
-absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t bytes, const std::string& what) {
-  PinnedMemory memory;
-  if (bytes == 0) return memory;
-  const cudaError_t error = cudaMallocHost(&memory.data_, bytes);
-  if (error != cudaSuccess) {
-    memory.data_ = nullptr;
-    (void)cudaGetLastError();
-    return CudaStatus(error, fmt::format("{} bytes of pinned memory for {}", bytes, what));
-  }
-  memory.bytes_ = bytes;
-  return memory;
-}
+template class Memory<true>;
+template class Memory<false>;
 
 Stream::~Stream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);

@@ -22,19 +22,21 @@ absl::Status CudaStatus(cudaError_t error, const std::string& call);
 // OK if this machine has a device that this build runs on; else NotFound with the reason.
 absl::Status CheckDevice();
 
-// Bytes of device memory. A failed allocation names `what` and how much is free.
-class DeviceMemory {
+// Bytes of memory of one kind.
+template <bool kOnDevice>
+class Memory {
  public:
-  DeviceMemory() = default;
-  ~DeviceMemory();
-  DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+  Memory() = default;
+  ~Memory();
+  Memory(Memory&& other) noexcept { *this = std::move(other); }
+  Memory& operator=(Memory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
 
-  static absl::StatusOr<DeviceMemory> Allocate(size_t bytes, const std::string& what);
+  // A failure names `what` and, on the device, how much is free.
+  static absl::StatusOr<Memory> Allocate(size_t bytes, const std::string& what);
 
   template <typename T = void>
   T* as() const {
@@ -46,31 +48,9 @@ class DeviceMemory {
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
+using DeviceMemory = Memory<true>;
 // Page-locked host memory: what asynchronous copies need.
-class PinnedMemory {
- public:
-  PinnedMemory() = default;
-  ~PinnedMemory();
-  PinnedMemory(PinnedMemory&& other) noexcept { *this = std::move(other); }
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-
-  static absl::StatusOr<PinnedMemory> Allocate(size_t bytes, const std::string& what);
-
-  template <typename T = void>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
+using PinnedMemory = Memory<false>;
 
 class Stream {
  public:

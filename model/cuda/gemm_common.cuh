@@ -9,6 +9,7 @@
 
 #include "model/cuda/barrier.cuh"
 #include "model/cuda/gemm.h"
+#include "model/cuda/tensor.cuh"
 
 namespace agentd::model::cuda {
 
@@ -23,20 +24,6 @@ __device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int by
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void CopyCommit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void CopyWait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ __forceinline__ uint32_t MultiplyBf16x2(uint32_t a, uint32_t b) {
-  uint32_t out;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
-  return out;
-}
-
 // One lane's share of a 16 x 64 piece: what is loaded, and how it becomes the four fragments of 16
 // columns (registers 0..3: rows g, g+8, g, g+8; columns 2t, 2t, 2t+8, 2t+8).
 template <MatrixType kType>
@@ -68,10 +55,10 @@ struct Piece<MatrixType::kFp8> {
     // A byte as the exponent of both halves.
     const uint32_t low = __byte_perm(scale, 0, 0x0404) >> 1;
     const uint32_t high = __byte_perm(scale, 0, 0x1414) >> 1;
-    a[0] = MultiplyBf16x2((first & 0x80008000u) | ((first >> 4) & 0x07F007F0u), low);
-    a[1] = MultiplyBf16x2(((first << 8) & 0x80008000u) | ((first << 4) & 0x07F007F0u), high);
-    a[2] = MultiplyBf16x2((second & 0x80008000u) | ((second >> 4) & 0x07F007F0u), low);
-    a[3] = MultiplyBf16x2(((second << 8) & 0x80008000u) | ((second << 4) & 0x07F007F0u), high);
+    a[0] = MultiplyBf16((first & 0x80008000u) | ((first >> 4) & 0x07F007F0u), low);
+    a[1] = MultiplyBf16(((first << 8) & 0x80008000u) | ((first << 4) & 0x07F007F0u), high);
+    a[2] = MultiplyBf16((second & 0x80008000u) | ((second >> 4) & 0x07F007F0u), low);
+    a[3] = MultiplyBf16(((second << 8) & 0x80008000u) | ((second << 4) & 0x07F007F0u), high);
   }
 };
 
@@ -88,10 +75,10 @@ struct Piece<MatrixType::kFp4> {
     // A byte as the exponent of both halves.
     const uint32_t low = __byte_perm(scale, 0, j / 2 == 0 ? 0x0404 : 0x1414) >> 1;
     const uint32_t high = __byte_perm(scale, 0, j / 2 == 0 ? 0x2424 : 0x3434) >> 1;
-    a[0] = MultiplyBf16x2(((w << 1) & 0x80008000u) | ((w << 6) & 0x01C001C0u), low);
-    a[1] = MultiplyBf16x2((w << 3) & 0x81C081C0u, high);
-    a[2] = MultiplyBf16x2(w & 0x81C081C0u, low);
-    a[3] = MultiplyBf16x2(((w << 2) & 0x80008000u) | ((w >> 3) & 0x01C001C0u), high);
+    a[0] = MultiplyBf16(((w << 1) & 0x80008000u) | ((w << 6) & 0x01C001C0u), low);
+    a[1] = MultiplyBf16((w << 3) & 0x81C081C0u, high);
+    a[2] = MultiplyBf16(w & 0x81C081C0u, low);
+    a[3] = MultiplyBf16(((w << 2) & 0x80008000u) | ((w >> 3) & 0x01C001C0u), high);
   }
 };
 

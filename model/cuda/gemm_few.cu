@@ -47,24 +47,6 @@ struct Group {
   uint64_t empty[S::kStages];
 };
 
-__device__ __forceinline__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                            uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Position in the ring, the same for who fills and who empties it.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  int parity = 0;
-  __device__ __forceinline__ void Next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
 // One thread: all stages of a unit.
 template <MatrixType kType, typename S>
 __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
@@ -124,11 +106,7 @@ __device__ __forceinline__ void LoadInputs(const GemmJob& job, const Work& work,
                   bytes > 0 ? row + column : row, bytes);
     }
   }
-  CopyCommit();
-}
-
-__device__ __forceinline__ void GroupBarrier(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kGroupThreads) : "memory");
+  CopyAsyncCommit();
 }
 
 // The steps of a stage for one warp: those in [begin, end), or all. All weights are loaded before
@@ -188,8 +166,8 @@ __device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, 
   const int warp = thread / 32;
   float sums[S::kTiles][4] = {};
   for (int chunk = work.step_begin / kChunk * kChunk; chunk < work.step_end; chunk += kChunk) {
-    CopyWait<0>();
-    GroupBarrier(number);
+    CopyAsyncWait<0>();
+    SyncSome<kGroupThreads>(number + 1);
     // The other buffer was read to the end before this barrier.
     if (chunk + kChunk < work.step_end) {
       LoadInputs<S>(job, work, chunk + kChunk, thread, group->inputs[*buffer ^ 1]);

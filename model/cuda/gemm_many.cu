@@ -25,19 +25,10 @@ struct Shared {
   uint64_t empty[kStages];
 };
 
-// Position in the ring, the same for who fills and who empties it.
-struct RingPlace {
-  int stage = 0;
-  int parity = 0;
-  __device__ __forceinline__ void Next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
 // The copying warpgroup: a thread's share of all stages of a unit, 16 bytes of each of some tokens.
 template <int kTokens>
 __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared,
-                        RingPlace* place, RingPlace* arrived) {
+                        RingPlace<kStages>* place, RingPlace<kStages>* arrived) {
   constexpr int kCopies = kTokens / 16;
   const int thread = int(threadIdx.x) % 128;
   const int lane = thread % 32;
@@ -69,9 +60,9 @@ __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* s
       }
       place->Next();
     }
-    CopyCommit();
+    CopyAsyncCommit();
     if (i >= kLag) {
-      CopyWait<kLag>();
+      CopyAsyncWait<kLag>();
       FenceAsyncProxy();
       BarrierArrive(&shared->full[arrived->stage]);
       arrived->Next();
@@ -136,7 +127,7 @@ __device__ __forceinline__ void Store(const GemmJob& job, const Work& work, int 
 // while the one before is stored.
 template <MatrixType kType, int kTokens>
 __device__ void Consume(const GemmArgs& a, int tiles, Work* work, int* unit,
-                        Shared<kTokens>* shared, RingPlace* place) {
+                        Shared<kTokens>* shared, RingPlace<kStages>* place) {
   const int warpgroup = int(threadIdx.x) / 128 - 1;
   const int warp = int(threadIdx.x) / 32 % 4;
   const int lane = int(threadIdx.x) % 32;
@@ -208,10 +199,10 @@ __global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_const
   const int tiles = HasGroups(a) ? *a.tile_count : 0;
   int unit = int(blockIdx.x);
   Work work = FindWork(a, unit, kRows, kTokens, tiles);
-  RingPlace place;
+  RingPlace<kStages> place;
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    RingPlace arrived;
+    RingPlace<kStages> arrived;
     while (work.job >= 0) {
       Produce<kTokens>(a.jobs[work.job], work, shared, &place, &arrived);
       unit += int(gridDim.x);

@@ -1,5 +1,5 @@
-// What the attention kernels need of the machine beneath C++: BF16 pairs, matrix multiplication on
-// tensor cores, asynchronous copies, clusters, shared memory.
+// What the kernels on tensor cores need of the machine beneath C++: BF16 pairs, matrix
+// multiplication on tensor cores, asynchronous copies, clusters, shared memory.
 #ifndef AGENTD_MODEL_CUDA_TENSOR_CUH_
 #define AGENTD_MODEL_CUDA_TENSOR_CUH_
 
