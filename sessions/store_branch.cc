@@ -21,25 +21,35 @@ std::string EventPrefix(TimelineId timeline) {
 
 struct ListedAnchor {
   std::string entry_key;
+  int64_t position = 0;
   Sha256Digest anchor{};
 };
 
-// The newest anchor listed at or before the end of `shared`, as of now.
+// The newest anchor that `source` or an ancestor of it lists at or before `position`, as of now. A
+// timeline without events before the point counts too, though a branch shares none of its events:
+// it may have listed an anchor where it began.
 absl::StatusOr<std::optional<ListedAnchor>> FindListedAnchor(const Database& database,
-                                                             const std::vector<Segment>& shared) {
+                                                             const TimelineView& source,
+                                                             int64_t position) {
+  std::vector<Segment> chain = source.record.ancestry;
+  chain.push_back({source.id, source.head.last_seq, source.head.tokens});
+  std::optional<ListedAnchor> newest;
   const std::unique_ptr<rocksdb::Iterator> iterator = database.Iterate(Column::kTimelines);
-  for (auto segment = shared.rbegin(); segment != shared.rend(); ++segment) {
-    const std::string prefix = Key('a', segment->timeline);
-    iterator->SeekForPrev(AnchorEntryKey(segment->timeline, segment->last_position, UINT64_MAX));
+  for (const Segment& segment : chain) {
+    const std::string prefix = Key('a', segment.timeline);
+    const int64_t furthest = std::min(segment.last_position, position);
+    iterator->SeekForPrev(AnchorEntryKey(segment.timeline, furthest, UINT64_MAX));
     if (!iterator->Valid() || !iterator->key().starts_with(prefix)) continue;
     const std::string_view key = ToView(iterator->key());
     const absl::StatusOr<Sha256Digest> anchor =
         DecodeDigest(RecordKind::kAnchorEntry, key, ToView(iterator->value()));
     if (!anchor.ok()) continue;  // a cache's listing: the fork works without
-    return std::optional(ListedAnchor{std::string(key), *anchor});
+    const int64_t at = static_cast<int64_t>(BigEndianAt(key, 9));
+    if (!newest.has_value() || at >= newest->position)
+      newest = ListedAnchor{std::string(key), at, *anchor};
   }
   RETURN_IF_ERROR(Translate(iterator->status(), "looking for an anchor to share"));
-  return std::optional<ListedAnchor>();
+  return newest;
 }
 
 // What the timelines say of each other, seen from a session that is to be deleted.
@@ -90,11 +100,11 @@ absl::StatusOr<ValuesInUse::Use> StoreImpl::ListSharedAnchor(const TimelineView&
                                                              const ResolvedPoint& point,
                                                              TimelineId timeline,
                                                              std::vector<WriteEntry>& writes) {
-  const std::vector<Segment> shared = AncestryAt(source, point);
   // The source may run on, and replace the anchor while we look at it. Once it is registered as in
   // use that ends: if it is still listed then, it stays.
   for (int attempt = 0; attempt < kAnchorAttempts; ++attempt) {
-    ASSIGN_OR_RETURN(const std::optional<ListedAnchor> found, FindListedAnchor(*database_, shared));
+    ASSIGN_OR_RETURN(const std::optional<ListedAnchor> found,
+                     FindListedAnchor(*database_, source, point.position));
     if (!found.has_value()) break;
     ValuesInUse::Use use = pipeline_.values_in_use().Register({found->anchor});
     pipeline_.values_in_use().AwaitRemovals({found->anchor});
@@ -102,8 +112,7 @@ absl::StatusOr<ValuesInUse::Use> StoreImpl::ListSharedAnchor(const TimelineView&
                      database_->Get(Column::kTimelines, found->entry_key));
     if (!listed.has_value()) continue;
     const std::string entry_key =
-        AnchorEntryKey(timeline, static_cast<int64_t>(BigEndianAt(found->entry_key, 9)),
-                       BigEndianAt(found->entry_key, 17));
+        AnchorEntryKey(timeline, found->position, BigEndianAt(found->entry_key, 17));
     const std::string reference_key = AnchorReferenceKey(found->anchor, timeline);
     writes.push_back({Column::kTimelines, entry_key,
                       EncodeDigest(RecordKind::kAnchorEntry, entry_key, found->anchor)});

@@ -240,6 +240,22 @@ TEST_F(StoreTest, AForkKeepsItsParentsTailAnchor) {
   EXPECT_EQ(Must(store_->FindRestorePoint("alice", tokens, 100)).position, 0);
 }
 
+TEST_F(StoreTest, AForkKeepsTheAnchorThatAForkListedWhereItBegan) {
+  const SessionInfo parent = NewOne();
+  const std::vector<TokenId> tokens = RandomTokens(random_, 100);
+  ASSERT_OK(store_->CommitSync(TokensCommit(parent.timeline, tokens)));
+  const SessionInfo child = Must(store_->Fork(parent.id, AtPosition(100), {"alice", 1, ""}));
+  Commit commit;  // no event: a fork of the child shares none of its timeline
+  commit.timeline = child.timeline;
+  commit.anchor = KvAnchor{100, "anchor", false};
+  ASSERT_OK(store_->CommitSync(std::move(commit)));
+  const SessionInfo grandchild = Must(store_->Fork(child.id, AtPosition(100), {"alice", 1, ""}));
+  ASSERT_OK(store_->Delete(child.id));
+  EXPECT_EQ(Must(store_->FindRestorePoint("alice", tokens, 100)).position, 100);
+  ASSERT_OK(store_->Delete(grandchild.id));
+  EXPECT_EQ(Must(store_->FindRestorePoint("alice", tokens, 100)).position, 0);
+}
+
 TEST_F(StoreTest, AForkCutsARunWithoutCopyingIt) {
   const SessionInfo parent = NewOne();
   const std::vector<TokenId> tokens = RandomTokens(random_, 10);
