@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints "PASSED FAILED SKIPPED" of a ctest JUnit report, and then its tests' [figure] lines.
+"""Prints "PASSED FAILED SKIPPED" of a ctest JUnit report, then its tests' [figure] lines, then how each failed program ended.
 
 A program that lists its own tests (GoogleTest, unittest) counts as those, any other as one."""
 import re
@@ -26,11 +26,23 @@ def count(case, output):
     return tuple(counts) if any(counts) else (1, 0, 0)
 
 
-totals, figures = [0, 0, 0], []
+def how_it_failed(name, output):
+    """What a program said first that went wrong, with its seed, and its last lines."""
+    lines = output.splitlines()
+    wrong = [at for at, line in enumerate(lines) if re.search(r": Failure$|^(FAIL|ERROR):|ERROR: \w+Sanitizer|runtime error:", line)]
+    shown = lines[:12] if not wrong else lines[max(0, wrong[0] - 4) : wrong[0] + 24]
+    seeds = [line for line in lines if "AGENTD_TEST_SEED=" in line and line not in shown]
+    return [f"-- {name} failed:", *seeds[:4], *shown, "-- and ended:", *lines[-8:]]
+
+
+totals, figures, failures = [0, 0, 0], [], []
 for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
     element = case.find("system-out")
     output = (element.text if element is not None else None) or ""
-    totals = [total + part for total, part in zip(totals, count(case, output))]
+    counts = count(case, output)
+    totals = [total + part for total, part in zip(totals, counts)]
+    if counts[1] > 0:
+        failures += how_it_failed(case.get("name"), output)
     figures += re.findall(r"^\[figure\].*$", output, re.MULTILINE)
 print(*totals)
-print(*figures, sep="\n")
+print(*figures, *failures, sep="\n")
