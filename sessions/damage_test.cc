@@ -113,6 +113,35 @@ TEST_F(DamageTest, AMissingEventIsNamed) {
   EXPECT_THAT(Text(status), HasSubstr("event 2 of timeline"));
 }
 
+// Of many parts that are read at once each has its own answer, and only the damaged block goes.
+TEST_F(DamageTest, ADamagedPartAmongManyCostsItsBlockAlone) {
+  const RestorePoint point = Find(*Open());
+  ASSERT_EQ(point.blocks.size(), 2u);
+  // Part 1 of the block whose key is first.
+  const size_t first = point.blocks[0] < point.blocks[1] ? 0 : 1;
+  FlipBit(Column::kKv, "", 1);
+  const std::unique_ptr<Store> store = Open();
+  std::vector<BlockPart> parts;
+  for (const BlockHash& block : point.blocks) {
+    for (int part = 0; part < 3; ++part) parts.push_back({block, part});
+  }
+  const auto read = store->ReadBlockParts(parts);
+  ASSERT_EQ(read.size(), parts.size());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const bool damaged = i == 3 * first + 1;
+    EXPECT_EQ(read[i].ok(), i % 3 < 2 && !damaged) << i;
+    if (i % 3 == 2) {
+      EXPECT_TRUE(absl::IsNotFound(read[i].status())) << i;
+    }
+    if (damaged) {
+      EXPECT_TRUE(absl::IsDataLoss(read[i].status())) << i;
+    }
+  }
+  EXPECT_TRUE(store->ReadBlockParts({}).empty());
+  const auto again = store->ReadBlockParts(parts);
+  for (size_t i = 0; i < parts.size(); ++i) EXPECT_EQ(again[i].ok(), i / 3 != first && i % 3 < 2);
+}
+
 TEST_F(DamageTest, AMissingLastEventIsNamed) {
   Remove(Column::kEvents, "", 2);
   EXPECT_THAT(Text(Open()->Load(session_.id).status()), HasSubstr("event 3 of timeline"));

@@ -149,6 +149,9 @@ rocksdb::Options DbOptions(const InternalOptions& internal_options,
   options.avoid_flush_during_shutdown = true;
   options.max_total_wal_size = 64 << 20;
   options.max_open_files = 512;
+  // The parts of a block lie side by side in a blob file and are read in that order when a session
+  // comes back: the kernel reads ahead for whoever reads so, and reads no more for others.
+  options.advise_random_on_open = false;
   options.max_background_jobs = 2;
   options.info_log = std::make_shared<NoLogFile>();
   options.stats_dump_period_sec = 0;
@@ -302,16 +305,24 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
   return absl::IsPermissionDenied(synced) ? absl::OkStatus() : synced;
 }
 
-absl::StatusOr<std::optional<std::string>> Database::Get(Column column, std::string_view key,
-                                                         const rocksdb::Snapshot* snapshot) const {
+absl::StatusOr<bool> Database::GetPinned(Column column, std::string_view key,
+                                         const rocksdb::Snapshot* snapshot,
+                                         rocksdb::PinnableSlice& value) const {
   rocksdb::ReadOptions options;
   options.snapshot = snapshot;
-  std::string value;
   const rocksdb::Status status = db_->Get(options, Handle(column), ToSlice(key), &value);
-  if (status.IsNotFound()) return std::optional<std::string>();
+  if (status.IsNotFound()) return false;
   RETURN_IF_ERROR(
       Translate(status, fmt::format("reading from {}", kColumnNames[static_cast<int>(column)])));
-  return std::optional<std::string>(std::move(value));
+  return true;
+}
+
+absl::StatusOr<std::optional<std::string>> Database::Get(Column column, std::string_view key,
+                                                         const rocksdb::Snapshot* snapshot) const {
+  rocksdb::PinnableSlice value;
+  ASSIGN_OR_RETURN(const bool found, GetPinned(column, key, snapshot, value));
+  if (!found) return std::optional<std::string>();
+  return std::optional<std::string>(value.ToString());
 }
 
 std::unique_ptr<rocksdb::Iterator> Database::Iterate(Column column,

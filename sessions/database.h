@@ -52,6 +52,10 @@ class Database {
   // nullopt: no such key.
   absl::StatusOr<std::optional<std::string>> Get(Column column, std::string_view key,
                                                  const rocksdb::Snapshot* snapshot = nullptr) const;
+  // For large values: they are not copied. False: no such key.
+  absl::StatusOr<bool> GetPinned(Column column, std::string_view key,
+                                 const rocksdb::Snapshot* snapshot,
+                                 rocksdb::PinnableSlice& value) const;
   std::unique_ptr<rocksdb::Iterator> Iterate(Column column,
                                              const rocksdb::Snapshot* snapshot = nullptr) const;
   // All entries under `prefix`, in key order, until `visit` returns an error.

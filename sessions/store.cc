@@ -42,6 +42,11 @@ absl::StatusOr<CommitResult> Store::CommitSync(Commit commit) {
   return promise.get_future().get();
 }
 
+absl::StatusOr<std::string> Store::ReadBlockPart(const BlockHash& block, int part) {
+  const BlockPart wanted = {block, part};
+  return std::move(ReadBlockParts({&wanted, 1}).front());
+}
+
 namespace internal {
 namespace {
 

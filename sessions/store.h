@@ -91,6 +91,12 @@ struct KvBlock {
   std::vector<std::string> parts;
 };
 
+// Names one of them.
+struct BlockPart {
+  BlockHash block{};
+  int part = 0;
+};
+
 struct KvAnchor {
   int64_t position = 0;  // > 0
   std::string payload;
@@ -232,7 +238,12 @@ class Store {
                                                         int64_t max_position) = 0;
   // Verified reads: checksum, identity, position, parent. DataLoss / NotFound name the value; the
   // caller recomputes, and the damaged value is dropped so that it is not offered again.
-  virtual absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) = 0;
+  //
+  // One result per part, all as of one moment; several threads read. Cheapest with the parts of a
+  // block side by side and in order, as they lie on the disk.
+  virtual std::vector<absl::StatusOr<std::string>> ReadBlockParts(
+      std::span<const BlockPart> parts) = 0;
+  absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part);
   virtual absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) = 0;
   // For a value that is whole but of no use to the caller: it is no more offered, and stored again
   // when it is computed again.

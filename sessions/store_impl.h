@@ -10,17 +10,23 @@
 #include <mutex>
 #include <set>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "sessions/database.h"
 #include "sessions/file_objects.h"
 #include "sessions/pipeline.h"
+#include "sessions/read_threads.h"
+#include "sessions/record.h"
 #include "sessions/store.h"
 #include "sessions/timeline.h"
 #include "sessions/workspace.h"
 
 namespace agentd::sessions::internal {
+
+// Reads of values that may wait for the disk at once, besides the callers' own.
+inline constexpr size_t kReadThreads = 8;
 
 int64_t NowUs();
 
@@ -46,7 +52,8 @@ class StoreImpl final : public Store {
   absl::StatusOr<RestorePoint> FindRestorePoint(std::string_view owner,
                                                 std::span<const TokenId> tokens,
                                                 int64_t max_position) override;
-  absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part) override;
+  std::vector<absl::StatusOr<std::string>> ReadBlockParts(
+      std::span<const BlockPart> parts) override;
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) override;
   void DropBlock(const BlockHash& block) override;
   void DropAnchor(const Sha256Digest& anchor) override;
@@ -111,11 +118,14 @@ class StoreImpl final : public Store {
   void AddAnchor(TimelineState& state, Commit& commit, Operation& operation) const;
 
   // ---- values
+  absl::StatusOr<BlockName> ReadNameAt(const rocksdb::Snapshot* snapshot, const BlockHash& block,
+                                       bool& damaged) const;
   absl::StatusOr<std::string> ReadPartAt(const rocksdb::Snapshot* snapshot, const BlockHash& block,
-                                         int part, bool& damaged) const;
+                                         const BlockName& name, int part, bool& damaged) const;
   absl::StatusOr<std::string> ReadAnchorAt(const rocksdb::Snapshot* snapshot,
                                            const Sha256Digest& anchor, int64_t position,
                                            bool& damaged) const;
+  void RemoveIfDamaged(const BlockPart& part);
   void RemoveBlock(const BlockHash& block);
   void RemoveAnchor(const Sha256Digest& anchor);
   absl::StatusOr<std::optional<Sha256Digest>> FindAnchor(const BlockHasher& hasher,
@@ -146,6 +156,7 @@ class StoreImpl final : public Store {
   std::mutex
       owner_key_mutex_;  // held while a new owner's key is written, so that there is only one
 
+  ReadThreads read_threads_{kReadThreads};
   Pipeline pipeline_;  // last: its threads use all of the above
 };
 

@@ -1,5 +1,6 @@
 // Restore points and verified reads of KV values.
 #include <algorithm>
+#include <memory>
 
 #include "base/status.h"
 #include "sessions/keys.h"
@@ -80,32 +81,37 @@ absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
 
 // What is stored under a name, as of one moment: a block that is deleted and stored again between
 // two reads would look damaged. `damaged`: the error is one of the value or its name.
-absl::StatusOr<std::string> StoreImpl::ReadPartAt(const rocksdb::Snapshot* snapshot,
-                                                  const BlockHash& block, int part,
-                                                  bool& damaged) const {
+
+absl::StatusOr<BlockName> StoreImpl::ReadNameAt(const rocksdb::Snapshot* snapshot,
+                                                const BlockHash& block, bool& damaged) const {
   const std::string name_key = BlockNameKey(block);
   ASSIGN_OR_RETURN(const std::optional<std::string> name_value,
                    database_->Get(Column::kTimelines, name_key, snapshot));
   if (!name_value.has_value()) return NotFound("block {} is not stored", Hex(block));
-  const absl::StatusOr<BlockName> name = DecodeBlockName(name_key, *name_value);
+  absl::StatusOr<BlockName> name = DecodeBlockName(name_key, *name_value);
   damaged = !name.ok();
-  if (!name.ok()) return name.status();
-  if (name->identity != identity_)
+  if (name.ok() && name->identity != identity_)
     return NotFound("block {} was made by another model or numerics", Hex(block));
-  if (part < 0 || static_cast<uint32_t>(part) >= name->parts) {
-    return NotFound("block {} has {} parts, not part {}", Hex(block), name->parts, part);
+  return name;
+}
+
+absl::StatusOr<std::string> StoreImpl::ReadPartAt(const rocksdb::Snapshot* snapshot,
+                                                  const BlockHash& block, const BlockName& name,
+                                                  int part, bool& damaged) const {
+  if (part < 0 || static_cast<uint32_t>(part) >= name.parts) {
+    return NotFound("block {} has {} parts, not part {}", Hex(block), name.parts, part);
   }
   const std::string key = KvPartKey(block, static_cast<uint32_t>(part));
   const std::string what = Describe(RecordKind::kKvPart, key);
-  const absl::StatusOr<std::optional<std::string>> value =
-      database_->Get(Column::kKv, key, snapshot);
-  damaged = value.ok() || absl::IsDataLoss(value.status());
-  if (!value.ok()) return Annotate(value.status(), what);
-  if (!value->has_value()) return NotFound("{} is missing", what);
-  ASSIGN_OR_RETURN(const KvPart decoded, DecodeKvPart(key, **value));
-  if (decoded.identity != name->identity || decoded.parent != name->parent ||
-      decoded.block != name->block || decoded.part != static_cast<uint32_t>(part) ||
-      decoded.parts != name->parts) {
+  rocksdb::PinnableSlice value;
+  const absl::StatusOr<bool> found = database_->GetPinned(Column::kKv, key, snapshot, value);
+  damaged = found.ok() || absl::IsDataLoss(found.status());
+  if (!found.ok()) return Annotate(found.status(), what);
+  if (!*found) return NotFound("{} is missing", what);
+  ASSIGN_OR_RETURN(const KvPart decoded, DecodeKvPart(key, ToView(value)));
+  if (decoded.identity != name.identity || decoded.parent != name.parent ||
+      decoded.block != name.block || decoded.part != static_cast<uint32_t>(part) ||
+      decoded.parts != name.parts) {
     return DataLoss("{} is damaged: it does not fit its name", what);
   }
   damaged = false;
@@ -143,17 +149,45 @@ absl::StatusOr<std::string> StoreImpl::ReadAnchorAt(const rocksdb::Snapshot* sna
   return std::string(decoded.data);
 }
 
-absl::StatusOr<std::string> StoreImpl::ReadBlockPart(const BlockHash& block, int part) {
-  bool damaged = false;
-  const absl::StatusOr<std::string> data =
-      ReadPartAt(database_->TakeSnapshot().get(), block, part, damaged);
-  if (!damaged) return data;
-  // Whoever stores it from here on waits; who has stored it anew meanwhile is seen now.
-  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(block);
-  bool still_damaged = false;
-  (void)ReadPartAt(database_->TakeSnapshot().get(), block, part, still_damaged);
-  if (still_damaged) RemoveBlock(block);
+std::vector<absl::StatusOr<std::string>> StoreImpl::ReadBlockParts(
+    std::span<const BlockPart> parts) {
+  // Parts of one block that stand side by side share one look at its name.
+  std::vector<size_t> name_of(parts.size());
+  std::vector<size_t> first_of;  // of a name: the first part
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i == 0 || parts[i].block != parts[i - 1].block) first_of.push_back(i);
+    name_of[i] = first_of.size() - 1;
+  }
+  std::vector<absl::StatusOr<BlockName>> names(first_of.size());
+  std::vector<absl::StatusOr<std::string>> data(parts.size());
+  std::unique_ptr<bool[]> damaged(new bool[parts.size()]());
+  {
+    const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+    read_threads_.ForEach(first_of.size(), [&](size_t name) {
+      const size_t first = first_of[name];
+      names[name] = ReadNameAt(snapshot.get(), parts[first].block, damaged[first]);
+    });
+    read_threads_.ForEach(parts.size(), [&](size_t i) {
+      const absl::StatusOr<BlockName>& name = names[name_of[i]];
+      data[i] = name.ok()
+                    ? ReadPartAt(snapshot.get(), parts[i].block, *name, parts[i].part, damaged[i])
+                    : absl::StatusOr<std::string>(name.status());
+    });
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (damaged[i]) RemoveIfDamaged(parts[i]);
+  }
   return data;
+}
+
+// Whoever stores it from here on waits; who has stored it anew meanwhile is seen now.
+void StoreImpl::RemoveIfDamaged(const BlockPart& part) {
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(part.block);
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  bool damaged = false;
+  const absl::StatusOr<BlockName> name = ReadNameAt(snapshot.get(), part.block, damaged);
+  if (name.ok()) (void)ReadPartAt(snapshot.get(), part.block, *name, part.part, damaged);
+  if (damaged) RemoveBlock(part.block);
 }
 
 absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, int64_t position) {
