@@ -33,13 +33,39 @@ inline constexpr int kBlockTokens = 256;
 // Sequence::Truncate reaches back this many tokens at least.
 inline constexpr int kMaxTruncateTokens = 32;
 
+// EngineOptions::host_expert_layers: as many as the device's memory asks for.
+inline constexpr int kAutoHostExperts = -1;
+
 struct EngineOptions {
   std::string backend = "cpu";
   int threads = 0;  // 0: one per core
   // Rows that one Step evaluates together inside; more rows are split. Affects speed and memory,
   // never results.
   int max_batch_rows = 512;
+
+  // Where routed experts lie; of the cuda backend, and never of influence on results.
+  // Layers whose experts stay in host memory and are fetched when a token is routed to them; the
+  // MTP block counts as one.
+  int host_expert_layers = kAutoHostExperts;
+  // Of device memory for such experts, shared by their layers; 0: what is left.
+  int64_t expert_cache_bytes = 0;
+  // Of device memory to leave for sequences' state where the engine chooses one of the two above.
+  int64_t state_bytes = int64_t{2} << 30;
 };
+
+// Routed experts in host memory, and what became of lookups since the model was loaded.
+struct HostExperts {
+  std::vector<int> layers;   // whose experts; none: all are on the device
+  int64_t host_bytes = 0;    // page-locked
+  int experts = 0;           // of these layers together
+  int cached = 0;            // how many of them the cache on the device holds
+  int64_t expert_bytes = 0;  // of one
+  int64_t hits = 0;          // experts that a layer of a batch needed and that were in the cache
+  int64_t misses = 0;        // and that were fetched
+  int64_t fetched_bytes = 0;
+};
+// Where they are, as a line.
+std::string DescribeHostExperts(const HostExperts& experts);
 
 // One persisted block, in the storage types of the checkpoint (lossless, the same layout on every
 // backend).
@@ -49,9 +75,34 @@ struct BlockPayload {
                                  // only when top-k picks them
 };
 
-// Supplies CSA entries of an imported block that were not given with it. Called inside Step, on the
-// calling thread. An error ends that Step; the sequence stays at its position.
-using CsaSource = std::function<absl::StatusOr<std::string>(int64_t block, int csa_layer)>;
+// The CSA entries of one layer of a block: what BlockPayload::csa[csa_layer] holds.
+struct CsaPart {
+  int64_t block = 0;
+  int csa_layer = 0;
+};
+
+// Supplies entries of imported blocks that were not given with them: entries[i] of parts[i]. Called
+// inside Step, on the calling thread, with all parts that a layer misses. An error ends that Step
+// for the sequence, which stays at its position.
+using CsaSource =
+    std::function<absl::StatusOr<std::vector<std::string>>(std::span<const CsaPart> parts)>;
+
+// State on its way out of a sequence: on a device, bytes leave it while later steps run. What was
+// asked for is as it was when the export started, whatever becomes of the sequence. Must not
+// outlive the Engine.
+class Export {
+ public:
+  struct State {
+    std::vector<BlockPayload> blocks;  // from the first one asked for on
+    // All the rest that is needed to go on at position(): window keys of the last `sliding_window`
+    // tokens in all layers (MTP's too), compressor frontiers, entries of the open block, last
+    // streams. Empty if not asked for.
+    std::string anchor;
+  };
+  virtual ~Export() = default;
+  // Waits for the bytes. Any thread, once.
+  virtual absl::StatusOr<State> Take() = 0;
+};
 
 // One timeline's state: KV entries, window keys, compressor frontiers. Made by Engine::NewSequence;
 // must not outlive it.
@@ -69,12 +120,13 @@ class Sequence {
   // changed.
   virtual absl::Status Truncate(int64_t position) = 0;
 
-  // Block `block` = tokens [block*256, block*256+256), all evaluated.
-  virtual absl::StatusOr<BlockPayload> ExportBlock(int64_t block) const = 0;
-  // All the rest that is needed to go on at position(): window keys of the last `sliding_window`
-  // tokens in all layers (MTP's too), compressor frontiers, entries of the open block, last
-  // streams.
-  virtual absl::StatusOr<std::string> ExportAnchor() const = 0;
+  // Blocks `first_block`, `first_block` + 1, ...: block b = tokens [b*256, b*256+256), all
+  // evaluated and resident; and the anchor at position().
+  virtual absl::StatusOr<std::unique_ptr<Export>> StartExport(int64_t first_block, int64_t blocks,
+                                                              bool anchor) const = 0;
+  // One block, or the anchor, waited for.
+  absl::StatusOr<BlockPayload> ExportBlock(int64_t block) const;
+  absl::StatusOr<std::string> ExportAnchor() const;
 
   // Import: on an empty sequence, blocks 0, 1, ... in order, then the anchor of a position t with
   // t/256 == blocks given. InvalidArgument if sizes or shapes do not fit this model, DataLoss if
@@ -84,9 +136,13 @@ class Sequence {
   virtual absl::Status ImportBlock(const BlockPayload& payload) = 0;
   virtual absl::Status ImportAnchor(std::string_view anchor) = 0;
   virtual void SetCsaSource(CsaSource source) = 0;
-  // Hands over CSA entries that were left out (streaming the rest in between steps). After an error
-  // nothing changed.
-  virtual absl::Status ImportCsa(int64_t block, int csa_layer, std::string_view entries) = 0;
+  // Hands over CSA entries that were left out (streaming the rest in between steps): entries[i] of
+  // parts[i]. InvalidArgument and DataLoss as above; then nothing changed. After another error some
+  // may be there.
+  virtual absl::Status ImportCsa(std::span<const CsaPart> parts,
+                                 std::span<const std::string> entries) = 0;
+  // Whether no CSA entries are left out.
+  virtual bool all_resident() const = 0;
 };
 
 // What Step does for one sequence.
@@ -115,6 +171,9 @@ class Engine {
   virtual const Sha256Digest& fingerprint() const = 0;
   // Backend, kernel-order version and mode, e.g. "cpu/1/exact".
   virtual const std::string& numerics_id() const = 0;
+
+  // Waits for what is under way on a device.
+  virtual absl::StatusOr<HostExperts> host_experts() { return HostExperts{}; }
 
   virtual std::unique_ptr<Sequence> NewSequence() = 0;
 

@@ -74,14 +74,12 @@ class FakeSequence final : public SequenceBase {
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)].csa.count(csa_layer) != 0;
   }
-  absl::Status WriteCsa(int64_t block, int csa_layer, std::string_view entries) override {
+  absl::Status WriteCsa(std::span<const CsaPart> parts,
+                        std::span<const std::string> entries) override {
     if (memory_.blocks_left <= 0) return absl::ResourceExhaustedError("no entries");
-    blocks_[size_t(block)].csa[csa_layer] = entries;
+    for (size_t i = 0; i < parts.size(); ++i)
+      blocks_[size_t(parts[i].block)].csa[parts[i].csa_layer] = entries[i];
     return absl::OkStatus();
-  }
-  absl::StatusOr<BlockPayload> ReadBlock(int64_t block) const override {
-    const Block& from = blocks_[size_t(block)];
-    return BlockPayload{from.index, {from.csa.at(0)}};
   }
   absl::Status GrowSlots(int slots) override {
     if (slots > memory_.slots_left) return absl::ResourceExhaustedError("no slot");
@@ -92,14 +90,20 @@ class FakeSequence final : public SequenceBase {
     std::fill_n(Frontier(slot), layout().frontier_floats, 0.0f);
     return absl::OkStatus();
   }
-  absl::StatusOr<std::string> ReadAnchor(int64_t position, int slot) const override {
+  absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,
+                                                    int64_t position, int slot) const override {
+    Export::State state;
+    for (int64_t block = first_block; block < first_block + blocks; ++block)
+      state.blocks.push_back({blocks_[size_t(block)].index, {blocks_[size_t(block)].csa.at(0)}});
+    if (slot < 0) return Ready(std::move(state));
     auto* self = const_cast<FakeSequence*>(this);
     const AnchorBuffers buffers = self->Buffers(position, slot);
-    return EncodeAnchor(layout(), position,
-                        {.rings = {buffers.rings.begin(), buffers.rings.end()},
-                         .frontier = buffers.frontier,
-                         .index = buffers.index,
-                         .csa = {buffers.csa.begin(), buffers.csa.end()}});
+    state.anchor = EncodeAnchor(layout(), position,
+                                {.rings = {buffers.rings.begin(), buffers.rings.end()},
+                                 .frontier = buffers.frontier,
+                                 .index = buffers.index,
+                                 .csa = {buffers.csa.begin(), buffers.csa.end()}});
+    return Ready(std::move(state));
   }
   absl::Status WriteAnchor(std::string_view anchor, int64_t position, int slot) override {
     DecodeAnchor(layout(), anchor, Buffers(position, slot));
@@ -318,11 +322,12 @@ TEST(SequenceBase, AFailedImportLeavesItEmpty) {
   // Entries for which there was no room may come again.
   auto& fake = static_cast<FakeSequence&>(*reader);
   engine.memory.blocks_left = 0;
-  EXPECT_EQ(reader->ImportCsa(0, 0, block.csa[0]).code(), absl::StatusCode::kResourceExhausted);
+  const std::vector<CsaPart> first = {{0, 0}};
+  EXPECT_EQ(reader->ImportCsa(first, block.csa).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_FALSE(fake.all_resident());
   engine.memory.blocks_left = 1;
-  EXPECT_TRUE(reader->ImportCsa(0, 0, block.csa[0]).ok());
-  EXPECT_TRUE(reader->ImportCsa(0, 0, block.csa[0]).ok());
+  EXPECT_TRUE(reader->ImportCsa(first, block.csa).ok());
+  EXPECT_TRUE(reader->ImportCsa(first, block.csa).ok());
   EXPECT_TRUE(fake.all_resident());
 }
 

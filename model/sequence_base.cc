@@ -1,9 +1,12 @@
 #include "model/sequence_base.h"
 
 #include <algorithm>
+#include <atomic>
+#include <set>
 
 #include "base/status.h"
 #include "model/anchor.h"
+#include "model/parallel_ranges.h"
 
 namespace agentd::model {
 
@@ -111,48 +114,95 @@ void SequenceBase::CommitRows(int rows) {
   }
 }
 
-absl::Status SequenceBase::FetchCsa(int64_t block, int csa_layer) {
+absl::Status SequenceBase::FetchCsa(std::span<const CsaPart> parts) {
   if (!source_) {
     return FailedPrecondition(
         "entries of block {}, CSA layer {} were not imported and there is no source for them",
-        block, csa_layer);
+        parts[0].block, parts[0].csa_layer);
   }
-  absl::StatusOr<std::string> entries = source_(block, csa_layer);
+  absl::StatusOr<std::vector<std::string>> entries = source_(parts);
   if (!entries.ok())
-    return Annotate(entries.status(),
-                    fmt::format("entries of block {}, CSA layer {}", block, csa_layer));
-  return ImportCsa(block, csa_layer, *entries);
+    return Annotate(entries.status(), fmt::format("entries of {} blocks, CSA layer {}",
+                                                  parts.size(), parts[0].csa_layer));
+  return ImportCsa(parts, *entries);
 }
 
-absl::Status SequenceBase::ImportCsa(int64_t block, int csa_layer, std::string_view entries) {
-  if (block < 0 || block >= imported_blocks_ || csa_layer < 0 || csa_layer >= layout_.csa_layers) {
-    return InvalidArgument("block {}, CSA layer {} was not imported ({} blocks, {} CSA layers)",
-                           block, csa_layer, imported_blocks_, layout_.csa_layers);
+absl::Status SequenceBase::CheckCsa(std::span<const CsaPart> parts,
+                                    std::span<const std::string> entries) const {
+  if (parts.size() != entries.size()) {
+    return InvalidArgument("entries of {} parts were given, {} are required", entries.size(),
+                           parts.size());
   }
-  if (entries.size() != layout_.csa_bytes()) {
-    return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
-                           block, csa_layer, entries.size(), layout_.csa_bytes());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto [block, layer] = parts[i];
+    if (block < 0 || block >= imported_blocks_ || layer < 0 || layer >= layout_.csa_layers) {
+      return InvalidArgument("block {}, CSA layer {} was not imported ({} blocks, {} CSA layers)",
+                             block, layer, imported_blocks_, layout_.csa_layers);
+    }
+    if (entries[i].size() != layout_.csa_bytes()) {
+      return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
+                             block, layer, entries[i].size(), layout_.csa_bytes());
+    }
   }
-  if (!AreEntries(layout_, entries))
-    return DataLoss("entries of block {}, CSA layer {} are damaged", block, csa_layer);
-  const bool had = HasCsa(block, csa_layer);
-  RETURN_IF_ERROR(WriteCsa(block, csa_layer, entries));
-  if (!had) --missing_;
-  return absl::OkStatus();
+  std::atomic<size_t> damaged = parts.size();
+  ForRanges(parts.size(), layout_.csa_bytes(), [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      if (!AreEntries(layout_, entries[i])) damaged = i;
+    }
+  });
+  if (damaged == parts.size()) return absl::OkStatus();
+  return DataLoss("entries of block {}, CSA layer {} are damaged", parts[damaged].block,
+                  parts[damaged].csa_layer);
 }
 
-absl::StatusOr<BlockPayload> SequenceBase::ExportBlock(int64_t block) const {
+absl::Status SequenceBase::ImportCsa(std::span<const CsaPart> parts,
+                                     std::span<const std::string> entries) {
+  RETURN_IF_ERROR(CheckCsa(parts, entries));
+  std::set<std::pair<int64_t, int>> absent;
+  for (const auto& [block, layer] : parts) {
+    if (!HasCsa(block, layer)) absent.emplace(block, layer);
+  }
+  const absl::Status status = WriteCsa(parts, entries);
+  for (const auto& [block, layer] : absent) missing_ -= HasCsa(block, layer) ? 1 : 0;
+  return status;
+}
+
+namespace {
+
+class ReadyExport final : public Export {
+ public:
+  explicit ReadyExport(State state) : state_(std::move(state)) {}
+  absl::StatusOr<State> Take() override { return std::move(state_); }
+
+ private:
+  State state_;
+};
+
+}  // namespace
+
+std::unique_ptr<Export> SequenceBase::Ready(Export::State state) {
+  return std::make_unique<ReadyExport>(std::move(state));
+}
+
+absl::StatusOr<std::unique_ptr<Export>> SequenceBase::StartExport(int64_t first_block,
+                                                                  int64_t blocks,
+                                                                  bool anchor) const {
   RETURN_IF_ERROR(CheckReady());
-  if (block < 0 || (block + 1) * kBlockTokens > position_) {
-    return InvalidArgument("block {} is not complete at position {}", block, position_);
+  for (int64_t block = first_block; block < first_block + blocks; ++block) {
+    if (block < 0 || (block + 1) * kBlockTokens > position_) {
+      return InvalidArgument("block {} is not complete at position {}", block, position_);
+    }
+    for (int layer = 0; missing_ > 0 && layer < layout_.csa_layers; ++layer) {
+      if (HasCsa(block, layer)) continue;
+      return FailedPrecondition(
+          "entries of block {}, CSA layer {} are not resident: export them where they came from",
+          block, layer);
+    }
   }
-  for (int layer = 0; layer < layout_.csa_layers; ++layer) {
-    if (HasCsa(block, layer)) continue;
-    return FailedPrecondition(
-        "entries of block {}, CSA layer {} are not resident: export them where they came from",
-        block, layer);
-  }
-  return ReadBlock(block);
+  if (!anchor || last_slot() >= 0)
+    return StartRead(first_block, blocks, position_, anchor ? last_slot() : -1);
+  const std::vector<float> zeros(layout_.frontier_floats);
+  return Ready({.blocks = {}, .anchor = EncodeAnchor(layout_, 0, {.frontier = zeros.data()})});
 }
 
 absl::Status SequenceBase::ImportBlock(const BlockPayload& payload) {
@@ -186,18 +236,14 @@ absl::Status SequenceBase::ImportBlockChecked(const BlockPayload& payload) {
   importing_ = true;
   ++imported_blocks_;
   missing_ += layout_.csa_layers;
+  std::vector<CsaPart> parts;
+  std::vector<std::string> given;
   for (int layer = 0; layer < int(payload.csa.size()); ++layer) {
     if (payload.csa[size_t(layer)].empty()) continue;
-    RETURN_IF_ERROR(ImportCsa(imported_blocks_ - 1, layer, payload.csa[size_t(layer)]));
+    parts.push_back({imported_blocks_ - 1, layer});
+    given.push_back(payload.csa[size_t(layer)]);
   }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::string> SequenceBase::ExportAnchor() const {
-  RETURN_IF_ERROR(CheckReady());
-  if (last_slot() >= 0) return ReadAnchor(position_, last_slot());
-  const std::vector<float> zeros(layout_.frontier_floats);
-  return EncodeAnchor(layout_, 0, {.frontier = zeros.data()});
+  return ImportCsa(parts, given);
 }
 
 absl::Status SequenceBase::ImportAnchor(std::string_view anchor) {

@@ -32,12 +32,14 @@ class SequenceBase : public Sequence {
 
   int64_t position() const final { return position_; }
   absl::Status Truncate(int64_t position) final;
-  absl::StatusOr<BlockPayload> ExportBlock(int64_t block) const final;
-  absl::StatusOr<std::string> ExportAnchor() const final;
+  absl::StatusOr<std::unique_ptr<Export>> StartExport(int64_t first_block, int64_t blocks,
+                                                      bool anchor) const final;
   absl::Status ImportBlock(const BlockPayload& payload) final;
   absl::Status ImportAnchor(std::string_view anchor) final;
   void SetCsaSource(CsaSource source) final { source_ = std::move(source); }
-  absl::Status ImportCsa(int64_t block, int csa_layer, std::string_view entries) final;
+  absl::Status ImportCsa(std::span<const CsaPart> parts,
+                         std::span<const std::string> entries) final;
+  bool all_resident() const final { return missing_ == 0; }
 
   const StateLayout& layout() const { return layout_; }
 
@@ -57,10 +59,8 @@ class SequenceBase : public Sequence {
 
   // The slot of the frontier after the last token. Not of an empty sequence.
   int last_slot() const { return history_.back().slot; }
-  // Whether all CSA entries are there.
-  bool all_resident() const { return missing_ == 0; }
-  // Gets a block's entries through the source, on the calling thread.
-  absl::Status FetchCsa(int64_t block, int csa_layer);
+  // Gets entries through the source, on the calling thread.
+  absl::Status FetchCsa(std::span<const CsaPart> parts);
 
   // A copy of everything that a commit replaces, for a call that commits in several parts and must
   // undo them.
@@ -69,6 +69,9 @@ class SequenceBase : public Sequence {
   absl::Status Restore(const Saved& saved);
 
  protected:
+  // An export whose bytes are there.
+  static std::unique_ptr<Export> Ready(Export::State state);
+
   // What Save keeps of a backend's bytes.
   struct Contents {
     virtual ~Contents() = default;
@@ -80,17 +83,19 @@ class SequenceBase : public Sequence {
   virtual void DropBlocks(int64_t keep) = 0;  // block `keep` and those after it
   virtual absl::Status WriteIndex(int64_t block, std::string_view bytes) = 0;
   virtual bool HasCsa(int64_t block, int csa_layer) const = 0;
-  virtual absl::Status WriteCsa(int64_t block, int csa_layer, std::string_view entries) = 0;
-  // Of a block whose entries are all there.
-  virtual absl::StatusOr<BlockPayload> ReadBlock(int64_t block) const = 0;
+  // entries[i] of parts[i]; checked. After an error some may be there.
+  virtual absl::Status WriteCsa(std::span<const CsaPart> parts,
+                                std::span<const std::string> entries) = 0;
 
   // Room for frontiers in slots [0, slots), those that were there kept. Never less than before.
   virtual absl::Status GrowSlots(int slots) = 0;
   virtual absl::Status ZeroSlot(int slot) = 0;
 
-  // EncodeAnchor and DecodeAnchor (anchor.h) over the rings, the frontier in `slot`, and the block
-  // of `position`, which is there if one is open. The anchor was checked.
-  virtual absl::StatusOr<std::string> ReadAnchor(int64_t position, int slot) const = 0;
+  // An anchor's parts (anchor.h): the rings, the frontier in a slot, and the block of the position,
+  // which is there if one is open. Blocks that are read are whole and resident; slot -1: no anchor.
+  virtual absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,
+                                                            int64_t position, int slot) const = 0;
+  // The anchor was checked.
   virtual absl::Status WriteAnchor(std::string_view anchor, int64_t position, int slot) = 0;
 
   // Rings, and the frontiers in these slots; Restore puts the latter into other slots, in the same
@@ -116,6 +121,7 @@ class SequenceBase : public Sequence {
   std::vector<int> HistorySlots() const;
   absl::Status ImportBlockChecked(const BlockPayload& payload);
   absl::Status ImportAnchorChecked(std::string_view anchor);
+  absl::Status CheckCsa(std::span<const CsaPart> parts, std::span<const std::string> entries) const;
 
   const StateLayout& layout_;
   int64_t position_ = 0;

@@ -193,13 +193,15 @@ TEST_P(Determinism, ExportAndImport) {
       if (Draw(0, 3) == 0) payload->csa.clear();
       ASSERT_OK(sequence->ImportBlock(*payload));
     }
-    int fetched = 0;
     int failures = 1;
-    sequence->SetCsaSource([&](int64_t block, int layer) -> absl::StatusOr<std::string> {
-      if (failures-- > 0) return absl::UnavailableError("not yet");
-      ++fetched;
-      return stored.at({block, layer});
-    });
+    sequence->SetCsaSource(
+        [&](std::span<const CsaPart> parts) -> absl::StatusOr<std::vector<std::string>> {
+          if (failures-- > 0) return absl::UnavailableError("not yet");
+          std::vector<std::string> entries;
+          for (const CsaPart& part : parts)
+            entries.push_back(stored.at({part.block, part.csa_layer}));
+          return entries;
+        });
     auto anchor = writer->ExportAnchor();
     ASSERT_TRUE(anchor.ok()) << Text(anchor.status());
     ASSERT_OK(sequence->ImportAnchor(*anchor));
@@ -252,11 +254,15 @@ TEST_P(Determinism, FailingRowLeavesOthersAlone) {
   ASSERT_OK(broken->ImportAnchor(*writer->ExportAnchor()));
   const std::string before = *broken->ExportAnchor();
   int calls = 0;
-  broken->SetCsaSource([&](int64_t block, int layer) -> absl::StatusOr<std::string> {
-    // Fails in the middle, after parts of the row were committed.
-    if (++calls > 1) return absl::DataLossError("damaged");
-    return writer->ExportBlock(block)->csa[size_t(layer)];
-  });
+  broken->SetCsaSource(
+      [&](std::span<const CsaPart> parts) -> absl::StatusOr<std::vector<std::string>> {
+        // Fails in the middle, after parts of the row were committed.
+        if (++calls > 1) return absl::DataLossError("damaged");
+        std::vector<std::string> entries;
+        for (const CsaPart& part : parts)
+          entries.push_back(writer->ExportBlock(part.block)->csa[size_t(part.csa_layer)]);
+        return entries;
+      });
   auto good = engine->NewSequence();
   auto alone = engine->NewSequence();
   const auto other = RandomTokens(*engine, 90);
@@ -476,9 +482,12 @@ TEST(Import, RefusesWhatIsNoNumber) {
     bad = block;
     bad.csa.clear();
     ASSERT_OK(sequence->ImportBlock(bad));
-    EXPECT_EQ(sequence->ImportCsa(0, 0, std::string(block.csa[0].size(), '\xff')).code(),
-              absl::StatusCode::kDataLoss);
-    EXPECT_OK(sequence->ImportCsa(0, 0, block.csa[0]));
+    const std::vector<CsaPart> first = {{0, 0}};
+    const std::vector<std::string> damaged = {std::string(block.csa[0].size(), '\xff')};
+    EXPECT_EQ(sequence->ImportCsa(first, damaged).code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(sequence->ImportCsa(first, {}).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_FALSE(sequence->all_resident());
+    EXPECT_OK(sequence->ImportCsa(first, std::span(block.csa).first(1)));
     EXPECT_OK(sequence->ImportAnchor(anchor));
   }
 }

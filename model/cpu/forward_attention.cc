@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "model/cpu/forward-inl.h"
 #include "model/kv_format.h"
@@ -397,15 +398,17 @@ void Forward::Fetch(int layer) {
   for (Segment& segment : batch_->segments) {
     CpuSequence& sequence = SequenceOf(segment);
     if (sequence.all_resident()) continue;
-    for (int row = segment.row_begin; segment.status.ok() && row < segment.row_begin + segment.rows;
-         ++row) {
+    std::set<int64_t> blocks;
+    for (int row = segment.row_begin; row < segment.row_begin + segment.rows; ++row) {
       const int32_t* selected = selected_.data() + size_t(row) * size_t(config_.index_topk);
-      for (int i = 0; segment.status.ok() && i < selected_count_[size_t(row)]; ++i) {
-        if (sequence.CsaEntry(number, selected[i]) == nullptr) {
-          segment.status = sequence.FetchCsa(selected[i] / kCsaPerBlock, number);
-        }
+      for (int i = 0; i < selected_count_[size_t(row)]; ++i) {
+        if (sequence.CsaEntry(number, selected[i]) == nullptr)
+          blocks.insert(selected[i] / kCsaPerBlock);
       }
     }
+    std::vector<CsaPart> parts;
+    for (const int64_t block : blocks) parts.push_back({block, number});
+    if (segment.status.ok() && !parts.empty()) segment.status = sequence.FetchCsa(parts);
   }
 }
 

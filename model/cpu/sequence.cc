@@ -68,13 +68,25 @@ absl::Status CpuSequence::WriteIndex(int64_t block, std::string_view bytes) {
   return absl::OkStatus();
 }
 
-absl::Status CpuSequence::WriteCsa(int64_t block, int csa_layer, std::string_view entries) {
-  Buffer<uint8_t>& csa = blocks_[size_t(block)]->csa[size_t(csa_layer)];
-  std::memcpy(csa.Reserve(entries.size()), entries.data(), entries.size());
+absl::Status CpuSequence::WriteCsa(std::span<const CsaPart> parts,
+                                   std::span<const std::string> entries) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Buffer<uint8_t>& csa = blocks_[size_t(parts[i].block)]->csa[size_t(parts[i].csa_layer)];
+    std::memcpy(csa.Reserve(entries[i].size()), entries[i].data(), entries[i].size());
+  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<BlockPayload> CpuSequence::ReadBlock(int64_t block) const {
+absl::StatusOr<std::unique_ptr<Export>> CpuSequence::StartRead(int64_t first_block, int64_t blocks,
+                                                               int64_t position, int slot) const {
+  Export::State state;
+  for (int64_t block = first_block; block < first_block + blocks; ++block)
+    state.blocks.push_back(ReadBlock(block));
+  if (slot >= 0) state.anchor = ReadAnchor(position, slot);
+  return Ready(std::move(state));
+}
+
+BlockPayload CpuSequence::ReadBlock(int64_t block) const {
   const Block& from = *blocks_[size_t(block)];
   BlockPayload payload{.index = std::string(View(from.index, layout().index_bytes())), .csa = {}};
   for (const auto& csa : from.csa) payload.csa.emplace_back(View(csa, layout().csa_bytes()));
@@ -92,7 +104,7 @@ absl::Status CpuSequence::ZeroSlot(int slot) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> CpuSequence::ReadAnchor(int64_t position, int slot) const {
+std::string CpuSequence::ReadAnchor(int64_t position, int slot) const {
   AnchorParts parts;
   for (const auto& ring : rings_) parts.rings.push_back(ring.data());
   parts.frontier = frontiers_[size_t(slot)].data();

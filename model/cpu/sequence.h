@@ -69,11 +69,14 @@ class CpuSequence final : public SequenceBase {
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)]->csa[size_t(csa_layer)].size() != 0;
   }
-  absl::Status WriteCsa(int64_t block, int csa_layer, std::string_view entries) override;
-  absl::StatusOr<BlockPayload> ReadBlock(int64_t block) const override;
+  absl::Status WriteCsa(std::span<const CsaPart> parts,
+                        std::span<const std::string> entries) override;
   absl::Status GrowSlots(int slots) override;
   absl::Status ZeroSlot(int slot) override;
-  absl::StatusOr<std::string> ReadAnchor(int64_t position, int slot) const override;
+  absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,
+                                                    int64_t position, int slot) const override;
+  BlockPayload ReadBlock(int64_t block) const;
+  std::string ReadAnchor(int64_t position, int slot) const;
   absl::Status WriteAnchor(std::string_view anchor, int64_t position, int slot) override;
   absl::StatusOr<std::unique_ptr<const Contents>> SaveContents(
       std::span<const int> slots) const override;

@@ -4,7 +4,23 @@
 
 #include <cstdint>
 
+#if defined(AGENTD_CUDA_EMULATED)
+#include "model/cuda/emulator/barrier.h"
+#endif
+
 namespace agentd::model::cuda {
+
+// Position in a ring of stages with such barriers, the same for who fills and who empties it.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  int parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+#if !defined(AGENTD_CUDA_EMULATED)
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -39,16 +55,6 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// Position in a ring of stages with such barriers, the same for who fills and who empties it.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  int parity = 0;
-  __device__ __forceinline__ void Next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
 // `bytes` (a multiple of 16) from global to shared memory by the copy engine.
 __device__ __forceinline__ void CopyBulk(void* to, const void* from, int bytes, uint64_t* barrier) {
   asm volatile(
@@ -58,10 +64,34 @@ __device__ __forceinline__ void CopyBulk(void* to, const void* from, int bytes, 
       : "memory");
 }
 
+// `bytes` (a multiple of 16) from shared to global memory by the copy engine, in a group of this
+// thread's. What was written there became visible to the engine first.
+__device__ __forceinline__ void StoreBulk(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+               "r"(SharedAddress(from)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void StoreBulkCommit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until this thread's groups have read their shared memory; until they have written.
+__device__ __forceinline__ void StoreBulkWaitRead() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void StoreBulkWait() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// `bytes` (a multiple of 16) from global memory into the L2 cache; nobody waits for it.
+__device__ __forceinline__ void PrefetchBulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Ordinary writes to shared memory become visible to the copy engine and the matrix units.
 __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+#endif  // !AGENTD_CUDA_EMULATED
 
 }  // namespace agentd::model::cuda
 

@@ -63,7 +63,7 @@ struct BatchView {
   const int* tokens = nullptr;            // [rows]
 };
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(AGENTD_CUDA_EMULATED)
 // Addresses of entries in their page; `number`: among the layers of its kind.
 __device__ inline uint8_t* KeyInPage(const StateShape& s, uint8_t* page, int number,
                                      int64_t entry) {

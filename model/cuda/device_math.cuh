@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "model/cuda/batch.h"
+#include "model/cuda/machine.cuh"
 #include "model/math.h"
 #include "model/numeric.h"
 
@@ -23,12 +24,6 @@ __device__ inline bool Aligned(const void* p, int bytes) {
   return (reinterpret_cast<uintptr_t>(p) & static_cast<uintptr_t>(bytes - 1)) == 0;
 }
 
-// Two floats to BF16, nearest even: the bits of FloatToBf16 for every number.
-__device__ inline uint32_t PackBf16(float low, float high) {
-  uint32_t bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
-}
 __device__ inline float LowBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float HighBf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
 
@@ -123,37 +118,9 @@ __device__ inline void StoreValues(void* base, int64_t at, int count, const Octe
   }
 }
 
-// *p if `wanted`, else zero: without a branch, so that many loads are under way at once.
-__device__ inline float LoadIf(bool wanted, const float* p) {
-  float v;
-  asm volatile(
-      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %2, 0;\n\tmov.b32 %0, 0;\n\t"
-      "@q ld.global.f32 %0, [%1];\n\t}"
-      : "=f"(v)
-      : "l"(p), "r"(int(wanted)));
-  return v;
-}
-__device__ inline float2 LoadIf(bool wanted, const float2* p) {
-  float2 v;
-  asm volatile(
-      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %3, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
-      "@q ld.global.v2.f32 {%0, %1}, [%2];\n\t}"
-      : "=f"(v.x), "=f"(v.y)
-      : "l"(p), "r"(int(wanted)));
-  return v;
-}
 __device__ inline uint2 LoadIf(bool wanted, const uint2* p) {
   const float2 v = LoadIf(wanted, reinterpret_cast<const float2*>(p));
   return make_uint2(__float_as_uint(v.x), __float_as_uint(v.y));
-}
-__device__ inline float4 LoadIf(bool wanted, const float4* p) {
-  float4 v;
-  asm volatile(
-      "{\n\t.reg .pred q;\n\tsetp.ne.s32 q, %5, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
-      "mov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t@q ld.global.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "l"(p), "r"(int(wanted)));
-  return v;
 }
 __device__ inline float Plus(float a, float b) { return a + b; }
 __device__ inline float4 Plus(float4 a, float4 b) {
@@ -258,10 +225,6 @@ __device__ inline float GroupSum(float value) {
   return value;
 }
 
-__device__ inline void Barrier(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
 // Over the first `threads` of a CTA (whole warps, 1024 at most), the same in each: a tree whose
 // shape does not depend on `threads`, as absent ones add nothing. shared: [32], not used again by
 // another sum without a barrier between.
@@ -291,8 +254,7 @@ __device__ inline float LargestMagnitude(const Octet& o) {
 // 1 / x, as a division rounds it, for x from 2^-126 to below 2^126: without a division's branch for
 // the other numbers, which keeps several from running side by side.
 __device__ inline float ReciprocalInRange(float x) {
-  float near;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
+  const float near = ReciprocalNear(x);
   return __fmaf_rn(__fmaf_rn(-x, near, 1.0f), near, near);
 }
 
@@ -306,20 +268,6 @@ __device__ inline void ScaleByNorm(Octet* o, float factor, const Octet& weight) 
   RoundOctet<kLow>(o);
 }
 
-// Two E4M3 codes, nearest even, saturating: FloatToE4M3 for |value| <= 464.
-__device__ inline uint16_t PackE4M3(float low, float high) {
-  uint16_t codes;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
-  return codes;
-}
-__device__ inline void UnpackE4M3(uint16_t codes, float* low, float* high) {
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
-  asm("{\n\t.reg .b16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, "
-      "b;\n\t}"
-      : "=f"(*low), "=f"(*high)
-      : "r"(halves));
-}
 // Rounds to FP8 with a scale per 128 channels. All lanes of the warp call.
 __device__ inline void RoundFp8(Octet* o) {
   const int exponent = Fp8ScaleExponent(GroupMax<16>(LargestMagnitude(*o)));

@@ -11,6 +11,8 @@
 
 #include "base/status.h"
 #include "model/cuda/device.h"
+#include "model/cuda/expert_cache.h"
+#include "model/cuda/expert_placement.h"
 #include "model/cuda/forward.h"
 #include "model/cuda/graph.h"
 #include "model/cuda/limits.h"
@@ -37,26 +39,45 @@ constexpr int kMissingAtOnce = 4096;
 
 class CudaEngine final : public EngineBase {
  public:
-  static absl::StatusOr<std::unique_ptr<Engine>> Load(Config config,
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const Config& config,
                                                       std::unique_ptr<const Checkpoint> checkpoint,
                                                       const EngineOptions& options);
 
   std::unique_ptr<Sequence> NewSequence() override {
     return std::make_unique<CudaSequence>(layout(), &*sequence_memory_);
   }
+  absl::StatusOr<HostExperts> host_experts() override;
 
  private:
-  CudaEngine(Identity identity, int max_batch_rows, Stream stream, DeviceWeights weights)
+  CudaEngine(Identity identity, int max_batch_rows, Stream stream, DeviceWeights shapes)
       : EngineBase(std::move(identity), max_batch_rows),
         stream_(std::move(stream)),
-        weights_(std::move(weights)) {}
+        weights_(std::move(shapes)) {}
 
+  // All buffers, then, in what is left of the device's memory, the weights.
   absl::Status Prepare(int max_batch_rows);
-  absl::Status RunBatch(Batch* batch, std::span<const LogitsRow> logits) override;
-  absl::Status DraftRow(Batch* batch, std::span<float> logits) override;
-  absl::Status RunLayerRows(int layer, Batch* batch, std::span<float> streams) override;
+  static absl::Status PrepareSequences(const Batch& batch);
+  absl::Status LoadWeights(WeightLoader* loader, const EngineOptions& options);
+  absl::Status RunBatch(Batch* batch, std::span<const LogitsRow> logits) override {
+    return Checked(Evaluate(batch, logits));
+  }
+  absl::Status DraftRow(Batch* batch, std::span<float> logits) override {
+    return Checked(EvaluateDraft(batch, logits));
+  }
+  absl::Status RunLayerRows(int layer, Batch* batch, std::span<float> streams) override {
+    return Checked(EvaluateLayer(layer, batch, streams));
+  }
   // A launch can fail at any time.
   bool CanFail(const SequenceBase&) const override { return true; }
+
+  absl::Status Evaluate(Batch* batch, std::span<const LogitsRow> logits);
+  absl::Status EvaluateDraft(Batch* batch, std::span<float> logits);
+  absl::Status EvaluateLayer(int layer, Batch* batch, std::span<float> streams);
+  // A batch's own status. After a failure nothing is known of which experts were fetched.
+  absl::Status Checked(absl::Status status) {
+    if (!status.ok() && expert_cache_ != nullptr) (void)expert_cache_->Forget();
+    return status;
+  }
 
   // Enqueues the pass over the uploaded batch, up to streams and the MTP block's keys.
   absl::Status Enqueue(const Forward::Fetch& fetch, bool logits_of_all, bool mtp_rows);
@@ -66,9 +87,10 @@ class CudaEngine final : public EngineBase {
   absl::Status ReadLogits(int count);
 
   const Stream stream_;
-  const DeviceWeights weights_;
+  DeviceWeights weights_;
   std::optional<SequenceMemory> sequence_memory_;
   std::unique_ptr<Forward> forward_;
+  std::unique_ptr<ExpertCache> expert_cache_;  // nullptr: all experts are on the device
   Upload upload_;
   PinnedMemory logits_;
   DeviceMemory missing_;  // int2 [kMissingAtOnce], int count
@@ -77,7 +99,8 @@ class CudaEngine final : public EngineBase {
 };
 
 absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Load(
-    Config config, std::unique_ptr<const Checkpoint> checkpoint, const EngineOptions& options) {
+    const Config& config, std::unique_ptr<const Checkpoint> checkpoint,
+    const EngineOptions& options) {
   if (options.max_batch_rows < 1 || options.max_batch_rows > 1 << 16) {
     return InvalidArgument("max_batch_rows is {}: it must be between 1 and 65536",
                            options.max_batch_rows);
@@ -85,19 +108,56 @@ absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Load(
   RETURN_IF_ERROR(CheckLimits(config));
   RETURN_IF_ERROR(CheckDevice());
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
-  ASSIGN_OR_RETURN(DeviceWeights weights, LoadDeviceWeights(config, *checkpoint, stream));
-  Identity identity = {.low_precision = weights.low_precision, .numerics_id = kNumericsId};
+  ASSIGN_OR_RETURN(const auto loader, WeightLoader::Create(config, *checkpoint, stream));
+  DeviceWeights shapes = loader->Shapes();
+  Identity identity = {
+      .config = config, .low_precision = shapes.low_precision, .numerics_id = kNumericsId};
   const bool made_up = checkpoint->tensors().begin()->second.data == nullptr;
   if (!made_up) identity.fingerprint = checkpoint->Fingerprint(CanonicalConfig(config));
-  identity.config = std::move(config);
   std::unique_ptr<CudaEngine> engine(new CudaEngine(std::move(identity), options.max_batch_rows,
-                                                    std::move(stream), std::move(weights)));
+                                                    std::move(stream), std::move(shapes)));
   RETURN_IF_ERROR(engine->Prepare(options.max_batch_rows));
+  RETURN_IF_ERROR(engine->LoadWeights(loader.get(), options));
   return std::unique_ptr<Engine>(std::move(engine));
 }
 
+absl::Status CudaEngine::LoadWeights(WeightLoader* loader, const EngineOptions& options) {
+  size_t free = 0;
+  size_t total = 0;
+  RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "ask for free memory"));
+  ASSIGN_OR_RETURN(const ExpertPlacement placement,
+                   PlaceExperts(options, loader->Sizes(), int64_t(free)));
+  ASSIGN_OR_RETURN(weights_, loader->Load(placement));
+  if (placement.slots == 0) return absl::OkStatus();
+  const auto layers = std::count(placement.on_host.begin(), placement.on_host.end(), true);
+  ASSIGN_OR_RETURN(expert_cache_,
+                   ExpertCache::Create(int(layers), config().n_routed_experts, placement.slots,
+                                       placement.slot_bytes, stream_));
+  BindExperts(expert_cache_->tables().data, placement.slot_bytes, &weights_);
+  forward_->UseCache(expert_cache_.get());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<HostExperts> CudaEngine::host_experts() {
+  HostExperts out;
+  if (expert_cache_ == nullptr) return out;
+  for (size_t i = 0; i < weights_.experts.size(); ++i) {
+    if (weights_.experts[i].host != nullptr) out.layers.push_back(int(i));
+  }
+  for (const PinnedMemory& memory : weights_.host_memory) out.host_bytes += int64_t(memory.bytes());
+  out.experts = int(out.layers.size()) * config().n_routed_experts;
+  out.cached = expert_cache_->tables().slots;
+  out.expert_bytes = expert_cache_->tables().slot_bytes;
+  ASSIGN_OR_RETURN(const ExpertCounts counts, expert_cache_->Counts());
+  out.hits = int64_t(counts.hits);
+  out.misses = int64_t(counts.misses);
+  out.fetched_bytes = int64_t(counts.bytes);
+  return out;
+}
+
 absl::Status CudaEngine::Prepare(int max_batch_rows) {
-  sequence_memory_.emplace(layout(), stream_.get());
+  ASSIGN_OR_RETURN(Stream export_stream, Stream::Create());
+  sequence_memory_.emplace(layout(), stream_.get(), std::move(export_stream));
   ASSIGN_OR_RETURN(forward_, Forward::Create(config(), weights_, layout(), max_batch_rows,
                                              kLogitRows, stream_.get()));
   RETURN_IF_ERROR(upload_.Allocate(max_batch_rows));
@@ -121,6 +181,12 @@ absl::Status CudaEngine::Enqueue(const Forward::Fetch& fetch, bool logits_of_all
     RETURN_IF_ERROR(ReadLogits(upload_.shape().view.rows));
   }
   forward_->Commit(/*with_streams=*/true, /*mtp_in_place=*/false);
+  return absl::OkStatus();
+}
+
+absl::Status CudaEngine::PrepareSequences(const Batch& batch) {
+  for (const Segment& segment : batch.segments)
+    RETURN_IF_ERROR(static_cast<CudaSequence*>(segment.sequence)->Prepare());
   return absl::OkStatus();
 }
 
@@ -154,7 +220,8 @@ absl::Status CudaEngine::RunCaptured(int rows, bool logits, bool mtp_rows) {
   return found->second.Launch(stream_.get());
 }
 
-absl::Status CudaEngine::RunBatch(Batch* batch, std::span<const LogitsRow> logits) {
+absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logits) {
+  RETURN_IF_ERROR(PrepareSequences(*batch));
   upload_.SetBatch(*batch, /*rows_begun=*/true);
   const bool mtp_rows = layout().mtp && upload_.SetMtpRows(*batch, layout());
   const bool resident =
@@ -226,19 +293,23 @@ absl::Status CudaEngine::FetchMissing(Batch* batch, const SelectArgs& args) {
     RETURN_IF_ERROR(CudaStatus(
         cudaMemcpy(found.data(), list, found.size() * sizeof(int2), cudaMemcpyDeviceToHost),
         "read missing entries"));
-    std::set<std::pair<int, int>> blocks;
-    for (const int2& missing : found) blocks.emplace(missing.x, missing.y);
+    std::map<int, std::set<int>> blocks;  // by segment
+    for (const int2& missing : found) blocks[missing.x].insert(missing.y);
     bool failed = false;
-    for (const auto& [segment, block] : blocks) {
+    for (const auto& [segment, missing] : blocks) {
       Segment& of = batch->segments[size_t(segment)];
-      if (of.status.ok()) of.status = of.sequence->FetchCsa(block, args.number);
+      std::vector<CsaPart> parts;
+      for (const int block : missing) parts.push_back({block, args.number});
+      if (of.status.ok()) of.status = of.sequence->FetchCsa(parts);
       failed |= !of.status.ok();
+      RETURN_IF_ERROR(static_cast<CudaSequence*>(of.sequence)->Prepare());
     }
     if (total <= kMissingAtOnce || failed) return absl::OkStatus();
   }
 }
 
-absl::Status CudaEngine::DraftRow(Batch* batch, std::span<float> logits) {
+absl::Status CudaEngine::EvaluateDraft(Batch* batch, std::span<float> logits) {
+  RETURN_IF_ERROR(PrepareSequences(*batch));
   upload_.SetBatch(*batch, /*rows_begun=*/false);
   upload_.SetDraftRow(*batch);
   RETURN_IF_ERROR(upload_.Send(stream_.get()));
@@ -253,7 +324,8 @@ absl::Status CudaEngine::DraftRow(Batch* batch, std::span<float> logits) {
   return absl::OkStatus();
 }
 
-absl::Status CudaEngine::RunLayerRows(int layer, Batch* batch, std::span<float> streams) {
+absl::Status CudaEngine::EvaluateLayer(int layer, Batch* batch, std::span<float> streams) {
+  RETURN_IF_ERROR(PrepareSequences(*batch));
   upload_.SetBatch(*batch, /*rows_begun=*/true);
   RETURN_IF_ERROR(upload_.Send(stream_.get()));
   forward_->Begin(upload_.shape());
@@ -279,19 +351,19 @@ absl::Status CudaEngine::RunLayerRows(int layer, Batch* batch, std::span<float> 
 }  // namespace
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(Config config,
+absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(const Config& config,
                                                        std::unique_ptr<const Checkpoint> checkpoint,
                                                        const EngineOptions& options) {
-  return cuda::CudaEngine::Load(std::move(config), std::move(checkpoint), options);
+  return cuda::CudaEngine::Load(config, std::move(checkpoint), options);
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(const std::filesystem::path& model_dir,
                                                        const EngineOptions& options) {
   // Before the files: without a device they need not be read.
   RETURN_IF_ERROR(cuda::CheckDevice());
-  ASSIGN_OR_RETURN(Config config, Config::Load(model_dir));
+  ASSIGN_OR_RETURN(const Config config, Config::Load(model_dir));
   ASSIGN_OR_RETURN(std::unique_ptr<const Checkpoint> checkpoint, Checkpoint::Open(model_dir));
-  return LoadCudaEngine(std::move(config), std::move(checkpoint), options);
+  return LoadCudaEngine(config, std::move(checkpoint), options);
 }
 
 }  // namespace agentd::model

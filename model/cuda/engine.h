@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(const std::filesystem::pa
                                                        const EngineOptions& options);
 
 // Of a checkpoint whose tensors may have no data: those get random weights, made on the device.
-absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(Config config,
+absl::StatusOr<std::unique_ptr<Engine>> LoadCudaEngine(const Config& config,
                                                        std::unique_ptr<const Checkpoint> checkpoint,
                                                        const EngineOptions& options);
 

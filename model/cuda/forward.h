@@ -16,6 +16,7 @@
 #include "model/cuda/batch.h"
 #include "model/cuda/device.h"
 #include "model/cuda/elementwise.h"
+#include "model/cuda/expert_cache.h"
 #include "model/cuda/gemm.h"
 #include "model/cuda/weights.h"
 #include "model/state_layout.h"
@@ -42,6 +43,9 @@ class Forward {
                                                          const DeviceWeights& weights,
                                                          const StateLayout& layout, int max_rows,
                                                          int max_logit_rows, cudaStream_t stream);
+
+  // Where layers whose experts are in host memory find them. Before the first pass.
+  void UseCache(const ExpertCache* cache) { cache_ = cache; }
 
   // A pass over `batch` starts: RoPE tables.
   void Begin(const BatchShape& batch);
@@ -86,6 +90,11 @@ class Forward {
   GemmArgs NewGemm(int rows) const;
   static void Add(GemmArgs* args, const Matrix& weight, const void* x, int x_stride,
                   const Planes& y);
+  // Few rows: while `args` ends, these are read ahead, as far as the cache holds them.
+  void AddAhead(GemmArgs* args, const void* data, int64_t bytes, int64_t expert_stride = 0) const;
+  void AddAhead(GemmArgs* args, const Matrix& weight) const;
+  // What the layer (the head after the last) multiplies first.
+  void AddLayerAhead(GemmArgs* args, int layer) const;
   // What a matrix multiplies: y_, or rounded to FP8 where the matrix is FP8 or FP4.
   const void* Input(const Matrix& weight) const;
 
@@ -99,8 +108,30 @@ class Forward {
                              const Fetch& fetch);
   void Output(const LayerWeights& w, const void* attended);
   void Moe(int layer, const LayerWeights& w);
-  void Experts(const LayerWeights& w, const GroupedExperts& experts, const RouteArgs& route,
-               const Planes& shared_gate, const Planes& shared_up);
+  // Rows that went to experts, in which tiles, and what comes of them.
+  struct RoutedRows {
+    RouteArgs route;
+    bool together = false;  // the shared expert's products are in the routed ones' launches
+    // Of the product under way: all tiles, or those of a round of cached experts.
+    int4* tiles = nullptr;
+    int* tile_count = nullptr;
+    int tile_limit = 0;
+    Planes gate;
+    Planes up;
+    void* x = nullptr;
+    Planes y;
+    Planes shared_gate;
+    Planes shared_up;
+    void* shared_x = nullptr;
+    Planes shared_y;
+  };
+  void Experts(int layer, const LayerWeights& w, RoutedRows* rows);
+  void AddGrouped(GemmArgs* args, const GroupedMatrix& m, const void* x, const int* row_index,
+                  const RoutedRows& rows, const Planes& y) const;
+  // Brings a round's experts into the cache.
+  void FetchRound(int round, const GroupedExperts& experts, const RoutedRows& rows);
+  // What the experts make of the rows in rows.tiles; `shared`: of all rows the shared one as well.
+  void Products(int layer, const LayerWeights& w, const RoutedRows& rows, bool shared);
   int GroupTile(int rows) const;
 
   const Config& config_;
@@ -140,6 +171,7 @@ class Forward {
   uint8_t* region_ = nullptr;
   int64_t region_bytes_ = 0;
   int64_t taken_ = 0;
+  const ExpertCache* cache_ = nullptr;
   void* select_scratch_ = nullptr;
   void* attend_scratch_ = nullptr;
 };

@@ -10,7 +10,7 @@ namespace agentd::model::cuda {
 int64_t Forward::AttentionBytes(int rows) const {
   // Of every layer the largest; 256 bytes of slack per buffer.
   int64_t most = 0;
-  auto planes = [&](const Matrix& m) { return int64_t(m.slices) * rows * m.rows * 4 + 256; };
+  auto planes = [&](const Matrix& m) { return PlaneRows(m, rows) * m.rows * 4 + 256; };
   const int64_t value = low_ ? 2 : 4;
   auto values = [&](int64_t width) { return rows * width * value + 256; };
   for (int layer = 0; layer < int(layout_.layers.size()); ++layer) {
@@ -26,8 +26,8 @@ int64_t Forward::AttentionBytes(int rows) const {
     }
     const int64_t wide = int64_t(config_.num_attention_heads) * config_.head_dim;
     const int64_t low_rank = int64_t(config_.o_groups) * config_.o_lora_rank;
-    bytes += planes(w.wq_b) + 2 * values(wide) + int64_t(w.wo_a[0].slices) * rows * low_rank * 4 +
-             256 + values(low_rank) + planes(w.wo_b);
+    bytes += planes(w.wq_b) + 2 * values(wide) + PlaneRows(w.wo_a[0], rows) * low_rank * 4 + 256 +
+             values(low_rank) + planes(w.wo_b);
     most = std::max(most, bytes);
   }
   if (weights_.mtp) {
@@ -66,6 +66,7 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
     index_gate = project(w.indexer->compressor.wgate);
     index_weights = project(w.indexer->weights_proj);
   }
+  AddAhead(&gemm, w.wq_b);
   Gemm(gemm, stream_);
 
   void* q_norm = TakeValues(int64_t(rows_) * q_rank);
@@ -119,6 +120,7 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
         1 / (std::sqrt(double(config_.index_head_dim)) * std::sqrt(double(config_.index_n_heads))));
     queries.index_weights_out = TakeArray<float>(int64_t(rows_) * config_.index_n_heads);
   }
+  for (const Matrix& group : w.wo_a) AddAhead(&gemm, group);
   Gemm(gemm, stream_);
   Queries(queries, stream_);
 
@@ -198,8 +200,9 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
   const int wide = config_.num_attention_heads * config_.head_dim;
   const int low_rank = groups * config_.o_lora_rank;
   const Matrix& first = w.wo_a[0];
-  Planes o_low = {
-      .planes = first.slices, .plane_stride = int64_t(rows_) * low_rank, .row_stride = low_rank};
+  Planes o_low = {.planes = ProductPlanes(first, rows_),
+                  .plane_stride = int64_t(rows_) * low_rank,
+                  .row_stride = low_rank};
   float* data = TakeArray<float>(o_low.plane_stride * o_low.planes);
   o_low.data = data;
   GemmArgs gemm = NewGemm(rows_);
@@ -210,12 +213,17 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
         static_cast<const uint8_t*>(attended) + int64_t(g) * (wide / groups) * (low_ ? 2 : 4), wide,
         part);
   }
+  AddAhead(&gemm, w.wo_b);
   Gemm(gemm, stream_);
   void* values = TakeValues(int64_t(rows_) * low_rank);
   Collect(o_low, rows_, low_rank, low_, IsQuantized(w.wo_b), values, stream_);
   gemm = NewGemm(rows_);
   sub_ = Take(w.wo_b, rows_);
   Add(&gemm, w.wo_b, values, low_rank, sub_);
+  AddAhead(&gemm, w.hc_ffn.fn);
+  AddAhead(&gemm, w.gate);
+  AddAhead(&gemm, w.shared.w1);
+  AddAhead(&gemm, w.shared.w3);
   Gemm(gemm, stream_);
 }
 

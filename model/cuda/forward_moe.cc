@@ -5,12 +5,6 @@
 #include "model/cuda/forward.h"
 
 namespace agentd::model::cuda {
-namespace {
-
-// Up to this many rows all products of a step run in one launch.
-constexpr int kFewRows = 32;
-
-}  // namespace
 
 int Forward::GroupTile(int rows) const {
   // An expert's rows vary about the mean: half as many again fit most of them in one tile.
@@ -28,7 +22,7 @@ int64_t Forward::MoeBytes(int rows) const {
   for (int layer = 0; layer < int(layout_.layers.size()); ++layer) {
     const LayerWeights& w = weights_.layer(layer);
     auto planes = [&](const Matrix& m, int64_t count) {
-      return int64_t(m.slices) * count * m.rows * 4 + 256;
+      return PlaneRows(m, int(count)) * m.rows * 4 + 256;
     };
     int64_t bytes = planes(w.gate, rows);
     bytes += planes(w.shared.w1, rows) + planes(w.shared.w3, rows) + planes(w.shared.w2, rows);
@@ -36,7 +30,7 @@ int64_t Forward::MoeBytes(int rows) const {
     bytes += planes(experts.w1.first, routed) + planes(experts.w3.first, routed) +
              planes(experts.w2.first, routed);
     bytes += (routed + rows) * inter * value + 512;
-    bytes += (routed * 5 + config_.n_routed_experts * 5 + 64) * 4 + routed * 16 + 4096;
+    bytes += (routed * 5 + config_.n_routed_experts * 5 + 64) * 4 + 2 * routed * 16 + 4096;
     bytes += int64_t(rows) * d_ * 4 + 256;
     most = std::max(most, bytes);
   }
@@ -54,85 +48,140 @@ void Forward::Moe(int layer, const LayerWeights& w) {
     return planes;
   };
   const Planes gate = project(w.gate);
-  const Planes shared_gate = project(w.shared.w1);
-  const Planes shared_up = project(w.shared.w3);
+  // Few rows: the shared expert comes with the routed ones, so that its weights are read during the
+  // routing.
+  const int tile = GroupTile(rows_);
+  RoutedRows rows;
+  rows.together = rows_ <= kFewRows && tile == GemmTile(rows_);
+  if (rows.together) {
+    rows.shared_gate = Take(w.shared.w1, rows_);
+    rows.shared_up = Take(w.shared.w3, rows_);
+    AddAhead(&gemm, w.shared.w1);
+    AddAhead(&gemm, w.shared.w3);
+  } else {
+    rows.shared_gate = project(w.shared.w1);
+    rows.shared_up = project(w.shared.w3);
+  }
   Gemm(gemm, stream_);
-  RouteArgs route = {.rows = rows_,
-                     .experts = config_.n_routed_experts,
-                     .k = k,
-                     .factor = float(config_.routed_scaling_factor),
-                     .gate = gate,
-                     .bias = w.hash_routed ? nullptr : w.gate_bias.data,
-                     .experts_of = w.hash_routed ? w.experts_of.data : nullptr,
-                     .tokens = batch_.view.tokens,
-                     .tile = GroupTile(rows_),
-                     .chosen = TakeArray<int>(routed),
-                     .chosen_weight = TakeArray<float>(routed),
-                     .expert_begin = TakeArray<int>(config_.n_routed_experts + 1),
-                     .routed_row = TakeArray<int>(routed),
-                     .routed_at = TakeArray<int>(routed),
-                     .routed_weight = TakeArray<float>(routed)};
-  const int64_t tiles = std::min<int64_t>(routed, routed / route.tile + config_.n_routed_experts);
-  route.tiles = TakeArray<int4>(tiles);
+  RouteArgs& route = rows.route;
+  route = {.rows = rows_,
+           .experts = config_.n_routed_experts,
+           .k = k,
+           .factor = float(config_.routed_scaling_factor),
+           .gate = gate,
+           .bias = w.hash_routed ? nullptr : w.gate_bias.data,
+           .experts_of = w.hash_routed ? w.experts_of.data : nullptr,
+           .tokens = batch_.view.tokens,
+           .tile = tile,
+           .chosen = TakeArray<int>(routed),
+           .chosen_weight = TakeArray<float>(routed),
+           .expert_begin = TakeArray<int>(config_.n_routed_experts + 1),
+           .routed_row = TakeArray<int>(routed),
+           .routed_at = TakeArray<int>(routed),
+           .routed_weight = TakeArray<float>(routed)};
+  rows.tile_limit = int(std::min<int64_t>(routed, routed / route.tile + config_.n_routed_experts));
+  route.tiles = TakeArray<int4>(rows.tile_limit);
   route.tile_count = TakeArray<int>(1);
   Route(route, stream_);
-  Experts(w, weights_.experts[size_t(layer)], route, shared_gate, shared_up);
+  Experts(layer, w, &rows);
 }
 
-void Forward::Experts(const LayerWeights& w, const GroupedExperts& experts, const RouteArgs& route,
-                      const Planes& shared_gate, const Planes& shared_up) {
-  const int routed = rows_ * config_.num_experts_per_tok;
+void Forward::AddGrouped(GemmArgs* args, const GroupedMatrix& m, const void* x,
+                         const int* row_index, const RoutedRows& rows, const Planes& y) const {
+  Add(args, m.first, x, m.first.columns, y);
+  GemmJob& job = args->jobs[args->job_count - 1];
+  job.grouped = true;
+  job.expert_data = m.expert_data;
+  job.expert_scales = m.expert_scales;
+  job.row_index = row_index;
+  args->tiles = rows.tiles;
+  args->tile_count = rows.tile_count;
+  args->tile_limit = rows.tile_limit;
+  args->group_tile = rows.route.tile;
+}
+
+void Forward::FetchRound(int round, const GroupedExperts& experts, const RoutedRows& rows) {
+  if (round == 0) {
+    LookUpExperts(cache_->tables(),
+                  {.layer = experts.number,
+                   .expert_bytes = experts.expert_bytes,
+                   .expert_begin = rows.route.expert_begin,
+                   .few = rows_ <= kFewRows},
+                  stream_);
+  }
+  FetchExperts(cache_->tables(),
+               {.round = round,
+                .expert_bytes = experts.expert_bytes,
+                .host = experts.host,
+                .tiles = rows.route.tiles,
+                .tile_count = rows.route.tile_count,
+                .round_tiles = rows.tiles,
+                .round_tile_count = rows.tile_count},
+               stream_);
+}
+
+void Forward::Products(int layer, const LayerWeights& w, const RoutedRows& rows, bool shared) {
+  const GroupedExperts& experts = weights_.experts[size_t(layer)];
   const int inter = config_.moe_intermediate_size;
-  const auto limit = float(config_.swiglu_limit);
-  const int tile_limit =
-      int(std::min<int64_t>(routed, routed / route.tile + config_.n_routed_experts));
-  auto grouped = [&](GemmArgs* args, const GroupedMatrix& m, const void* x, int x_stride,
-                     const int* row_index) {
-    const Planes planes = Take(m.first, routed);
-    Add(args, m.first, x, x_stride, planes);
-    GemmJob& job = args->jobs[args->job_count - 1];
-    job.grouped = true;
-    job.expert_data = m.expert_data;
-    job.expert_scales = m.expert_scales;
-    job.row_index = row_index;
-    args->tiles = route.tiles;
-    args->tile_count = route.tile_count;
-    args->tile_limit = tile_limit;
-    args->group_tile = route.tile;
-    return planes;
-  };
+  const int* const from = rows.route.routed_row;
   GemmArgs gemm = NewGemm(rows_);
-  const Planes gate = grouped(&gemm, experts.w1, Input(experts.w1.first), d_, route.routed_row);
-  const Planes up = grouped(&gemm, experts.w3, Input(experts.w3.first), d_, route.routed_row);
+  if (rows.together && shared) {
+    Add(&gemm, w.shared.w1, Input(w.shared.w1), d_, rows.shared_gate);
+    Add(&gemm, w.shared.w3, Input(w.shared.w3), d_, rows.shared_up);
+    AddAhead(&gemm, w.shared.w2);
+  }
+  const Matrix& down = experts.w2.first;
+  AddAhead(&gemm, down.data, MatrixBytes(down.type, down.plain_bf16, down.rows, down.columns),
+           experts.w2.expert_data);
+  AddGrouped(&gemm, experts.w1, Input(experts.w1.first), from, rows, rows.gate);
+  AddGrouped(&gemm, experts.w3, Input(experts.w3.first), from, rows, rows.up);
   Gemm(gemm, stream_);
-
-  void* routed_x = TakeValues(int64_t(routed) * inter);
-  void* shared_x = TakeValues(int64_t(rows_) * inter);
-  SwiGlu({.rows = routed,
-          .gate = gate,
-          .up = up,
-          .weight = route.routed_weight,
+  // Of rows whose round is yet to come this makes nothing of use, and nobody reads it before.
+  SwiGlu({.rows = rows_ * config_.num_experts_per_tok,
+          .gate = rows.gate,
+          .up = rows.up,
+          .weight = rows.route.routed_weight,
           .fp8 = IsQuantized(experts.w2.first),
-          .out = routed_x},
-         {.rows = rows_,
-          .gate = shared_gate,
-          .up = shared_up,
+          .out = rows.x},
+         {.rows = shared ? rows_ : 0,
+          .gate = rows.shared_gate,
+          .up = rows.shared_up,
           .fp8 = IsQuantized(w.shared.w2),
-          .out = shared_x},
-         inter, limit, low_, stream_);
-
+          .out = rows.shared_x},
+         inter, float(config_.swiglu_limit), low_, stream_);
   gemm = NewGemm(rows_);
-  const Planes routed_y = grouped(&gemm, experts.w2, routed_x, inter, nullptr);
-  const Planes shared_y = Take(w.shared.w2, rows_);
-  if (rows_ > kFewRows || route.tile != GemmTile(rows_)) {
+  if (shared) Add(&gemm, w.shared.w2, rows.shared_x, inter, rows.shared_y);
+  if (!rows.together) {
     Gemm(gemm, stream_);
     gemm = NewGemm(rows_);
   }
-  Add(&gemm, w.shared.w2, shared_x, inter, shared_y);
+  gemm.tiles_settled = rows.together;
+  AddGrouped(&gemm, experts.w2, rows.x, nullptr, rows, rows.y);
+  AddLayerAhead(&gemm, layer + 1);
   Gemm(gemm, stream_);
+}
+
+void Forward::Experts(int layer, const LayerWeights& w, RoutedRows* rows) {
+  const GroupedExperts& experts = weights_.experts[size_t(layer)];
+  const int routed = rows_ * config_.num_experts_per_tok;
+  const int inter = config_.moe_intermediate_size;
+  const bool cached = experts.host != nullptr;
+  rows->tiles = cached ? TakeArray<int4>(rows->tile_limit) : rows->route.tiles;
+  rows->tile_count = cached ? TakeArray<int>(1) : rows->route.tile_count;
+  rows->gate = Take(experts.w1.first, routed);
+  rows->up = Take(experts.w3.first, routed);
+  rows->x = TakeValues(int64_t(routed) * inter);
+  rows->shared_x = TakeValues(int64_t(rows_) * inter);
+  rows->y = Take(experts.w2.first, routed);
+  rows->shared_y = Take(w.shared.w2, rows_);
+  const int rounds = cached ? cache_->Rounds(routed) : 1;
+  for (int round = 0; round < rounds; ++round) {
+    if (cached) FetchRound(round, experts, *rows);
+    Products(layer, w, *rows, /*shared=*/round + 1 == rounds);
+  }
   float* out = TakeArray<float>(int64_t(rows_) * d_);
-  AddExperts(routed_y, route.routed_at, config_.num_experts_per_tok, shared_y, rows_, d_, low_, out,
-             stream_);
+  AddExperts(rows->y, rows->route.routed_at, config_.num_experts_per_tok, rows->shared_y, rows_, d_,
+             low_, out, stream_);
   sub_ = {.data = out, .planes = 1, .plane_stride = 0, .row_stride = d_};
 }
 

@@ -4,7 +4,8 @@
 // N, so a row's bits do not depend on how many there are. Every weight type becomes BF16 in
 // registers (exactly: an FP8 or FP4 code times a power of two), the inputs are BF16 (a value
 // rounded to FP8 is one too), the sums F32. K runs in order through one chain of matrix
-// instructions per slice; the slices are written as Planes and added by whoever reads them.
+// instructions per slice. Of few rows the slices are written as Planes and added by whoever reads
+// them; of many the product adds them, in the same order.
 //
 // Float checkpoints, and F32 weights of others, take plain F32 arithmetic instead.
 #ifndef AGENTD_MODEL_CUDA_GEMM_H_
@@ -80,7 +81,7 @@ struct GemmJob {
   Matrix weight;
   const void* x = nullptr;  // [rows][x_stride] Value
   int x_stride = 0;
-  float* y = nullptr;  // slices planes of [rows][y_stride], plane_stride apart
+  float* y = nullptr;  // ProductPlanes() planes of [rows][y_stride], plane_stride apart
   int y_stride = 0;
   int64_t plane_stride = 0;
   // Grouped: tiles {expert, first, count} of rows; the weight is expert 0's, others follow at these
@@ -93,11 +94,25 @@ struct GemmJob {
 
 inline constexpr int kMaxGemmJobs = 20;
 
-// Rows of a tile for `rows` rows: 8, 16 or 32 for few, 64 or 128 for many.
+// Weights that a later launch reads: a launch of few rows brings them into the L2 cache while it
+// ends, so that memory is not idle until that launch is under way. Results do not depend on it.
+struct ReadAhead {
+  const void* data = nullptr;  // 16-byte aligned
+  int64_t bytes = 0;           // a multiple of 16
+  int64_t expert_stride = 0;   // not 0: of the expert of every tile, this far apart
+};
+inline constexpr int kMaxReadAhead = 12;
+
+// Rows of a tile for `rows` rows: 8, 16 or 32 for few, 128 for many.
+inline constexpr int kFewRows = 32;
 int GemmTile(int rows);
+// Planes that a product of a matrix with `rows` rows is written as.
+int ProductPlanes(const Matrix& weight, int rows);
+// What room the planes of up to `rows` rows take, in rows.
+int64_t PlaneRows(const Matrix& weight, int rows);
 
 struct GemmArgs {
-  GemmJob jobs[kMaxGemmJobs];
+  GemmJob jobs[kMaxGemmJobs];  // grouped ones last
   int job_count = 0;
   int rows = 0;  // of the jobs that are not grouped
   bool low = false;
@@ -107,6 +122,10 @@ struct GemmArgs {
   const int* tile_count = nullptr;
   int tile_limit = 0;
   int group_tile = 0;
+  // The tiles were written before the launch ahead of this one began its own grouped jobs.
+  bool tiles_settled = false;
+  ReadAhead ahead[kMaxReadAhead];
+  int ahead_count = 0;
 };
 // Jobs of one launch run side by side. rows == 0: nothing is done.
 void Gemm(const GemmArgs& args, cudaStream_t stream);

@@ -1,5 +1,5 @@
-// What the product's kernels share: weights from their packed form to BF16 fragments, copies into
-// shared memory, and which part of which job a block does.
+// What the product's kernels share: weights from their packed form to BF16 fragments, and which
+// part of which job a block does.
 #ifndef AGENTD_MODEL_CUDA_GEMM_COMMON_CUH_
 #define AGENTD_MODEL_CUDA_GEMM_COMMON_CUH_
 
@@ -15,15 +15,6 @@ namespace agentd::model::cuda {
 
 __host__ __device__ __forceinline__ int DivideUpInt(int a, int b) { return (a + b - 1) / b; }
 
-// 16 bytes to shared memory, of which `bytes` are read and the rest becomes zeros.
-__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
 // One lane's share of a 16 x 64 piece: what is loaded, and how it becomes the four fragments of 16
 // columns (registers 0..3: rows g, g+8, g, g+8; columns 2t, 2t, 2t+8, 2t+8).
 template <MatrixType kType>
@@ -102,7 +93,7 @@ struct Rows16 {
   }
 };
 
-// A unit of work: some rows of weights of one job, one slice of K, one tile of rows.
+// A unit of work: some rows of weights of one job, one slice of K or all, one tile of rows.
 struct Work {
   int job = -1;  // -1: nothing
   int m_tile = 0;
@@ -114,27 +105,51 @@ struct Work {
   int step_end = 0;
 };
 
-// Unit `unit` of a launch whose blocks do m_rows rows of weights and tiles of n_rows rows. Units of
-// a job: its slices, then rows of weights, then tiles. `tiles`: how many there are of grouped jobs.
-__device__ __forceinline__ Work FindWork(const GemmArgs& a, int unit, int m_rows, int n_rows,
-                                         int tiles) {
+// How a kernel cuts jobs into units.
+struct Cut {
+  int m_rows = 0;       // of weights
+  int n_rows = 0;       // of a tile of a job that is not grouped
+  bool slices = false;  // each slice of K is a unit of its own
+  // So many units beside each other along the weights, then the next tile of rows: what runs at one
+  // time then shares both weights and rows. 0: all.
+  int band = 0;
+
+  __host__ __device__ __forceinline__ int Across(const Matrix& w) const {
+    return (w.rows + m_rows - 1) / m_rows * (slices ? w.slices : 1);
+  }
+  __host__ __device__ __forceinline__ int Tiles(const GemmJob& job, int rows, int tiles) const {
+    return job.grouped ? tiles : (rows + n_rows - 1) / n_rows;
+  }
+};
+
+// Unit `unit` of a launch. Units of a job: its slices, then rows of weights, then tiles. `tiles`:
+// how many there are of grouped jobs.
+__device__ __forceinline__ Work FindWork(const GemmArgs& a, int unit, Cut cut, int tiles) {
   Work work;
   for (int i = 0; i < a.job_count; ++i) {
     const GemmJob& job = a.jobs[i];
     const Matrix& w = job.weight;
-    const int of_tile = DivideUpInt(w.rows, m_rows) * w.slices;
-    const int units = of_tile * (job.grouped ? tiles : DivideUpInt(a.rows, n_rows));
-    if (unit >= units) {
-      unit -= units;
+    const int across = cut.Across(w);
+    const int down = cut.Tiles(job, a.rows, tiles);
+    if (unit >= across * down) {
+      unit -= across * down;
       continue;
     }
-    const int tile = unit / of_tile;
-    unit %= of_tile;
-    work.job = i;
-    work.slice = unit % w.slices;
-    work.m_tile = unit / w.slices;
+    int begin = 0;
+    int width = across;
+    if (cut.band > 0) {
+      begin = unit / (cut.band * down) * cut.band;
+      unit -= begin * down;
+      width = min(cut.band, across - begin);
+    }
+    const int tile = unit / width;
+    unit = begin + unit % width;
     const int steps = DivideUpInt(w.columns, 64);
-    const int per_slice = DivideUpInt(steps, w.slices);
+    const int slices = cut.slices ? w.slices : 1;
+    const int per_slice = DivideUpInt(steps, slices);
+    work.job = i;
+    work.slice = unit % slices;
+    work.m_tile = unit / slices;
     work.step_begin = min(steps, work.slice * per_slice);
     work.step_end = min(steps, work.step_begin + per_slice);
     if (job.grouped) {
@@ -143,8 +158,8 @@ __device__ __forceinline__ Work FindWork(const GemmArgs& a, int unit, int m_rows
       work.first = t.y;
       work.count = t.z;
     } else {
-      work.first = tile * n_rows;
-      work.count = min(n_rows, a.rows - work.first);
+      work.first = tile * cut.n_rows;
+      work.count = min(cut.n_rows, a.rows - work.first);
     }
     return work;
   }
@@ -152,14 +167,10 @@ __device__ __forceinline__ Work FindWork(const GemmArgs& a, int unit, int m_rows
 }
 
 // Of all jobs together; grouped ones counted for `tiles` tiles.
-__host__ __device__ __forceinline__ int CountUnits(const GemmArgs& a, int m_rows, int n_rows,
-                                                   int tiles) {
+__host__ __device__ __forceinline__ int CountUnits(const GemmArgs& a, Cut cut, int tiles) {
   int units = 0;
-  for (int i = 0; i < a.job_count; ++i) {
-    const GemmJob& job = a.jobs[i];
-    units += DivideUpInt(job.weight.rows, m_rows) * job.weight.slices *
-             (job.grouped ? tiles : DivideUpInt(a.rows, n_rows));
-  }
+  for (int i = 0; i < a.job_count; ++i)
+    units += cut.Across(a.jobs[i].weight) * cut.Tiles(a.jobs[i], a.rows, tiles);
   return units;
 }
 

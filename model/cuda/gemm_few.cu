@@ -1,11 +1,10 @@
 // Products of few rows (decode): the floor is the weights' bytes over the memory's bandwidth.
 //
-// Four groups of two warps a block, a block per multiprocessor. For each group a thread streams the
-// weights of its units through a ring of shared memory, unit after unit without a pause, and begins
-// before the kernel ahead has ended: of one row a block takes less than half of a multiprocessor's
-// shared memory and registers, so that the next product's ring fills while this one ends and small
-// kernels run between. A warp does two tiles of 16 rows side by side, since a chain of matrix
-// instructions waits for itself.
+// Four groups of four warps a block, a block per multiprocessor. For each group a thread streams
+// the weights of its units through a ring of shared memory, unit after unit without a pause, and
+// begins before the kernels ahead have ended. When it has sent for all of its own it sends what a
+// later launch reads to the L2 cache: between two products small kernels run, and memory would be
+// idle.
 #include "model/cuda/gemm_common.cuh"
 #include "model/cuda/gemm_kernels.h"
 #include "model/cuda/launch.cuh"
@@ -18,6 +17,9 @@ constexpr int kGroupThreads = 128;
 constexpr int kThreads = kGroups * (kGroupThreads + 32);  // and a warp each that copies
 constexpr int kRows = 64;                                 // of weights of a unit
 constexpr int kStageBytes = 8192;
+
+template <typename S>
+constexpr Cut kCut = {.m_rows = kRows, .n_rows = 8 * S::kTiles, .slices = true};
 
 // Steps of 64 columns of a stage: 8 KiB of 64 rows.
 template <MatrixType kType>
@@ -74,6 +76,49 @@ __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
     }
     place->Next();
   }
+}
+
+// One of `parts` threads: its share of what a later launch reads.
+__device__ void FetchAhead(const GemmArgs& a, int part, int parts, int tiles) {
+  constexpr int kChunk = 16 << 10;
+  for (int i = 0; i < a.ahead_count; ++i) {
+    const ReadAhead& ahead = a.ahead[i];
+    const auto chunks = int((ahead.bytes + kChunk - 1) / kChunk);
+    const int all = chunks * (ahead.expert_stride != 0 ? tiles : 1);
+    for (int c = part; c < all; c += parts) {
+      const int64_t at = int64_t(c % chunks) * kChunk;
+      const int64_t expert = ahead.expert_stride != 0 ? a.tiles[c / chunks].x : 0;
+      PrefetchBulk(static_cast<const uint8_t*>(ahead.data) + expert * ahead.expert_stride + at,
+                   int(min(int64_t{kChunk}, ahead.bytes - at)));
+    }
+  }
+}
+
+// A group's copying thread: the weights of its units, from `first` on every `stride`th.
+template <typename S>
+__device__ void StreamUnits(const GemmArgs& a, Group<S>* group, int first, int stride) {
+  RingPlace<S::kStages> place;
+  // Of grouped jobs, which are the last, tiles may have been written by the kernel ahead.
+  bool settled = !HasGroups(a);
+  int tiles = 0;
+  for (int unit = first;; unit += stride) {
+    Work work = FindWork(a, unit, kCut<S>, tiles);
+    if (work.job < 0 && !settled) {
+      if (!a.tiles_settled) GridDependencyWait();
+      settled = true;
+      tiles = *a.tile_count;
+      work = FindWork(a, unit, kCut<S>, tiles);
+    }
+    if (work.job < 0) break;
+    const GemmJob& job = a.jobs[work.job];
+    if (job.weight.type == MatrixType::kBf16)
+      Stream<MatrixType::kBf16>(job, work, group, &place);
+    else if (job.weight.type == MatrixType::kFp8)
+      Stream<MatrixType::kFp8>(job, work, group, &place);
+    else
+      Stream<MatrixType::kFp4>(job, work, group, &place);
+  }
+  FetchAhead(a, first, stride, tiles);
 }
 
 // Inputs of a chunk from `step` on into one buffer; columns beyond the matrix become zeros. Rows
@@ -212,9 +257,9 @@ __device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, 
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_constant__ GemmArgs a) {
-  extern __shared__ __align__(128) uint8_t bytes[];
-  auto* groups = reinterpret_cast<Group<S>*>(bytes);
-  GridDependencyLaunch();
+  auto* groups = SharedMemory<Group<S>>();
+  // Who relies on tiles_settled must not start before they are.
+  if (!HasGroups(a)) GridDependencyLaunch();
   if (threadIdx.x < kGroups * S::kStages) {
     Group<S>& group = groups[threadIdx.x / S::kStages];
     BarrierInit(&group.full[threadIdx.x % S::kStages], 1);
@@ -226,37 +271,29 @@ __global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_consta
   const int number =
       copies ? (threadIdx.x - kGroups * kGroupThreads) / 32 : threadIdx.x / kGroupThreads;
   Group<S>* group = groups + number;
-  // Which tiles there are, an earlier kernel wrote.
-  int tiles = 0;
-  if (!copies || HasGroups(a)) GridDependencyWait();
-  if (HasGroups(a)) tiles = *a.tile_count;
-  RingPlace<S::kStages> place;
   // Units go to all blocks before a block's second group gets one.
   const int first = number * int(gridDim.x) + int(blockIdx.x);
   const int stride = int(gridDim.x) * kGroups;
   if (copies) {
-    if (threadIdx.x % 32 != 0) return;
-    for (int unit = first;; unit += stride) {
-      const Work work = FindWork(a, unit, kRows, 8 * S::kTiles, tiles);
-      if (work.job < 0) return;
-      const GemmJob& job = a.jobs[work.job];
-      if (job.weight.type == MatrixType::kBf16)
-        Stream<MatrixType::kBf16>(job, work, group, &place);
-      else if (job.weight.type == MatrixType::kFp8)
-        Stream<MatrixType::kFp8>(job, work, group, &place);
-      else
-        Stream<MatrixType::kFp4>(job, work, group, &place);
-    }
+    if (threadIdx.x % 32 == 0) StreamUnits(a, group, first, stride);
+    return;
   }
+  GridDependencyWait();
+  int tiles = 0;
+  if (HasGroups(a)) {
+    GridDependencyLaunch();
+    tiles = *a.tile_count;
+  }
+  RingPlace<S::kStages> place;
   const int thread = int(threadIdx.x) % kGroupThreads;
-  Work work = FindWork(a, first, kRows, 8 * S::kTiles, tiles);
+  Work work = FindWork(a, first, kCut<S>, tiles);
   if (work.job < 0) return;
   constexpr int kChunk = Group<S>::kChunkSteps;
   LoadInputs<S>(a.jobs[work.job], work, work.step_begin / kChunk * kChunk, thread,
                 group->inputs[0]);
   int buffer = 0;
   for (int unit = first + stride; work.job >= 0; unit += stride) {
-    const Work next = FindWork(a, unit, kRows, 8 * S::kTiles, tiles);
+    const Work next = FindWork(a, unit, kCut<S>, tiles);
     const MatrixType type = a.jobs[work.job].weight.type;
     if (type == MatrixType::kBf16)
       Multiply<MatrixType::kBf16>(a, work, next, number, thread, group, &place, &buffer);
@@ -276,7 +313,7 @@ void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
     return true;
   }();
   (void)allowed;
-  const int units = CountUnits(args, kRows, 8 * S::kTiles, tile_limit);
+  const int units = CountUnits(args, kCut<S>, tile_limit);
   const int blocks = std::min(Multiprocessors(), units);
   Launch(FewRowsKernel<S>, dim3(unsigned(blocks)), dim3(kThreads), kBytes, stream, args);
 }

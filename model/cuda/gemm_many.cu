@@ -1,10 +1,15 @@
 // Products of many rows (prefill): a block computes 256 rows of weights times a tile of tokens. One
-// warpgroup copies the tokens' values into a ring of shared memory; two others take two tiles of 64
-// rows each, straight from memory into registers, make them BF16 there and issue wgmma with the
-// weights as its register operand: while one converts, the matrix units work for the other.
+// warpgroup copies the tokens' values into a ring of shared memory and has weights fetched into L2
+// ahead of their use. Four others take 64 rows of weights each, from L2 into registers, make them
+// BF16 there and issue wgmma with the weights as its register operand: while some convert, wait or
+// store, the matrix units work for the others.
 //
-// Arithmetic: 256 x 128 x 64 products are 1,024 cycles of the matrix units, for which 28 KiB (FP8)
-// come from L2.
+// A unit goes through all slices of K. Their sums meet in shared memory, in the order in which a
+// reader would add planes, and leave it by the copy engine while the next unit is worked on.
+//
+// Arithmetic: 256 x 128 x 64 products are 1,024 cycles of the matrix units, for which 32 KiB (FP8)
+// come from L2; a warp needs about 130 instructions for its part of them, 16 warps about 520 cycles
+// of each scheduler.
 #include "model/cuda/gemm_common.cuh"
 #include "model/cuda/gemm_kernels.h"
 #include "model/cuda/launch.cuh"
@@ -13,50 +18,97 @@
 namespace agentd::model::cuda {
 namespace {
 
-constexpr int kRows = 256;  // of weights
-constexpr int kThreads = 384;
-constexpr int kStages = 6;
-constexpr int kLag = 2;  // stages whose copies may be under way
+constexpr int kGroups = 4;           // warpgroups that multiply
+constexpr int kRows = 64 * kGroups;  // of weights
+constexpr int kTokens = 128;         // of a tile at most
+constexpr int kThreads = 128 * (1 + kGroups);
+constexpr int kStages = 5;
+constexpr int kLag = 2;             // stages whose copies may be under way
+constexpr int kAhead = 4;           // steps whose weights are fetched into L2 together
+constexpr int kOutStride = 64 + 4;  // lanes of a warp meet in no bank
+// Units of which some stage may be in the ring or some sums not stored yet, and more: a power of
+// two.
+constexpr int kWorks = 8;
+constexpr int kProducerRegisters = 32;
+constexpr int kConsumerRegisters = 112;
+constexpr int kDone = -1;  // Work::job of the last
 
-template <int kTokens>
+// Eight tiles of 128 rows beside sixteen of 256 weights' rows are about as many units as there are
+// multiprocessors.
+constexpr Cut CutFor(int tile) { return {.m_rows = kRows, .n_rows = tile, .band = 16}; }
+
 struct Shared {
   __nv_bfloat16 tokens[kStages][8][kTokens][8];  // [k / 8][token][k % 8]
+  float out[kGroups][kTokens][kOutStride];
+  Work work[kWorks];  // unit by unit
   uint64_t full[kStages];
   uint64_t empty[kStages];
 };
 
+// Bytes of 64 rows and 64 columns; of a unit of scales of 64 rows, and its steps.
+struct Layout {
+  int step_bytes;
+  int scale_bytes;
+  int scale_steps;
+};
+template <MatrixType kType>
+__device__ constexpr Layout LayoutOf() {
+  return {Rows16<kType>::kStepBytes, 4 * Rows16<kType>::kScaleBytes, Rows16<kType>::kScaleSteps};
+}
+__device__ __forceinline__ Layout LayoutOf(MatrixType type) {
+  if (type == MatrixType::kFp4) return LayoutOf<MatrixType::kFp4>();
+  if (type == MatrixType::kFp8) return LayoutOf<MatrixType::kFp8>();
+  return LayoutOf<MatrixType::kBf16>();
+}
+
+// Weights of a unit's steps from `begin` on into L2, those of warpgroup `group`; at first the
+// scales of all steps too. One thread.
+__device__ __forceinline__ void Prefetch(const GemmJob& job, const Work& work, int group,
+                                         int begin) {
+  const int tile = work.m_tile * kGroups + group;
+  const int end = min(begin + kAhead, work.step_end);
+  if (tile * 64 >= job.weight.rows || begin >= end) return;
+  const Layout layout = LayoutOf(job.weight.type);
+  const int steps = DivideUpInt(job.weight.columns, 64);
+  PrefetchBulk(static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
+                   (int64_t(tile) * steps + begin) * layout.step_bytes,
+               (end - begin) * layout.step_bytes);
+  if (begin > 0 || layout.scale_bytes == 0) return;
+  const int bytes = DivideUpInt(steps, layout.scale_steps) * layout.scale_bytes;
+  PrefetchBulk(job.weight.scales + work.expert * job.expert_scales + int64_t(tile) * bytes, bytes);
+}
+
 // The copying warpgroup: a thread's share of all stages of a unit, 16 bytes of each of some tokens.
-template <int kTokens>
-__device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* shared,
-                        RingPlace<kStages>* place, RingPlace<kStages>* arrived) {
+__device__ __forceinline__ void Produce(const GemmJob& job, const Work& work, Work* publish,
+                                        Shared* shared, RingPlace<kStages>* place,
+                                        RingPlace<kStages>* arrived) {
   constexpr int kCopies = kTokens / 16;
   const int thread = int(threadIdx.x) % 128;
   const int lane = thread % 32;
   const int columns = job.weight.columns;
+  const auto* x = static_cast<const __nv_bfloat16*>(job.x);
   // 8 tokens x 4 pieces of 16 bytes a warp and copy: whole sectors of 64 bytes of memory, whole
   // lines of 128 bytes of shared memory.
   const int piece = lane / 8 + thread / 32 % 2 * 4;
-  const __nv_bfloat16* rows[kCopies];
+  const int first = thread / 64 * 8 + lane % 8;
+  int rows[kCopies];  // -1: no such token, whose sums go nowhere
 #pragma unroll
-  for (int i = 0; i < kCopies; ++i) {
-    const int n = (i * 2 + thread / 64) * 8 + lane % 8;
-    rows[i] = n < work.count ? static_cast<const __nv_bfloat16*>(job.x) +
-                                   int64_t(SourceRow(job, work.first + n)) * job.x_stride
-                             : nullptr;
-  }
-  const int steps = work.step_end - work.step_begin;
+  for (int c = 0; c < kCopies; ++c)
+    rows[c] = c * 16 + first < work.count ? SourceRow(job, work.first + c * 16 + first) : -1;
+  if (thread < kGroups) Prefetch(job, work, thread, 0);
+  const int steps = work.step_end;
   for (int i = 0; i < steps + kLag; ++i) {
     if (i < steps) {
+      if (thread < kGroups && i % kAhead == 0) Prefetch(job, work, thread, i + kAhead);
       BarrierWait(&shared->empty[place->stage], place->parity ^ 1);
-      const int column = (work.step_begin + i) * 64 + piece * 8;
+      if (i == 0 && thread == 0) *publish = work;
+      const int column = i * 64 + piece * 8;
       const int bytes = max(0, min(16, (columns - column) * 2));
 #pragma unroll
       for (int c = 0; c < kCopies; ++c) {
-        const int n = (c * 2 + thread / 64) * 8 + lane % 8;
-        const bool there = rows[c] != nullptr && bytes > 0;
-        CopyAsync16(SharedAddress(&shared->tokens[place->stage][piece][n][0]),
-                    there ? rows[c] + column : static_cast<const __nv_bfloat16*>(job.x),
-                    there ? bytes : 0);
+        if (rows[c] < 0) continue;
+        CopyAsync16(SharedAddress(&shared->tokens[place->stage][piece][c * 16 + first][0]),
+                    bytes > 0 ? x + int64_t(rows[c]) * job.x_stride + column : x, bytes);
       }
       place->Next();
     }
@@ -70,180 +122,274 @@ __device__ void Produce(const GemmJob& job, const Work& work, Shared<kTokens>* s
   }
 }
 
-// Where a warp finds the weights of a unit's two tiles of 64 rows.
-template <MatrixType kType>
-struct WeightPlace {
-  const uint8_t* data[2];
-  const uint8_t* scales[2];
-
-  __device__ __forceinline__ void Set(const GemmJob& job, const Work& work, int warpgroup,
-                                      int warp) {
-    const int steps = DivideUpInt(job.weight.columns, 64);
-    const int last_tile = DivideUpInt(job.weight.rows, 64) - 1;
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      // A tile beyond the matrix computes the last one again and stores nothing.
-      const int tile = min(work.m_tile * (kRows / 64) + warpgroup * 2 + t, last_tile);
-      const int m16 = tile * 4 + warp;
-      data[t] = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
-                Rows16<kType>::Data(m16, steps);
-      scales[t] =
-          job.weight.scales + work.expert * job.expert_scales + Rows16<kType>::Scales(m16, steps);
+__device__ __forceinline__ void ProduceAll(const GemmArgs& a, Cut cut, int tiles, Shared* shared) {
+  RingPlace<kStages> place;
+  RingPlace<kStages> arrived;
+  int unit = int(blockIdx.x);
+  for (int number = 0;; ++number, unit += int(gridDim.x)) {
+    Work* publish = &shared->work[number % kWorks];
+    const Work work = FindWork(a, unit, cut, tiles);
+    if (work.job >= 0) {
+      Produce(a.jobs[work.job], work, publish, shared, &place, &arrived);
+      continue;
     }
+    BarrierWait(&shared->empty[place.stage], place.parity ^ 1);
+    if (threadIdx.x == 0) publish->job = kDone;
+    BarrierArrive(&shared->full[place.stage]);
+    return;
+  }
+}
+
+// A warp of a multiplying warpgroup, and what it has loaded of weights of this type: always the
+// next step's. Registers are scarce: what a unit is stays in shared memory.
+template <MatrixType kType>
+struct Multiplier {
+  Shared* shared;
+  int number;  // of the unit
+  RingPlace<kStages> place;
+  const uint8_t* data = nullptr;  // nullptr: no such rows of weights
+  const uint8_t* scales = nullptr;
+  // The next step's weights are loaded while one's products run; of BF16 there is no room for them
+  // but where they are used.
+  static constexpr bool kEarly = kType != MatrixType::kBf16;
+  Piece<kType> piece;
+
+  static __device__ __forceinline__ int Lane() { return int(threadIdx.x) % 32; }
+  static __device__ __forceinline__ int Warp() { return int(threadIdx.x) / 32 % 4; }
+  static __device__ __forceinline__ int Group() { return int(threadIdx.x) / 128 - 1; }
+  __device__ __forceinline__ const Work& Unit(int more = 0) const {
+    return shared->work[(number + more) % kWorks];
   }
 
-  __device__ __forceinline__ void Load(int t, int step, int lane, Piece<kType>* piece) const {
+  __device__ __forceinline__ void Load(int step) {
 #pragma unroll
     for (int p = 0; p < Piece<kType>::kParts; ++p) {
       // Blocks of other tokens read the same weights: they stay in L2.
-      piece->raw[p] = __ldg(reinterpret_cast<const uint4*>(
-          data[t] + int64_t(step) * Rows16<kType>::kStepBytes + p * 512 + lane * 16));
+      piece.raw[p] = __ldg(reinterpret_cast<const uint4*>(
+          data + int64_t(step) * Rows16<kType>::kStepBytes + p * 512));
     }
-    piece->LoadScale(
-        scales[t] + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes), step,
-        lane);
+    piece.LoadScale(scales + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes),
+                    step, Lane());
   }
-};
 
-template <int kTokens>
-__device__ __forceinline__ void Store(const GemmJob& job, const Work& work, int warpgroup, int warp,
-                                      int lane, const float (&sums)[2][kTokens / 2]) {
-  float* y = job.y + work.slice * job.plane_stride;
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-#pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) {
-      const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int m =
-          work.m_tile * kRows + (warpgroup * 2 + t) * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
-      if (row < work.count && m < job.weight.rows)
-        y[int64_t(work.first + row) * job.y_stride + m] = sums[t][i] * job.weight.factor;
-    }
+  // Waits for the first stage of the unit `more` further on, which the ring is at; loads its first
+  // weights, if they are of this type.
+  __device__ __forceinline__ bool Begin(const GemmArgs& a, int more) {
+    BarrierWait(&shared->full[place.stage], place.parity);
+    const Work& work = Unit(more);
+    if (work.job < 0 || a.jobs[work.job].weight.type != kType) return false;
+    const GemmJob& job = a.jobs[work.job];
+    const int steps = DivideUpInt(job.weight.columns, 64);
+    const int tile = work.m_tile * kGroups + Group();
+    data = nullptr;
+    if (tile * 64 >= job.weight.rows) return true;
+    const int m16 = tile * 4 + Warp();
+    data = static_cast<const uint8_t*>(job.weight.data) + work.expert * job.expert_data +
+           Rows16<kType>::Data(m16, steps) + Lane() * 16;
+    scales =
+        job.weight.scales + work.expert * job.expert_scales + Rows16<kType>::Scales(m16, steps);
+    if constexpr (kEarly) Load(0);
+    return true;
   }
-}
 
-// A multiplying warpgroup: unit *work and those after it (every gridDim.x-th), as long as their
-// weights are of this type; *work becomes the first that is not. A unit's first weights are loaded
-// while the one before is stored.
-template <MatrixType kType, int kTokens>
-__device__ void Consume(const GemmArgs& a, int tiles, Work* work, int* unit,
-                        Shared<kTokens>* shared, RingPlace<kStages>* place) {
-  const int warpgroup = int(threadIdx.x) / 128 - 1;
-  const int warp = int(threadIdx.x) / 32 % 4;
-  const int lane = int(threadIdx.x) % 32;
-  WeightPlace<kType> weights;
-  weights.Set(a.jobs[work->job], *work, warpgroup, warp);
-  Piece<kType> pieces[2];
+  __device__ __forceinline__ void Release() {
+    if (Lane() == 0) BarrierArrive(&shared->empty[place.stage]);
+    place.Next();
+  }
+
+  // Steps [begin, end) of `steps`, of kCount tokens.
+  template <int kCount>
+  __device__ __forceinline__ void Multiply(int begin, int end, int steps,
+                                           float (&sums)[kCount / 2]) {
+    for (int step = begin; step < end; ++step) {
+      if constexpr (!kEarly) Load(step);
+      uint32_t fragments[4][4];
 #pragma unroll
-  for (int t = 0; t < 2; ++t) weights.Load(t, work->step_begin, lane, &pieces[t]);
-  while (true) {
-    *unit += int(gridDim.x);
-    const Work next = FindWork(a, *unit, kRows, kTokens, tiles);
-    const bool same = next.job >= 0 && a.jobs[next.job].weight.type == kType;
-    float sums[2][kTokens / 2];
-    for (int step = work->step_begin; step < work->step_end; ++step) {
-      uint32_t fragments[2][4][4];
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) pieces[t].Fragment(j, fragments[t][j]);
+      for (int j = 0; j < 4; ++j) piece.Fragment(j, fragments[j]);
+      if constexpr (kEarly) {
+        if (step + 1 < steps) Load(step + 1);
       }
-      int load = step + 1;
-      if (load == work->step_end && same) {
-        weights.Set(a.jobs[next.job], next, warpgroup, warp);
-        load = next.step_begin;
-      }
-      if (load != work->step_end || same) {
-#pragma unroll
-        for (int t = 0; t < 2; ++t) weights.Load(t, load, lane, &pieces[t]);
-      }
-      BarrierWait(&shared->full[place->stage], place->parity);
-      const uint32_t tokens = SharedAddress(&shared->tokens[place->stage][0][0][0]);
+      BarrierWait(&shared->full[place.stage], place.parity);
+      const uint32_t tokens = SharedAddress(&shared->tokens[place.stage][0][0][0]);
       WgmmaFence();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          Wgmma<kTokens>::Run(sums[t], fragments[t][j],
-                              WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128),
-                              j > 0 || step > work->step_begin);
-        }
+        Wgmma<kCount>::Run(sums, fragments[j],
+                           WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128));
       }
       WgmmaCommit();
       // The compiler serialises every product if fragments are written while some are under way;
-      // the other warpgroup keeps the matrix units busy meanwhile.
+      // the other warpgroups keep the matrix units busy meanwhile.
       WgmmaWait<0>();
-      if (lane == 0) BarrierArrive(&shared->empty[place->stage]);
-      place->Next();
+      Release();
     }
-    Store<kTokens>(a.jobs[work->job], *work, warpgroup, warp, lane, sums);
-    *work = next;
-    if (!same) return;
   }
+
+  // A slice's sums join those before it; a thread has the same places in each.
+  template <int kCount>
+  __device__ __forceinline__ void Join(const float (&sums)[kCount / 2], float factor, bool first) {
+    float* out = &shared->out[Group()][Lane() % 4 * 2][Warp() * 16 + Lane() / 4];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      float* place = out + (i / 4 * 8 + i % 2) * kOutStride + i / 2 % 2 * 8;
+      const float sum = sums[i] * factor;
+      *place = first ? sum : *place + sum;
+    }
+  }
+
+  static __device__ __forceinline__ void Sync() { SyncSome<128>(1 + Group()); }
+
+  // The warpgroup's tokens, one a thread.
+  __device__ __forceinline__ void Store(const GemmArgs& a) const {
+    const Work& work = Unit();
+    const GemmJob& job = a.jobs[work.job];
+    const float(*out)[kOutStride] = shared->out[Group()];
+    FenceAsyncProxy();
+    Sync();
+    const int first = (work.m_tile * kGroups + Group()) * 64;
+    const int count = min(64, job.weight.rows - first);
+    float* y = job.y + int64_t(work.first) * job.y_stride + first;
+    const int thread = int(threadIdx.x) % 128;
+    if ((reinterpret_cast<uintptr_t>(y) | job.y_stride * 4 | count * 4) % 16 == 0) {
+      if (thread < work.count)
+        StoreBulk(y + int64_t(thread) * job.y_stride, out[thread], count * 4);
+      StoreBulkCommit();
+    } else {
+      for (int i = thread; i < work.count * 64; i += 128) {
+        if (i % 64 < count) y[int64_t(i / 64) * job.y_stride + i % 64] = out[i / 64][i % 64];
+      }
+    }
+  }
+
+  // A unit of up to kCount tokens, whose first weights are loaded; before its sums leave, the next
+  // one's are. Whether there are such.
+  template <int kCount>
+  __device__ __forceinline__ bool Do(const GemmArgs& a) {
+    const int steps = Unit().step_end;
+    const int slice = DivideUpInt(steps, a.jobs[Unit().job].weight.slices);
+    bool more = false;
+    for (int begin = 0; begin < steps; begin += slice) {
+      float sums[kCount / 2] = {};
+      Multiply<kCount>(begin, min(begin + slice, steps), steps, sums);
+      if (begin + slice >= steps) more = Begin(a, 1);
+      if (begin == 0) {
+        StoreBulkWaitRead();  // of the unit before
+        Sync();
+      }
+      Join<kCount>(sums, a.jobs[Unit().job].weight.factor, begin == 0);
+    }
+    Store(a);
+    ++number;
+    return more;
+  }
+
+  __device__ __forceinline__ bool Skip(const GemmArgs& a) {
+    const int steps = Unit().step_end;
+    for (int step = 0; step < steps; ++step) {
+      BarrierWait(&shared->full[place.stage], place.parity);
+      Release();
+    }
+    ++number;
+    return Begin(a, 0);
+  }
+
+  // Units as long as their weights are of this type.
+  __device__ __forceinline__ void Run(const GemmArgs& a) {
+    for (bool more = Begin(a, 0); more;) {
+      const int count = Unit().count;
+      if (data == nullptr) {
+        more = Skip(a);
+      } else if (count <= 32) {
+        more = Do<32>(a);
+      } else if (count <= 64) {
+        more = Do<64>(a);
+      } else if (count <= 96) {
+        more = Do<96>(a);
+      } else if (count <= 112) {
+        more = Do<112>(a);
+      } else {
+        more = Do<128>(a);
+      }
+    }
+  }
+};
+
+template <MatrixType kType>
+__device__ __forceinline__ void MultiplyType(const GemmArgs& a, Shared* shared, int* number,
+                                             RingPlace<kStages>* place) {
+  Multiplier<kType> m = {.shared = shared, .number = *number, .place = *place};
+  m.Run(a);
+  *number = m.number;
+  *place = m.place;
 }
 
-template <int kTokens>
-__global__ void __launch_bounds__(kThreads, 1) ManyRowsKernel(const __grid_constant__ GemmArgs a) {
-  extern __shared__ __align__(128) uint8_t bytes[];
-  auto* shared = reinterpret_cast<Shared<kTokens>*>(bytes);
+__device__ __forceinline__ void MultiplyAll(const GemmArgs& a, Shared* shared) {
+  RingPlace<kStages> place;
+  int number = 0;
+  while (true) {
+    BarrierWait(&shared->full[place.stage], place.parity);
+    const int job = shared->work[number % kWorks].job;
+    if (job < 0) break;
+    const MatrixType type = a.jobs[job].weight.type;
+    if (type == MatrixType::kBf16) {
+      MultiplyType<MatrixType::kBf16>(a, shared, &number, &place);
+    } else if (type == MatrixType::kFp8) {
+      MultiplyType<MatrixType::kFp8>(a, shared, &number, &place);
+    } else {
+      MultiplyType<MatrixType::kFp4>(a, shared, &number, &place);
+    }
+  }
+  StoreBulkWait();
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    ManyRowsKernel(const __grid_constant__ GemmArgs a, int tile) {
+  auto* shared = SharedMemory<Shared>();
   GridDependencyLaunch();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared->full[i], 128);
-      BarrierInit(&shared->empty[i], 8);
+      BarrierInit(&shared->empty[i], 4 * kGroups);
     }
     FenceBarrierInit();
   }
   __syncthreads();
   GridDependencyWait();
-  const int tiles = HasGroups(a) ? *a.tile_count : 0;
-  int unit = int(blockIdx.x);
-  Work work = FindWork(a, unit, kRows, kTokens, tiles);
-  RingPlace<kStages> place;
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    RingPlace<kStages> arrived;
-    while (work.job >= 0) {
-      Produce<kTokens>(a.jobs[work.job], work, shared, &place, &arrived);
-      unit += int(gridDim.x);
-      work = FindWork(a, unit, kRows, kTokens, tiles);
-    }
+    GiveRegisters<kProducerRegisters>();
+    ProduceAll(a, CutFor(tile), HasGroups(a) ? *a.tile_count : 0, shared);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    while (work.job >= 0) {
-      switch (a.jobs[work.job].weight.type) {
-        case MatrixType::kBf16:
-          Consume<MatrixType::kBf16>(a, tiles, &work, &unit, shared, &place);
-          break;
-        case MatrixType::kFp8:
-          Consume<MatrixType::kFp8>(a, tiles, &work, &unit, shared, &place);
-          break;
-        case MatrixType::kFp4:
-          Consume<MatrixType::kFp4>(a, tiles, &work, &unit, shared, &place);
-          break;
-        case MatrixType::kF32:
-          return;
-      }
-    }
+    TakeRegisters<kConsumerRegisters>();
+    MultiplyAll(a, shared);
   }
 }
 
-template <int kTokens>
-void Start(const GemmArgs& args, dim3 grid, cudaStream_t stream) {
-  static const bool allowed = [] {
-    AllowSharedBytes(ManyRowsKernel<kTokens>, sizeof(Shared<kTokens>));
-    return true;
-  }();
-  (void)allowed;
-  Launch(ManyRowsKernel<kTokens>, grid, dim3(kThreads), sizeof(Shared<kTokens>), stream, args);
+// Rows of a tile of jobs that are not grouped: of the rounds in which the multiprocessors do all
+// units, the last should not be an almost empty one. A unit costs its rows and a little more.
+int ChooseTile(const GemmArgs& args) {
+  constexpr int kMore = 16;
+  int best = 0;
+  int least = 0;
+  for (const int tile : {128, 112, 96, 64}) {
+    const int units = CountUnits(args, CutFor(tile), 0);
+    const int cost = DivideUpInt(units, Multiprocessors()) * (tile + kMore);
+    if (best == 0 || cost < least) best = tile, least = cost;
+  }
+  return best;
 }
 
 }  // namespace
 
-void GemmManyRows(const GemmArgs& args, int tile, int tile_limit, cudaStream_t stream) {
-  const dim3 grid(unsigned(std::min(Multiprocessors(), CountUnits(args, kRows, tile, tile_limit))));
-  if (tile == 64) return Start<64>(args, grid, stream);
-  Start<128>(args, grid, stream);
+void GemmManyRows(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
+  static const bool allowed = [] {
+    AllowSharedBytes(ManyRowsKernel, sizeof(Shared));
+    return true;
+  }();
+  (void)allowed;
+  const int tile = HasGroups(args) ? kTokens : ChooseTile(args);
+  const int units = CountUnits(args, CutFor(tile), tile_limit);
+  Launch(ManyRowsKernel, dim3(unsigned(std::min(Multiprocessors(), units))), dim3(kThreads),
+         sizeof(Shared), stream, args, tile);
 }
 
 }  // namespace agentd::model::cuda

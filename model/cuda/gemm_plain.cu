@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kTokens = 4;
-constexpr int kTile = 16;  // rows of a unit of a job that is not grouped
+constexpr Cut kCut = {.m_rows = kWarps, .n_rows = 16, .slices = true};
 
 __device__ __forceinline__ float Number(float x) { return x; }
 __device__ __forceinline__ float Number(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kWarps * 32) PlainKernel(const __grid_constant
   GridDependencyLaunch();
   GridDependencyWait();
   const int tiles = HasGroups(a) ? *a.tile_count : 0;
-  const Work work = FindWork(a, int(blockIdx.x), kWarps, kTile, tiles);
+  const Work work = FindWork(a, int(blockIdx.x), kCut, tiles);
   if (work.job < 0) return;
   const GemmJob& job = a.jobs[work.job];
   if (job.weight.type == MatrixType::kF32) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kWarps * 32) PlainKernel(const __grid_constant
 }  // namespace
 
 void GemmPlain(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
-  const dim3 grid(unsigned(CountUnits(args, kWarps, kTile, tile_limit)));
+  const dim3 grid(unsigned(CountUnits(args, kCut, tile_limit)));
   if (args.low) {
     Launch(PlainKernel<__nv_bfloat16>, grid, dim3(kWarps * 32), 0, stream, args);
   } else {
@@ -83,10 +83,19 @@ int ChooseSlices(int rows, int columns) {
 }
 
 int GemmTile(int rows) {
-  for (int tile : {8, 16, 32, 64}) {
+  for (int tile : {8, 16, kFewRows}) {
     if (rows <= tile) return tile;
   }
   return 128;
+}
+
+int ProductPlanes(const Matrix& weight, int rows) {
+  return GemmTile(rows) <= kFewRows ? weight.slices : 1;
+}
+
+int64_t PlaneRows(const Matrix& weight, int rows) {
+  return max(int64_t(rows) * ProductPlanes(weight, rows),
+             int64_t(min(rows, kFewRows)) * weight.slices);
 }
 
 // Plain jobs and packed ones of one call become two launches.
@@ -99,6 +108,7 @@ void Gemm(const GemmArgs& args, cudaStream_t stream) {
     const GemmJob& job = args.jobs[i];
     const bool is_plain = job.weight.type == MatrixType::kF32 || job.weight.plain_bf16;
     (is_plain ? plain.jobs[plain.job_count++] : packed.jobs[packed.job_count++]) = job;
+    Require(job.grouped || !grouped, "grouped jobs come last");
     grouped |= job.grouped;
   }
   if (args.rows == 0 && !grouped) return;
@@ -106,10 +116,10 @@ void Gemm(const GemmArgs& args, cudaStream_t stream) {
   const int tile = grouped ? args.group_tile : GemmTile(args.rows);
   if (plain.job_count > 0) GemmPlain(plain, args.tile_limit, stream);
   if (packed.job_count == 0) return;
-  if (tile <= 32) {
+  if (tile <= kFewRows) {
     GemmFewRows(packed, tile, args.tile_limit, stream);
   } else {
-    GemmManyRows(packed, tile, args.tile_limit, stream);
+    GemmManyRows(packed, args.tile_limit, stream);
   }
 }
 

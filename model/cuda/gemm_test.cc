@@ -134,6 +134,22 @@ double Expect(const Packed& w, int m, const std::vector<float>& x, int row, doub
   return sum;
 }
 
+// The planes of `rows` rows added in order; whatever of y is not theirs must not be written.
+std::vector<float> Sum(const Matrix& m, int rows, size_t plane, const std::vector<float>& y) {
+  const size_t written = size_t(rows) * size_t(m.rows);
+  const auto planes = size_t(ProductPlanes(m, rows));
+  std::vector<float> sums(written, 0.0f);
+  for (size_t p = 0; p < planes; ++p) {
+    for (size_t i = 0; i < written; ++i) sums[i] = p == 0 ? y[i] : sums[i] + y[p * plane + i];
+  }
+  for (size_t i = 0; i < y.size(); ++i) {
+    if (i / plane < planes && i % plane < written) continue;
+    EXPECT_TRUE(std::isnan(y[i])) << "written beyond its rows";
+    if (!std::isnan(y[i])) break;
+  }
+  return sums;
+}
+
 struct Case {
   MatrixType type;
   bool low;
@@ -149,8 +165,8 @@ TEST_F(Products, OfEveryTypeAndCount) {
   };
   for (const Case& c : kCases) {
     const bool packed = !c.plain_bf16 && c.type != MatrixType::kF32;
-    for (const Size size : {Size{200, 320, 1}, Size{64, 64, 1}, Size{40, 8, 1}, Size{328, 1032, 3},
-                            Size{72, 4160, 4}}) {
+    for (const Size size : {Size{200, 320, 1}, Size{64, 64, 1}, Size{40, 8, 1}, Size{30, 192, 2},
+                            Size{328, 1032, 3}, Size{72, 4160, 4}}) {
       const int slices = packed ? size.slices : 1;
       // Scales far from 1 need the matrix's factor.
       const int first_scale = Below(2) == 0 ? 110 : 140;
@@ -176,28 +192,57 @@ TEST_F(Products, OfEveryTypeAndCount) {
                         .plane_stride = int64_t(plane)};
         Gemm(args, nullptr);
         CheckCuda(cudaGetLastError());
-        const std::vector<float> got = y.Read();
+        const std::vector<float> got = Sum(w.matrix, rows, plane, y.Read());
         if (rows == kRows) {
           first = got;
           for (int row = 0; row < kRows; row += 1 + Below(9)) {
             for (int m = 0; m < size.rows; ++m) {
               double magnitude = 0;
               const double want = Expect(w, m, x, row, &magnitude);
-              float sum = 0;
-              for (int s = 0; s < slices; ++s)
-                sum += got[size_t(s) * plane + size_t(row * size.rows + m)];
-              ASSERT_NEAR(sum, want, kTolerance * magnitude)
+              ASSERT_NEAR(got[size_t(row * size.rows + m)], want, kTolerance * magnitude)
                   << "type " << int(c.type) << ", row " << row << ", output " << m;
             }
           }
         }
-        for (size_t s = 0; s < size_t(slices); ++s) {
-          const size_t written = size_t(rows * size.rows);
-          ASSERT_EQ(std::memcmp(&got[s * plane], &first[s * plane], written * 4), 0)
-              << "type " << int(c.type) << ": " << rows << " rows are not the bits of " << kRows;
-          for (size_t i = written; i < plane; ++i)
-            ASSERT_TRUE(std::isnan(got[s * plane + i])) << "written beyond its rows";
-        }
+        ASSERT_EQ(std::memcmp(got.data(), first.data(), got.size() * 4), 0)
+            << "type " << int(c.type) << ": " << rows << " rows are not the bits of " << kRows;
+      }
+    }
+  }
+}
+
+// More rows of weights than run beside each other, several matrices of a launch.
+TEST_F(Products, OfManyRowsOfWeights) {
+  constexpr int kRows = 150;
+  constexpr int kColumns = 128;
+  std::vector<Packed> weights;
+  weights.push_back(MakeMatrix(&random_, MatrixType::kFp4, 4400, kColumns, 1));
+  weights.push_back(MakeMatrix(&random_, MatrixType::kBf16, 4, kColumns, 2));
+  weights.push_back(MakeMatrix(&random_, MatrixType::kFp8, 600, kColumns, 2));
+  std::vector<float> x(size_t(kRows * kColumns));
+  for (float& v : x) v = RoundBf16(Normal());
+  const ValuesOnDevice inputs(x, true);
+  GemmArgs args = {.job_count = int(weights.size()), .rows = kRows, .low = true};
+  std::vector<OnDevice<float>> y;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Matrix& m = weights[i].matrix;
+    y.emplace_back(size_t(kRows * m.rows));
+    args.jobs[i] = {.weight = m,
+                    .x = inputs.get(),
+                    .x_stride = kColumns,
+                    .y = y.back().get(),
+                    .y_stride = m.rows};
+  }
+  Gemm(args, nullptr);
+  CheckCuda(cudaGetLastError());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const std::vector<float> got = y[i].Read();
+    for (int row = 0; row < kRows; row += 1 + Below(40)) {
+      for (int m = 0; m < weights[i].matrix.rows; ++m) {
+        double magnitude = 0;
+        const double want = Expect(weights[i], m, x, row, &magnitude);
+        ASSERT_NEAR(got[size_t(row * weights[i].matrix.rows + m)], want, kTolerance * magnitude)
+            << "matrix " << i << ", row " << row << ", output " << m;
       }
     }
   }
@@ -247,10 +292,20 @@ TEST_F(Products, GroupedByExpert) {
       const OnDevice<int> device_index(index);
       const OnDevice<float> y(index.size() * size_t(rows));
       GemmArgs args;
-      args.rows = 3;  // of dense jobs; there are none
       args.low = c.low;
-      args.job_count = 1;
-      GemmJob& job = args.jobs[0];
+      args.rows = 3;  // of the dense job, which comes first where its tiles are the same
+      const bool dense = tile == GemmTile(args.rows);
+      const OnDevice<float> dense_y(size_t(args.rows * rows));
+      const GemmJob dense_job = {.weight = experts[1].matrix,
+                                 .x = inputs.get(),
+                                 .x_stride = columns,
+                                 .y = dense_y.get(),
+                                 .y_stride = rows};
+      if (dense) args.jobs[args.job_count++] = dense_job;
+      // Whatever is read ahead changes nothing.
+      args.ahead[args.ahead_count++] = {all_data.get(), data * kExperts, 0};
+      args.ahead[args.ahead_count++] = {all_data.get(), data, data};
+      GemmJob& job = args.jobs[args.job_count++];
       job.weight = experts[0].matrix;
       job.weight.data = all_data.get();
       job.weight.scales = all_scales.get();
@@ -271,6 +326,12 @@ TEST_F(Products, GroupedByExpert) {
       args.group_tile = tile;
       Gemm(args, nullptr);
       CheckCuda(cudaGetLastError());
+      const std::vector<float> got_dense = dense_y.Read();
+      for (int i = 0; dense && i < args.rows * rows; ++i) {
+        double magnitude = 0;
+        const double want = Expect(experts[1], i % rows, x, i / rows, &magnitude);
+        ASSERT_NEAR(got_dense[size_t(i)], want, kTolerance * magnitude) << "dense output " << i;
+      }
       const std::vector<float> got = y.Read();
       for (size_t i = 0; i < index.size(); i += size_t(1 + Below(5))) {
         for (int m = 0; m < rows; ++m) {

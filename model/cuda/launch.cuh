@@ -9,32 +9,52 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "model/cuda/machine.cuh"
+
 namespace agentd::model::cuda {
 
-// Every thread calls it before its first access to anything that an earlier kernel wrote or reads.
-__device__ inline void GridDependencyWait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// Lets the next kernel start; first in a kernel. It still waits for this one's end before it uses
-// what this one writes.
-__device__ inline void GridDependencyLaunch() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 template <typename... Params, typename... Args>
-void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, const Args&... args) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+void LaunchWith(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Params...),
+                dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                const Args&... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = count;
   // The error stays for cudaGetLastError.
   static_cast<void>(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+inline cudaLaunchAttribute MayOverlap() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
+
+// A kernel that may start while the one before it runs.
+template <typename... Params, typename... Args>
+void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Args&... args) {
+  cudaLaunchAttribute attribute = MayOverlap();
+  LaunchWith(&attribute, 1, kernel, grid, block, shared_bytes, stream, args...);
+}
+// The same for a kernel whose __cluster_dims__ are `cluster` blocks along x.
+template <typename... Params, typename... Args>
+void LaunchClusters(int cluster, void (*kernel)(Params...), dim3 grid, dim3 block,
+                    size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+  cudaLaunchAttribute attributes[2] = {MayOverlap(), {}};
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {unsigned(cluster), 1, 1};
+  LaunchWith(attributes, 2, kernel, grid, block, shared_bytes, stream, args...);
+}
+// A kernel that waits for all before it.
+template <typename... Params, typename... Args>
+void LaunchAlone(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
+                 const Args&... args) {
+  LaunchWith(nullptr, 0, kernel, grid, block, 0, stream, args...);
 }
 
 // Lets a kernel have more than 48 KiB of dynamic shared memory. Once per kernel.

@@ -124,7 +124,7 @@ template <bool kLow, int kH, int kRows, bool kFast>
 __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
     MixDotKernel(const MixDotArgs a) {
   GridDependencyLaunch();
-  extern __shared__ float4 shared_quads[];
+  float4* const shared_quads = SharedMemory<float4>();
   float* const u = reinterpret_cast<float*>(shared_quads);
   const int h = kH > 0 ? kH : a.h;
   const int chunks = int(gridDim.x);

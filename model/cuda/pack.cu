@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "model/cuda/gemm.h"
+#include "model/cuda/launch.cuh"
 
 namespace agentd::model::cuda {
 namespace {
@@ -189,18 +190,17 @@ float ScaleFactor(MatrixType type, int top) {
 
 void Pack(const PackArgs& args, cudaStream_t stream) {
   const int64_t words = MatrixBytes(args.type, false, args.rows, args.columns) / 4;
-  PackKernel<<<Blocks(words), kThreads, 0, stream>>>(args.type,
-                                                     Source{args.from, args.rows, args.columns},
-                                                     words, static_cast<uint32_t*>(args.data));
+  LaunchAlone(PackKernel, Blocks(words), kThreads, stream, args.type,
+              Source{args.from, args.rows, args.columns}, words, static_cast<uint32_t*>(args.data));
   const int64_t scales = ScaleBytes(args.type, args.rows, args.columns);
-  if (scales > 0) PackScalesKernel<<<Blocks(scales), kThreads, 0, stream>>>(args, scales);
+  if (scales > 0) LaunchAlone(PackScalesKernel, Blocks(scales), kThreads, stream, args, scales);
 }
 
 void PackRandom(MatrixType type, bool plain, int rows, int columns, uint64_t seed, float magnitude,
                 void* data, uint8_t* scales, cudaStream_t stream) {
   const int64_t words = MatrixBytes(type, plain, rows, columns) / 4;
-  RandomKernel<<<Blocks(words), kThreads, 0, stream>>>(type, words, seed, magnitude,
-                                                       static_cast<uint32_t*>(data));
+  LaunchAlone(RandomKernel, Blocks(words), kThreads, stream, type, words, seed, magnitude,
+              static_cast<uint32_t*>(data));
   const int64_t bytes = ScaleBytes(type, rows, columns);
   if (bytes > 0) {
     const int exponent = int(std::floor(std::log2(magnitude)));

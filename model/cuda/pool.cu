@@ -313,7 +313,7 @@ template <bool kLow, bool kOverlap, bool kOne>
 __global__ void __launch_bounds__(kMaxFoldThreads + (kOne ? 32 : 0))
     PoolKernel(const __grid_constant__ Compressors compressors) {
   GridDependencyLaunch();
-  extern __shared__ float4 shared_quads[];
+  float4* const shared_quads = SharedMemory<float4>();
   __shared__ float warp_sums[32];
   const PoolArgs& a = compressors.of[blockIdx.z];
   float* const values = reinterpret_cast<float*>(shared_quads);

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(32 * kPerLane) RouteKernel(const RouteArgs a) 
 // warps has a part of them, in order. counts: [parts][experts].
 __global__ void __launch_bounds__(kSortThreads) SortKernel(const RouteArgs a, int parts) {
   GridDependencyLaunch();
-  extern __shared__ int counts[];
+  int* const counts = SharedMemory<int>();
   __shared__ unsigned long long warp_totals[32];
   const int thread = int(threadIdx.x);
   const int warp = thread / 32;
@@ -241,8 +241,7 @@ void Route(const RouteArgs& args, cudaStream_t stream) {
   const int parts = int(std::min<int64_t>(32, DivideUp(int64_t(args.rows) * args.k, 32)));
   const size_t bytes = size_t(parts) * size_t(args.experts) * sizeof(int);
   if (bytes > 40000) {
-    static_cast<void>(
-        cudaFuncSetAttribute(SortKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    AllowSharedBytes(SortKernel, bytes);
   }
   Launch(SortKernel, dim3(1), dim3(kSortThreads), bytes, stream, args, parts);
 }

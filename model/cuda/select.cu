@@ -463,8 +463,8 @@ void LaunchSelectBest(const SelectArgs& a, int first_row, int rows, int64_t stri
   const size_t shared = sizeof(SelectShared);
   // A long row is worth a cluster as long as there are SMs left.
   if (a.max_visible > 16384 && rows <= 32) {
-    Launch(SelectBest<Rank, kCluster>, dim3(kCluster * rows), dim3(kSelectThreads), shared, stream,
-           a, first_row, stride, ranks);
+    LaunchClusters(kCluster, SelectBest<Rank, kCluster>, dim3(kCluster * rows),
+                   dim3(kSelectThreads), shared, stream, a, first_row, stride, ranks);
   } else {
     Launch(SelectBest<Rank, 1>, dim3(rows), dim3(kSelectThreads), shared, stream, a, first_row,
            stride, ranks);

@@ -38,37 +38,46 @@ absl::Status CudaSequence::Copy(void* to, const void* from, size_t bytes) const 
 absl::Status CudaSequence::GrowTables(int64_t blocks) {
   if (blocks <= table_capacity_) return absl::OkStatus();
   const int64_t capacity = std::max<int64_t>({64, blocks, 2 * table_capacity_});
+  const auto entries = size_t(capacity) * size_t(1 + layout().csa_layers);
   ASSIGN_OR_RETURN(DeviceMemory tables,
-                   DeviceMemory::Allocate(size_t(capacity) * size_t(1 + layout().csa_layers) * 8,
-                                          "a sequence's page tables"));
-  std::vector<uint8_t*> host(tables.bytes() / 8, nullptr);
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    host[b] = blocks_[b].index;
-    for (int layer = 0; layer < layout().csa_layers; ++layer) {
-      if (HasCsa(int64_t(b), layer))
-        host[size_t((layer + 1) * capacity) + b] =
-            blocks_[b].csa + size_t(layer) * layout().csa_bytes();
-    }
-  }
-  RETURN_IF_ERROR(Copy(tables.as<>(), host.data(), tables.bytes()));
+                   DeviceMemory::Allocate(entries * 8, "a sequence's page tables"));
   tables_ = std::move(tables);
+  host_tables_.assign(entries, nullptr);
   table_capacity_ = capacity;
+  for (size_t b = 0; b < blocks_.size(); ++b) SetTableEntries(int64_t(b));
   return absl::OkStatus();
 }
 
-// The block's entries of every table.
-absl::Status CudaSequence::PutTableEntries(int64_t block) {
+void CudaSequence::SetTableEntries(int64_t block) {
   const Block& from = blocks_[size_t(block)];
-  std::vector<uint8_t*> entries = {from.index};
+  host_tables_[size_t(block)] = from.index;
   for (int layer = 0; layer < layout().csa_layers; ++layer) {
-    entries.push_back(HasCsa(block, layer) ? from.csa + size_t(layer) * layout().csa_bytes()
-                                           : nullptr);
+    host_tables_[size_t((layer + 1) * table_capacity_ + block)] =
+        HasCsa(block, layer) ? from.csa + size_t(layer) * layout().csa_bytes() : nullptr;
   }
-  RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy2DAsync(tables_.as<uint8_t*>() + block, size_t(table_capacity_) * 8, entries.data(),
-                        8, 8, entries.size(), cudaMemcpyHostToDevice, memory_->stream),
-      "write a sequence's page tables"));
-  return CudaStatus(cudaStreamSynchronize(memory_->stream), "write a sequence's page tables");
+  const bool none = changed_begin_ == changed_end_;
+  changed_begin_ = none ? block : std::min(changed_begin_, block);
+  changed_end_ = none ? block + 1 : std::max(changed_end_, block + 1);
+}
+
+absl::Status CudaSequence::Prepare() {
+  if (exported_ != nullptr && position() < exported_end_) {
+    RETURN_IF_ERROR(
+        CudaStatus(cudaStreamWaitEvent(memory_->stream, exported_->get()), "wait for an export"));
+  }
+  // Blocks may have been dropped again.
+  const int64_t end = std::min(changed_end_, int64_t(blocks_.size()));
+  if (changed_begin_ < end) {
+    // From memory that is not page-locked: it was read when the call returns.
+    RETURN_IF_ERROR(CudaStatus(
+        cudaMemcpy2DAsync(tables_.as<uint8_t*>() + changed_begin_, size_t(table_capacity_) * 8,
+                          host_tables_.data() + changed_begin_, size_t(table_capacity_) * 8,
+                          size_t(end - changed_begin_) * 8, size_t(1 + layout().csa_layers),
+                          cudaMemcpyHostToDevice, memory_->stream),
+        "write a sequence's page tables"));
+  }
+  changed_begin_ = changed_end_ = 0;
+  return absl::OkStatus();
 }
 
 absl::Status CudaSequence::AddBlock(bool with_csa) {
@@ -91,12 +100,14 @@ absl::Status CudaSequence::AddBlock(bool with_csa) {
     block.csa = *csa;
   }
   blocks_.push_back(std::move(block));
-  absl::Status status = PutTableEntries(at);
-  if (!status.ok()) DropBlocks(at);
-  return status;
+  SetTableEntries(at);
+  return absl::OkStatus();
 }
 
 void CudaSequence::DropBlocks(int64_t keep) {
+  // Whoever gets the pages next writes to them on this stream.
+  if (exported_ != nullptr && keep * kBlockTokens < exported_end_)
+    static_cast<void>(cudaStreamWaitEvent(memory_->stream, exported_->get()));
   for (size_t i = size_t(keep); i < blocks_.size(); ++i) {
     memory_->index_pages.Give(blocks_[i].index);
     if (blocks_[i].csa != nullptr) memory_->csa_pages.Give(blocks_[i].csa);
@@ -105,33 +116,27 @@ void CudaSequence::DropBlocks(int64_t keep) {
 }
 
 absl::Status CudaSequence::WriteIndex(int64_t block, std::string_view bytes) {
-  return Copy(blocks_[size_t(block)].index, bytes.data(), bytes.size());
+  const Piece piece = {blocks_[size_t(block)].index, bytes.data(), bytes.size()};
+  return memory_->uploads.Send({&piece, 1});
 }
 
-absl::Status CudaSequence::WriteCsa(int64_t block, int csa_layer, std::string_view entries) {
-  Block& to = blocks_[size_t(block)];
-  if (to.csa == nullptr) {
-    ASSIGN_OR_RETURN(to.csa, memory_->csa_pages.Take());
+absl::Status CudaSequence::WriteCsa(std::span<const CsaPart> parts,
+                                    std::span<const std::string> entries) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Block& to = blocks_[size_t(parts[i].block)];
+    if (to.csa == nullptr) {
+      ASSIGN_OR_RETURN(to.csa, memory_->csa_pages.Take());
+    }
+    pieces.push_back({to.csa + size_t(parts[i].csa_layer) * layout().csa_bytes(), entries[i].data(),
+                      entries[i].size()});
   }
-  RETURN_IF_ERROR(
-      Copy(to.csa + size_t(csa_layer) * layout().csa_bytes(), entries.data(), entries.size()));
-  if (to.resident[size_t(csa_layer)]) return absl::OkStatus();
-  to.resident[size_t(csa_layer)] = true;
-  absl::Status status = PutTableEntries(block);
-  if (!status.ok()) to.resident[size_t(csa_layer)] = false;
-  return status;
-}
-
-absl::StatusOr<BlockPayload> CudaSequence::ReadBlock(int64_t block) const {
-  const Block& from = blocks_[size_t(block)];
-  BlockPayload payload;
-  payload.index.resize(layout().index_bytes());
-  RETURN_IF_ERROR(Copy(payload.index.data(), from.index, payload.index.size()));
-  std::string csa(size_t(layout().csa_layers) * layout().csa_bytes(), '\0');
-  if (!csa.empty()) RETURN_IF_ERROR(Copy(csa.data(), from.csa, csa.size()));
-  for (int layer = 0; layer < layout().csa_layers; ++layer)
-    payload.csa.push_back(csa.substr(size_t(layer) * layout().csa_bytes(), layout().csa_bytes()));
-  return payload;
+  RETURN_IF_ERROR(memory_->uploads.Send(pieces));
+  for (const auto& [block, layer] : parts) {
+    blocks_[size_t(block)].resident[size_t(layer)] = true;
+    SetTableEntries(block);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaSequence::GrowSlots(int slots) {
@@ -156,7 +161,7 @@ absl::Status CudaSequence::ZeroSlot(int slot) {
 
 namespace {
 
-// A state's parts in host memory, on the way to or from an anchor.
+// A state's parts in host memory, on the way to an anchor.
 struct HostState {
   std::vector<uint8_t> rings;
   std::vector<float> frontier;
@@ -168,49 +173,152 @@ struct HostState {
         frontier(layout.frontier_floats),
         index(layout.index_bytes()),
         csa(size_t(layout.csa_layers) * layout.csa_bytes()) {}
+};
 
-  template <typename Parts>
-  Parts View(const StateLayout& layout) {
-    Parts parts;
-    const size_t ring = size_t(layout.ring) * size_t(layout.entry.bytes);
-    for (size_t i = 0; i < layout.layers.size(); ++i)
-      parts.rings.push_back(rings.data() + i * ring);
-    parts.frontier = frontier.data();
-    parts.index = index.data();
-    for (size_t i = 0; i < size_t(layout.csa_layers); ++i)
-      parts.csa.push_back(csa.data() + i * layout.csa_bytes());
-    return parts;
+// Parts of an anchor that lie one behind the other.
+template <typename Parts, typename Byte, typename Float>
+Parts AnchorPartsIn(const StateLayout& layout, Byte* rings, Float* frontier, Byte* index,
+                    Byte* csa) {
+  Parts parts;
+  const size_t ring = size_t(layout.ring) * size_t(layout.entry.bytes);
+  for (size_t i = 0; i < layout.layers.size(); ++i) parts.rings.push_back(rings + i * ring);
+  parts.frontier = frontier;
+  parts.index = index;
+  for (size_t i = 0; i < size_t(layout.csa_layers); ++i)
+    parts.csa.push_back(csa + i * layout.csa_bytes());
+  return parts;
+}
+
+// Blocks one behind the other as pages are (the index part, then CSA entries), then the anchor's
+// rings, frontier and open block.
+class DeviceExport final : public Export {
+ public:
+  DeviceExport(const StateLayout& layout, std::shared_ptr<ExportBuffers> buffers, int64_t blocks)
+      : layout_(layout), buffers_(std::move(buffers)), blocks_(blocks) {}
+  ~DeviceExport() override {
+    if (done != nullptr) cudaEventSynchronize(done->get());
+    buffers_->pinned.Give(std::move(pinned));
+    buffers_->snapshots.Give(std::move(snapshot));
   }
+  DeviceExport(const DeviceExport&) = delete;
+  DeviceExport& operator=(const DeviceExport&) = delete;
+
+  absl::StatusOr<State> Take() override {
+    RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(done->get()), "export a sequence's state"));
+    State state;
+    const char* from = pinned.as<char>();
+    for (int64_t block = 0; block < blocks_; ++block) {
+      BlockPayload& payload = state.blocks.emplace_back();
+      payload.index.assign(from, layout_.index_bytes());
+      from += layout_.index_bytes();
+      for (int layer = 0; layer < layout_.csa_layers; ++layer, from += layout_.csa_bytes())
+        payload.csa.emplace_back(from, layout_.csa_bytes());
+    }
+    if (anchor_position < 0) return state;
+    const auto* rings = pinned.as<const uint8_t>() + anchor_offset;
+    const auto* frontier =
+        rings + layout_.layers.size() * size_t(layout_.ring) * size_t(layout_.entry.bytes);
+    const auto* index = frontier + layout_.frontier_floats * sizeof(float);
+    state.anchor = EncodeAnchor(
+        layout_, anchor_position,
+        AnchorPartsIn<AnchorParts>(layout_, rings, reinterpret_cast<const float*>(frontier), index,
+                                   index + layout_.index_bytes()));
+    return state;
+  }
+
+  PinnedMemory pinned;
+  DeviceMemory snapshot;
+  std::shared_ptr<Event> done;
+  int64_t anchor_position = -1;  // none
+  size_t anchor_offset = 0;
+
+ private:
+  const StateLayout& layout_;
+  const std::shared_ptr<ExportBuffers> buffers_;
+  const int64_t blocks_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::string> CudaSequence::ReadAnchor(int64_t position, int slot) const {
-  HostState host(layout());
-  if (rings_.bytes() > 0)
-    RETURN_IF_ERROR(Copy(host.rings.data(), rings_.as<>(), host.rings.size()));
-  RETURN_IF_ERROR(Copy(host.frontier.data(), SlotAt(slot), host.frontier.size() * sizeof(float)));
-  if (position % kBlockTokens != 0) {
-    const Block& open = blocks_[size_t(position / kBlockTokens)];
-    RETURN_IF_ERROR(Copy(host.index.data(), open.index, host.index.size()));
-    if (!host.csa.empty()) RETURN_IF_ERROR(Copy(host.csa.data(), open.csa, host.csa.size()));
+// Rings, the frontier and the open block are written over by the next step: a copy of them.
+absl::Status CudaSequence::SnapshotAnchor(int64_t position, int slot,
+                                          DeviceMemory* snapshot) const {
+  const bool open = position % kBlockTokens != 0;
+  const Block* block = open ? &blocks_[size_t(position / kBlockTokens)] : nullptr;
+  ASSIGN_OR_RETURN(*snapshot, memory_->export_buffers->snapshots.Take(
+                                  RingBytes() + FrontierBytes() +
+                                  (open ? layout().index_bytes() + CsaPageBytes() : 0)));
+  auto* to = snapshot->as<uint8_t>();
+  const std::pair<const void*, size_t> parts[] = {
+      {rings_.as<>(), RingBytes()},
+      {SlotAt(slot), FrontierBytes()},
+      {open ? block->index : nullptr, open ? layout().index_bytes() : 0},
+      {open ? block->csa : nullptr, open ? CsaPageBytes() : 0}};
+  for (const auto& [from, bytes] : parts) {
+    if (bytes == 0) continue;
+    RETURN_IF_ERROR(CudaStatus(
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, memory_->stream), "export"));
+    to += bytes;
   }
-  return EncodeAnchor(layout(), position, host.View<AnchorParts>(layout()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Export>> CudaSequence::StartRead(int64_t first_block, int64_t blocks,
+                                                                int64_t position, int slot) const {
+  auto started = std::make_unique<DeviceExport>(layout(), memory_->export_buffers, blocks);
+  const cudaStream_t out = memory_->export_stream.get();
+  const size_t block_bytes = layout().index_bytes() + CsaPageBytes();
+  // Floats follow the rings, whose size is any.
+  started->anchor_offset = (size_t(blocks) * block_bytes + 7) / 8 * 8;
+  size_t anchor_bytes = 0;
+  if (slot >= 0) {
+    RETURN_IF_ERROR(SnapshotAnchor(position, slot, &started->snapshot));
+    started->anchor_position = position;
+    anchor_bytes = RingBytes() + FrontierBytes() + (position % kBlockTokens != 0 ? block_bytes : 0);
+  }
+  ASSIGN_OR_RETURN(started->pinned,
+                   memory_->export_buffers->pinned.Take(started->anchor_offset + anchor_bytes));
+  auto* to = started->pinned.as<uint8_t>();
+  ASSIGN_OR_RETURN(Event ready, Event::Create());
+  ASSIGN_OR_RETURN(Event done, Event::Create());
+  RETURN_IF_ERROR(CudaStatus(cudaEventRecord(ready.get(), memory_->stream), "export"));
+  RETURN_IF_ERROR(CudaStatus(cudaStreamWaitEvent(out, ready.get()), "export"));
+  // From here on copies may be under way: the export's end waits for them, whatever fails.
+  started->done = std::make_shared<Event>(std::move(done));
+  absl::Status status;
+  auto read = [&](uint8_t* at, const void* from, size_t bytes) {
+    if (status.ok() && bytes > 0)
+      status = CudaStatus(cudaMemcpyAsync(at, from, bytes, cudaMemcpyDeviceToHost, out), "export");
+  };
+  for (int64_t block = first_block; block < first_block + blocks; ++block, to += block_bytes) {
+    read(to, blocks_[size_t(block)].index, layout().index_bytes());
+    read(to + layout().index_bytes(), blocks_[size_t(block)].csa, CsaPageBytes());
+  }
+  read(started->pinned.as<uint8_t>() + started->anchor_offset, started->snapshot.as<>(),
+       anchor_bytes);
+  status.Update(CudaStatus(cudaEventRecord(started->done->get(), out), "export"));
+  RETURN_IF_ERROR(status);
+  exported_ = started->done;
+  exported_end_ = std::max(exported_end_, (first_block + blocks) * kBlockTokens);
+  return std::unique_ptr<Export>(std::move(started));
 }
 
 absl::Status CudaSequence::WriteAnchor(std::string_view anchor, int64_t position, int slot) {
   HostState host(layout());
-  DecodeAnchor(layout(), anchor, host.View<AnchorBuffers>(layout()));
+  DecodeAnchor(layout(), anchor,
+               AnchorPartsIn<AnchorBuffers>(layout(), host.rings.data(), host.frontier.data(),
+                                            host.index.data(), host.csa.data()));
   if (rings_.bytes() == 0) {
     ASSIGN_OR_RETURN(rings_, DeviceMemory::Allocate(RingBytes(), "a sequence's window keys"));
   }
-  RETURN_IF_ERROR(Copy(rings_.as<>(), host.rings.data(), host.rings.size()));
-  RETURN_IF_ERROR(Copy(SlotAt(slot), host.frontier.data(), host.frontier.size() * sizeof(float)));
-  if (position % kBlockTokens == 0) return absl::OkStatus();
-  const Block& open = blocks_[size_t(position / kBlockTokens)];
-  RETURN_IF_ERROR(Copy(open.index, host.index.data(), host.index.size()));
-  if (host.csa.empty()) return absl::OkStatus();
-  return Copy(open.csa, host.csa.data(), host.csa.size());
+  std::vector<Piece> pieces = {{rings_.as<>(), host.rings.data(), host.rings.size()},
+                               {SlotAt(slot), host.frontier.data(), FrontierBytes()}};
+  if (position % kBlockTokens != 0) {
+    const Block& open = blocks_[size_t(position / kBlockTokens)];
+    pieces.push_back({open.index, host.index.data(), host.index.size()});
+    pieces.push_back({open.csa, host.csa.data(), host.csa.size()});
+  }
+  return memory_->uploads.Send(pieces);
 }
 
 struct CudaSequence::SavedBytes : Contents {

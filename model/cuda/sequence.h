@@ -7,26 +7,39 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "model/anchor.h"
 #include "model/cuda/batch.h"
 #include "model/cuda/device.h"
 #include "model/cuda/page_pool.h"
+#include "model/cuda/transfer.h"
 #include "model/sequence_base.h"
 
 namespace agentd::model::cuda {
 
+// Buffers of exports, which may be given back by other threads.
+struct ExportBuffers {
+  PinnedPool pinned{size_t{256} << 20, "exports"};
+  DevicePool snapshots{size_t{64} << 20, "exports of anchors"};
+};
+
 // What an engine's sequences share.
 struct SequenceMemory {
-  SequenceMemory(const StateLayout& layout, cudaStream_t stream_in)
+  SequenceMemory(const StateLayout& layout, cudaStream_t stream_in, Stream export_stream_in)
       : index_pages(layout.index_bytes(), 64, "index pages of sequences"),
         csa_pages(size_t(layout.csa_layers) * layout.csa_bytes(), 64, "CSA pages of sequences"),
-        stream(stream_in) {}
+        stream(stream_in),
+        export_stream(std::move(export_stream_in)),
+        uploads(stream_in) {}
 
   PagePool index_pages;  // of a block: BlockPayload::index
   PagePool csa_pages;    // of a block: its entries of all CSA layers
   const cudaStream_t stream;
+  const Stream export_stream;
+  Uploads uploads;
+  const std::shared_ptr<ExportBuffers> export_buffers = std::make_shared<ExportBuffers>();
 };
 
 class CudaSequence final : public SequenceBase {
@@ -39,6 +52,9 @@ class CudaSequence final : public SequenceBase {
 
   int64_t memory_bytes() const override;
 
+  // Before anything is enqueued that reads or appends to the state: brings the page tables up to
+  // date, and makes the stream wait for exports of what would be written over.
+  absl::Status Prepare();
   // After BeginRows: what kernels are told, but for rows and slots.
   SegmentView View() const;
   float* SlotAt(int slot) const {
@@ -59,11 +75,12 @@ class CudaSequence final : public SequenceBase {
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)].resident[size_t(csa_layer)];
   }
-  absl::Status WriteCsa(int64_t block, int csa_layer, std::string_view entries) override;
-  absl::StatusOr<BlockPayload> ReadBlock(int64_t block) const override;
+  absl::Status WriteCsa(std::span<const CsaPart> parts,
+                        std::span<const std::string> entries) override;
   absl::Status GrowSlots(int slots) override;
   absl::Status ZeroSlot(int slot) override;
-  absl::StatusOr<std::string> ReadAnchor(int64_t position, int slot) const override;
+  absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,
+                                                    int64_t position, int slot) const override;
   absl::Status WriteAnchor(std::string_view anchor, int64_t position, int slot) override;
   absl::StatusOr<std::unique_ptr<const Contents>> SaveContents(
       std::span<const int> slots) const override;
@@ -72,18 +89,30 @@ class CudaSequence final : public SequenceBase {
   size_t RingBytes() const {
     return layout().layers.size() * size_t(layout().ring) * size_t(layout().entry.bytes);
   }
+  size_t FrontierBytes() const { return layout().frontier_floats * sizeof(float); }
+  size_t CsaPageBytes() const { return size_t(layout().csa_layers) * layout().csa_bytes(); }
   absl::Status GrowTables(int64_t blocks);
-  absl::Status PutTableEntries(int64_t block);
+  // The block's entries of every table; Prepare brings them to the device.
+  void SetTableEntries(int64_t block);
+  absl::Status SnapshotAnchor(int64_t position, int slot, DeviceMemory* snapshot) const;
   absl::Status Copy(void* to, const void* from, size_t bytes) const;
 
   SequenceMemory* const memory_;
   std::vector<Block> blocks_;
-  // Device tables of pages: index [capacity], then CSA [csa_layers][capacity].
+  // Tables of pages: index [capacity], then CSA [csa_layers][capacity]. Entries of blocks
+  // [changed_begin_, changed_end_) are newer on the host.
   DeviceMemory tables_;
+  std::vector<uint8_t*> host_tables_;
   int64_t table_capacity_ = 0;
+  int64_t changed_begin_ = 0;
+  int64_t changed_end_ = 0;
   DeviceMemory rings_;
   DeviceMemory frontiers_;
   int slots_ = 0;
+  // Of the newest export: done when it and those before it have left the device; where its blocks
+  // end.
+  mutable std::shared_ptr<Event> exported_;
+  mutable int64_t exported_end_ = 0;
 };
 
 }  // namespace agentd::model::cuda

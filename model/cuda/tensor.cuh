@@ -1,5 +1,5 @@
-// What the kernels on tensor cores need of the machine beneath C++: BF16 pairs, matrix
-// multiplication on tensor cores, asynchronous copies, clusters, shared memory.
+// What the kernels on tensor cores need of the machine beneath C++ more than others: matrix
+// multiplication on tensor cores, asynchronous copies, clusters.
 #ifndef AGENTD_MODEL_CUDA_TENSOR_CUH_
 #define AGENTD_MODEL_CUDA_TENSOR_CUH_
 
@@ -8,14 +8,12 @@
 #include <atomic>
 #include <cstdint>
 
-namespace agentd::model::cuda {
+#include "model/cuda/machine.cuh"
+#if defined(AGENTD_CUDA_EMULATED)
+#include "model/cuda/emulator/tensor.h"
+#endif
 
-// All of a block's shared memory is dynamic: it begins with a T.
-template <typename T>
-__device__ inline T* SharedMemory() {
-  extern __shared__ __align__(128) uint8_t shared_memory[];
-  return reinterpret_cast<T*>(shared_memory);
-}
+namespace agentd::model::cuda {
 
 // Lets a kernel have all the shared memory of an SM: once per kernel and device.
 template <auto kKernel>
@@ -31,28 +29,12 @@ void RaiseSharedMemory() {
   raised.fetch_or(bit);
 }
 
-// Two BF16 in one word, the first in the lower half. Nearest, ties to even.
-__device__ inline uint32_t PackBf16(float first, float second) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-}
-// max(0, .) of them.
-__device__ inline uint32_t PackReluBf16(float first, float second) {
-  uint32_t pair;
-  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-}
 __device__ inline float FirstBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float SecondBf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
-// Products rounded to BF16; subnormal ones are kept.
-__device__ inline uint32_t MultiplyBf16(uint32_t a, uint32_t b) {
-  uint32_t product;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
 // An E8M0 scale, twice.
 __device__ inline uint32_t ScalePair(uint32_t byte) { return max(byte << 7, 0x40u) * 0x10001u; }
+
+#if !defined(AGENTD_CUDA_EMULATED)
 
 // d += a b, m = 16, n = 8, k = 16. Lane 4g + t holds, of a [m][k]: {(g, 2t), (g, 2t+1)}, the same
 // of row g + 8, then both of columns 8 further on; of b [k][n]: {(2t, g), (2t+1, g)}, then 8 rows
@@ -102,10 +84,14 @@ __device__ inline void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// kThreads threads of the block, in whole warps; `barrier`: 1 to 15.
-template <int kThreads>
-__device__ inline void SyncSome(int barrier) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+// 16 bytes to shared memory, of which `bytes` are read and the rest becomes zeros.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
 }
 
 // All threads of all blocks of the cluster.
@@ -122,6 +108,8 @@ __device__ inline uint32_t ClusterLoad(const uint32_t* word, uint32_t rank) {
   asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
+
+#endif  // !AGENTD_CUDA_EMULATED
 
 }  // namespace agentd::model::cuda
 

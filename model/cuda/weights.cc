@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/cpu/memory.h"
 #include "model/cpu/thread_pool.h"
 #include "model/numeric.h"
 #include "model/weight_plan-inl.h"
@@ -24,17 +25,43 @@ using Job = WeightJobOf<DeviceWeightTypes>;
 
 constexpr size_t kChunkBytes = size_t{256} << 20;
 
-class Loader {
+int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+class Loader final : public WeightLoader {
  public:
   Loader(const Config& config, const Checkpoint& checkpoint, const Stream& stream)
       : config_(config), checkpoint_(checkpoint), stream_(stream) {}
 
-  absl::StatusOr<DeviceWeights> Run() {
+  absl::Status MakePlan() {
     PlanWeights(config_, checkpoint_, &plan_);
     if (!plan_.problems.empty()) return plan_.problems[0].status;
-    ASSIGN_OR_RETURN(pool_, ThreadPool::Create(0));
     NoteRoles();
-    RETURN_IF_ERROR(PlaceExperts());
+    NoteShapes();
+    return absl::OkStatus();
+  }
+
+  DeviceWeights Shapes() const override {
+    DeviceWeights shapes;
+    static_cast<WeightsOf<DeviceWeightTypes>&>(shapes) = plan_.weights;
+    shapes.head.slices = 1;
+    shapes.experts = out_.experts;
+    return shapes;
+  }
+
+  ExpertSizes Sizes() const override {
+    ExpertSizes sizes = {.mtp = plan_.weights.mtp.has_value(),
+                         .experts = config_.n_routed_experts,
+                         .chosen = config_.num_experts_per_tok,
+                         .other_bytes = int64_t(kChunkBytes)};
+    for (const GroupedExperts& experts : out_.experts)
+      sizes.expert_bytes.push_back(experts.expert_bytes);
+    for (const Job& job : plan_.jobs) sizes.other_bytes += OtherBytes(job);
+    return sizes;
+  }
+
+  absl::StatusOr<DeviceWeights> Load(const ExpertPlacement& placement) override {
+    ASSIGN_OR_RETURN(pool_, ThreadPool::Create(0));
+    RETURN_IF_ERROR(PlaceExperts(placement));
     for (size_t begin = 0; begin < plan_.jobs.size(); begin += kAtOnce) {
       const auto jobs =
           std::span(plan_.jobs).subspan(begin, std::min(kAtOnce, plan_.jobs.size() - begin));
@@ -54,6 +81,7 @@ class Loader {
 
   // An expert's place among its layer's.
   struct ExpertRole {
+    GroupedExperts* layer;
     GroupedMatrix* grouped;
     int expert;
     int top;
@@ -73,17 +101,52 @@ class Loader {
       mixes_.insert({&layer.hc_attn.fn, &layer.hc_ffn.fn});
       GroupedExperts& grouped = out_.experts[size_t(i)];
       for (size_t e = 0; e < layer.experts.size(); ++e) {
-        roles_[&layer.experts[e].w1] = {&grouped.w1, int(e), 0};
-        roles_[&layer.experts[e].w2] = {&grouped.w2, int(e), 0};
-        roles_[&layer.experts[e].w3] = {&grouped.w3, int(e), 0};
+        roles_[&layer.experts[e].w1] = {&grouped, &grouped.w1, int(e), 0};
+        roles_[&layer.experts[e].w2] = {&grouped, &grouped.w2, int(e), 0};
+        roles_[&layer.experts[e].w3] = {&grouped, &grouped.w3, int(e), 0};
       }
     }
     mixes_.insert(&plan_.weights.head_mix.fn);
     if (plan_.weights.mtp) mixes_.insert(&plan_.weights.mtp->head_mix.fn);
   }
 
-  // The type a job's matrices have on the device.
+  // Types and sizes; memory and data come with Load.
+  void NoteShapes() {
+    for (const Job& job : plan_.jobs) {
+      if (job.matrices == nullptr) continue;
+      const Matrix m = Shape(job);
+      std::fill_n(job.matrices, job.parts, m);
+      const auto role = roles_.find(job.matrices);
+      if (role == roles_.end() || role->second.expert != 0) continue;
+      GroupedMatrix& grouped = *role->second.grouped;
+      grouped.first = m;
+      grouped.expert_data = Aligned(MatrixBytes(m.type, IsPlain(m), m.rows, m.columns));
+      grouped.expert_scales = ScaleBytes(m.type, m.rows, m.columns);
+      role->second.layer->expert_bytes += grouped.expert_data + Aligned(grouped.expert_scales);
+    }
+  }
+
+  // On the device, of a job that has no experts' matrix.
+  int64_t OtherBytes(const Job& job) const {
+    const Tensor& tensor = *job.weight;
+    if (job.matrices != nullptr) {
+      if (roles_.count(job.matrices) != 0) return 0;
+      const Matrix m = Shape(job);
+      return job.parts * (Aligned(MatrixBytes(m.type, IsPlain(m), m.rows, m.columns)) +
+                          Aligned(ScaleBytes(m.type, m.rows, m.columns)));
+    }
+    const bool numbers = job.values != nullptr || job.experts != nullptr;
+    return Aligned(numbers ? tensor.size_bytes / DTypeBytes(tensor.dtype) * 4 : tensor.size_bytes);
+  }
+
+  // What a job's matrices are on the device.
   Matrix Shape(const Job& job) const {
+    Matrix m = Stored(job);
+    if (!IsPlain(m) && roles_.count(job.matrices) == 0) m.slices = ChooseSlices(m.rows, m.columns);
+    return m;
+  }
+
+  Matrix Stored(const Job& job) const {
     const Tensor& tensor = *job.weight;
     Matrix m;
     m.rows = int(tensor.shape[0]) / job.parts;
@@ -137,8 +200,7 @@ class Loader {
   }
 
   absl::StatusOr<uint8_t*> Place(int64_t bytes) {
-    const size_t wanted = (size_t(bytes) + 255) / 256 * 256;
-    out_.bytes += bytes;
+    const auto wanted = size_t(Aligned(bytes));
     if (wanted > chunk_left_) {
       // What is large has an allocation of its own, and the chunk goes on.
       const bool large = wanted > kChunkBytes / 16;
@@ -157,7 +219,29 @@ class Loader {
   }
 
   // Memory of all experts of a layer side by side, and what their scales share.
-  absl::Status PlaceExperts() {
+  absl::Status PlaceExperts(const ExpertPlacement& placement) {
+    RETURN_IF_ERROR(NoteFactors());
+    int64_t host_bytes = 0;
+    for (size_t i = 0; i < out_.experts.size(); ++i) {
+      if (placement.on_host[i])
+        host_bytes += config_.n_routed_experts * out_.experts[i].expert_bytes;
+    }
+    RETURN_IF_ERROR(CheckMemory("experts in page-locked host memory (--host-experts)", host_bytes));
+    int number = 0;
+    for (size_t i = 0; i < out_.experts.size(); ++i) {
+      GroupedExperts& layer = out_.experts[i];
+      if (placement.on_host[i]) {
+        layer.number = number++;
+        RETURN_IF_ERROR(PlaceOnHost(int(i), &layer));
+      } else {
+        for (GroupedMatrix* m : {&layer.w1, &layer.w2, &layer.w3})
+          RETURN_IF_ERROR(PlaceOnDevice(m));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status NoteFactors() {
     std::map<GroupedMatrix*, int> tops;
     for (const Job& job : plan_.jobs) {
       const auto role = roles_.find(job.matrices);
@@ -165,24 +249,39 @@ class Loader {
       ASSIGN_OR_RETURN(role->second.top, Top(job));
       int& top = tops[role->second.grouped];
       top = std::max(top, role->second.top);
-      if (role->second.expert != 0) continue;
-      GroupedMatrix& grouped = *role->second.grouped;
-      grouped.first = Shape(job);
-      const Matrix& m = grouped.first;
-      grouped.expert_data = (MatrixBytes(m.type, IsPlain(m), m.rows, m.columns) + 255) / 256 * 256;
-      grouped.expert_scales = ScaleBytes(m.type, m.rows, m.columns);
-      const int64_t experts = config_.n_routed_experts;
-      ASSIGN_OR_RETURN(uint8_t* const data, Place(experts * grouped.expert_data));
-      ASSIGN_OR_RETURN(uint8_t* const scales,
-                       Place(std::max<int64_t>(1, experts * grouped.expert_scales)));
-      grouped.first.data = data;
-      grouped.first.scales = scales;
     }
     for (auto& [matrix, role] : roles_) {
       role.top = tops[role.grouped];
       role.grouped->first.factor =
           IsQuantized(role.grouped->first) ? ScaleFactor(role.grouped->first.type, role.top) : 1;
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status PlaceOnDevice(GroupedMatrix* grouped) {
+    const int64_t experts = config_.n_routed_experts;
+    ASSIGN_OR_RETURN(grouped->first.data, Place(experts * grouped->expert_data));
+    ASSIGN_OR_RETURN(grouped->first.scales,
+                     Place(std::max<int64_t>(1, experts * grouped->expert_scales)));
+    return absl::OkStatus();
+  }
+
+  // An expert's parts side by side, so that one copy fetches it.
+  absl::Status PlaceOnHost(int number, GroupedExperts* layer) {
+    ASSIGN_OR_RETURN(
+        PinnedMemory memory,
+        PinnedMemory::Allocate(size_t(config_.n_routed_experts) * size_t(layer->expert_bytes),
+                               fmt::format("the experts of layer {} (--host-experts)", number)));
+    layer->host = memory.as<uint8_t>();
+    const uint8_t* at = layer->host;
+    for (GroupedMatrix* m : {&layer->w1, &layer->w3, &layer->w2}) {
+      m->first.data = at;
+      m->first.scales = at + m->expert_data;
+      at += m->expert_data + Aligned(m->expert_scales);
+      m->expert_data = layer->expert_bytes;
+      m->expert_scales = layer->expert_bytes;
+    }
+    out_.host_memory.push_back(std::move(memory));
     return absl::OkStatus();
   }
 
@@ -201,35 +300,54 @@ class Loader {
           job.weight->name, m.columns);
     }
     const auto role = roles_.find(job.matrices);
-    const bool is_expert = role != roles_.end();
-    int top = is_expert ? role->second.top : 0;
-    if (!is_expert) {
+    int top = 0;
+    if (role != roles_.end()) {
+      top = role->second.top;
+    } else {
       ASSIGN_OR_RETURN(top, Top(job));
     }
     if (IsQuantized(m)) m.factor = ScaleFactor(m.type, top);
-    if (!IsPlain(m) && !is_expert) m.slices = ChooseSlices(m.rows, m.columns);
     ASSIGN_OR_RETURN(const void* const raw, Raw(job, m));
     for (int part = 0; part < job.parts; ++part) {
-      uint8_t* data = nullptr;
-      uint8_t* scales = nullptr;
-      if (is_expert) {
-        const GroupedMatrix& grouped = *role->second.grouped;
-        const int64_t e = role->second.expert;
-        data =
-            static_cast<uint8_t*>(const_cast<void*>(grouped.first.data)) + e * grouped.expert_data;
-        scales = const_cast<uint8_t*>(grouped.first.scales) + e * grouped.expert_scales;
+      if (role != roles_.end()) {
+        RETURN_IF_ERROR(FillExpert(job, role->second, raw, &m));
       } else {
-        ASSIGN_OR_RETURN(data, Place(MatrixBytes(m.type, IsPlain(m), m.rows, m.columns)));
+        ASSIGN_OR_RETURN(uint8_t* const data,
+                         Place(MatrixBytes(m.type, IsPlain(m), m.rows, m.columns)));
+        uint8_t* scales = nullptr;
         if (IsQuantized(m)) {
           ASSIGN_OR_RETURN(scales, Place(ScaleBytes(m.type, m.rows, m.columns)));
         }
+        m.data = data;
+        m.scales = scales;
+        RETURN_IF_ERROR(Fill(job, m, part, top, raw, data, scales));
       }
-      m.data = data;
-      m.scales = scales;
-      RETURN_IF_ERROR(Fill(job, m, part, top, raw, data, scales));
       job.matrices[part] = m;
     }
     return CudaStatus(cudaStreamSynchronize(stream_.get()), "load " + job.weight->name);
+  }
+
+  // Where an expert belongs. For host memory it is packed on the device and copied down.
+  absl::Status FillExpert(const Job& job, const ExpertRole& role, const void* raw, Matrix* m) {
+    const GroupedMatrix& grouped = *role.grouped;
+    auto* const data = static_cast<uint8_t*>(const_cast<void*>(grouped.first.data)) +
+                       role.expert * grouped.expert_data;
+    auto* const scales =
+        const_cast<uint8_t*>(grouped.first.scales) + role.expert * grouped.expert_scales;
+    m->data = data;
+    m->scales = scales;
+    if (role.layer->host == nullptr) return Fill(job, *m, 0, role.top, raw, data, scales);
+    const int64_t data_bytes = MatrixBytes(m->type, IsPlain(*m), m->rows, m->columns);
+    const int64_t scale_bytes = ScaleBytes(m->type, m->rows, m->columns);
+    const auto room = size_t(Aligned(data_bytes) + scale_bytes);
+    if (packed_.bytes() < room) {
+      ASSIGN_OR_RETURN(packed_, DeviceMemory::Allocate(room, "packing an expert"));
+    }
+    auto* const packed = packed_.as<uint8_t>();
+    uint8_t* const packed_scales = packed + Aligned(data_bytes);
+    RETURN_IF_ERROR(Fill(job, *m, 0, role.top, raw, packed, packed_scales));
+    RETURN_IF_ERROR(Receive(data, packed, size_t(data_bytes)));
+    return Receive(scales, packed_scales, size_t(scale_bytes));
   }
 
   // The tensor as it is on the device, its scales after it; nullptr of one without data.
@@ -325,7 +443,7 @@ class Loader {
   }
 
   absl::Status LoadEmbedding(const Job& job) {
-    Matrix m = Shape(job);
+    Matrix m = Stored(job);
     m.plain_bf16 = m.type == MatrixType::kBf16;
     ASSIGN_OR_RETURN(uint8_t* const data, Place(job.weight->size_bytes));
     m.data = data;
@@ -340,6 +458,11 @@ class Loader {
     return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()),
                       "send weights");
   }
+  absl::Status Receive(void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return absl::OkStatus();
+    return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+                      "bring packed weights down");
+  }
 
   const Config& config_;
   const Checkpoint& checkpoint_;
@@ -350,15 +473,31 @@ class Loader {
   std::set<const Matrix*> mixes_;
   std::map<const Matrix*, ExpertRole> roles_;
   DeviceMemory staging_;
+  DeviceMemory packed_;  // of one matrix of an expert
   uint8_t* chunk_at_ = nullptr;
   size_t chunk_left_ = 0;
 };
 
 }  // namespace
 
-absl::StatusOr<DeviceWeights> LoadDeviceWeights(const Config& config, const Checkpoint& checkpoint,
-                                                const Stream& stream) {
-  return Loader(config, checkpoint, stream).Run();
+absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Create(const Config& config,
+                                                                   const Checkpoint& checkpoint,
+                                                                   const Stream& stream) {
+  auto loader = std::make_unique<Loader>(config, checkpoint, stream);
+  RETURN_IF_ERROR(loader->MakePlan());
+  return loader;
+}
+
+void BindExperts(uint8_t* slots, int64_t slot_bytes, DeviceWeights* weights) {
+  for (GroupedExperts& layer : weights->experts) {
+    if (layer.host == nullptr) continue;
+    for (GroupedMatrix* m : {&layer.w1, &layer.w2, &layer.w3}) {
+      m->first.data = slots + (static_cast<const uint8_t*>(m->first.data) - layer.host);
+      m->first.scales = slots + (m->first.scales - layer.host);
+      m->expert_data = slot_bytes;
+      m->expert_scales = slot_bytes;
+    }
+  }
 }
 
 }  // namespace agentd::model::cuda

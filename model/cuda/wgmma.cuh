@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(AGENTD_CUDA_EMULATED)
+#include "model/cuda/emulator/wgmma.h"
+#endif
+
 namespace agentd::model::cuda {
 
 // Core matrices lie `k_bytes` apart along K and `n_bytes` along N.
@@ -12,6 +16,18 @@ __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t shared_address, int
                                                     int n_bytes) {
   return uint64_t((shared_address & 0x3FFFF) >> 4) | uint64_t(k_bytes >> 4) << 16 |
          uint64_t(n_bytes >> 4) << 32;
+}
+
+#if !defined(AGENTD_CUDA_EMULATED)
+
+// Moves registers between warpgroups: all warps of one call, for as many registers a thread.
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 __device__ __forceinline__ void WgmmaFence() {
@@ -25,61 +41,55 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Run(d, a, b, accumulate): d = a * b (+ d). Lane l of warp w of the warpgroup has rows 16w + l/4
-// (d[4j], d[4j+1]) and 8 more (d[4j+2], d[4j+3]), tokens 8j + l%4*2 and the next.
+// Run(d, a, b): d += a * b, of kTokens tokens. Lane l of warp w of the warpgroup
+// has rows 16w + l/4 (d[4j], d[4j+1]) and 8 more (d[4j+2], d[4j+3]), tokens 8j + l%4*2 and the
+// next.
 template <int kTokens>
 struct Wgmma;
 
-template <>
-struct Wgmma<64> {
-  static __device__ __forceinline__ void Run(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
-                                             int accumulate) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n"
-        "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-  }
-};
+#define AGENTD_D16(i)                                                                         \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7]), AGENTD_D8(i + 8)
+#define AGENTD_D8(i)                                                                          \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define AGENTD_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define AGENTD_R16 \
+  AGENTD_R0 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define AGENTD_R32 \
+  AGENTD_R16 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define AGENTD_R40 AGENTD_R32 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define AGENTD_R48 AGENTD_R40 ", %56, %57, %58, %59, %60, %61, %62, %63"
+// The operands after the sums are numbered from kTokens / 2 on.
+#define AGENTD_WGMMA(tokens, sums, a0, a1, a2, a3, b, ...)                                       \
+  template <>                                                                                    \
+  struct Wgmma<tokens> {                                                                         \
+    static __device__ __forceinline__ void Run(float (&d)[(tokens) / 2], const uint32_t (&a)[4], \
+                                               uint64_t descriptor) {                            \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #tokens "k16.f32.bf16.bf16 {" sums        \
+                   "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b ", 1, 1, 1, 0;"                     \
+                   : __VA_ARGS__                                                                 \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));               \
+    }                                                                                            \
+  };
+AGENTD_WGMMA(32, AGENTD_R0, "%16", "%17", "%18", "%19", "%20", AGENTD_D16(0))
+AGENTD_WGMMA(64, AGENTD_R16, "%32", "%33", "%34", "%35", "%36", AGENTD_D16(0), AGENTD_D16(16))
+AGENTD_WGMMA(96, AGENTD_R32, "%48", "%49", "%50", "%51", "%52", AGENTD_D16(0), AGENTD_D16(16),
+             AGENTD_D16(32))
+AGENTD_WGMMA(112, AGENTD_R40, "%56", "%57", "%58", "%59", "%60", AGENTD_D16(0), AGENTD_D16(16),
+             AGENTD_D16(32), AGENTD_D8(48))
+AGENTD_WGMMA(128, AGENTD_R48, "%64", "%65", "%66", "%67", "%68", AGENTD_D16(0), AGENTD_D16(16),
+             AGENTD_D16(32), AGENTD_D16(48))
+#undef AGENTD_WGMMA
+#undef AGENTD_R0
+#undef AGENTD_R16
+#undef AGENTD_R32
+#undef AGENTD_R40
+#undef AGENTD_R48
+#undef AGENTD_D8
+#undef AGENTD_D16
 
-template <>
-struct Wgmma<128> {
-  static __device__ __forceinline__ void Run(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
-                                             int accumulate) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.b32 p, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-        " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-        " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n"
-        "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-          "+f"(d[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-  }
-};
+#endif  // !AGENTD_CUDA_EMULATED
 
 }  // namespace agentd::model::cuda
 

@@ -31,6 +31,14 @@ struct StepCost {
 };
 StepCost CountStep(const Config& config, const Checkpoint& checkpoint, int batch);
 
+// What steps of one kind had of experts in host memory, a step.
+struct ExpertTraffic {
+  double needed = 0;  // experts
+  double hits = 0;    // of those, in the cache
+  double bytes = 0;   // fetched
+};
+ExpertTraffic CountTraffic(const HostExperts& before, const HostExperts& after, int steps);
+
 // Bytes of the cache that a decode step reads at a position: indexer keys, entries, window keys.
 double CountCache(const Config& config, int64_t position);
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "model/state_layout.h"
 #include "model/synthetic_checkpoint.h"
 #include "model/v4/bench.h"
 #include "model/v4/command.h"
@@ -75,22 +76,34 @@ class ShapeBench {
     return absl::OkStatus();
   }
 
-  // Median seconds of a step of one token per sequence.
-  absl::StatusOr<double> Decode() {
+  struct Timed {
+    double seconds = 0;
+    ExpertTraffic traffic;
+  };
+  // The median step of one token per sequence.
+  absl::StatusOr<Timed> Decode() {
+    for (int i = 0; i < 3; ++i) RETURN_IF_ERROR(Step(1, sequences_.size()).status());
+    ASSIGN_OR_RETURN(const HostExperts before, engine_->host_experts());
     std::vector<double> seconds;
-    for (int i = 0; i < options_.decode + 3; ++i) {
+    for (int i = 0; i < options_.decode; ++i) {
       ASSIGN_OR_RETURN(const double taken, Step(1, sequences_.size()));
-      if (i >= 3) seconds.push_back(taken);
+      seconds.push_back(taken);
     }
+    ASSIGN_OR_RETURN(const HostExperts after, engine_->host_experts());
     std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
-    return seconds[seconds.size() / 2];
+    return Timed{seconds[seconds.size() / 2], CountTraffic(before, after, options_.decode)};
   }
 
-  // Seconds of a prefill on the first sequence, which did one before.
-  absl::StatusOr<double> Prefill() {
+  // A prefill on the first sequence, which did one before.
+  absl::StatusOr<Timed> Prefill() {
     RETURN_IF_ERROR(Step(options_.prefill, 1).status());
-    return Step(options_.prefill, 1);
+    ASSIGN_OR_RETURN(const HostExperts before, engine_->host_experts());
+    ASSIGN_OR_RETURN(const double seconds, Step(options_.prefill, 1));
+    ASSIGN_OR_RETURN(const HostExperts after, engine_->host_experts());
+    return Timed{seconds, CountTraffic(before, after, 1)};
   }
+
+  absl::StatusOr<HostExperts> host_experts() { return engine_->host_experts(); }
 
  private:
   std::vector<TokenId> Draw(int count) {
@@ -132,6 +145,33 @@ class ShapeBench {
   std::vector<std::vector<float> > logits_;
 };
 
+// What the sequences will take of the device's memory, and a little for all else.
+int64_t StateBytes(const Config& config, const BenchOptions& options) {
+  const StateLayout layout(config, /*low_precision=*/true);
+  const int64_t blocks =
+      (int64_t(options.context) + options.decode + 2 * int64_t(options.prefill)) / kBlockTokens + 2;
+  const int64_t block =
+      int64_t(layout.index_bytes()) + layout.csa_layers * int64_t(layout.csa_bytes());
+  constexpr int64_t kRings = int64_t{64} << 20;  // and frontiers, of a sequence
+  constexpr int64_t kElse = int64_t{1} << 30;
+  return kElse + options.batch * (kRings + blocks * block);
+}
+
+// What experts in host memory cost steps of one kind, beside the floor: what the device reads of
+// its own memory, and what comes over PCIe.
+void PrintExperts(const char* name, double seconds, const ExpertTraffic& traffic,
+                  double device_bytes, const DeviceCeiling& device) {
+  if (traffic.needed == 0) return;
+  const double own = device_bytes / device.copy_bytes_per_s;
+  const double fetch = traffic.bytes / device.host_bytes_per_s;
+  Print(
+      fmt::format("{}: {:.1f} experts of these layers needed a step, {:.1f}% of them cached; "
+                  "{:.3f} GB fetched: "
+                  "floor {:.3f} ms on the device + {:.3f} ms of PCIe, {:.1f}% of it reached\n",
+                  name, traffic.needed, 100 * traffic.hits / traffic.needed, traffic.bytes / 1e9,
+                  own * 1e3, fetch * 1e3, 100 * (own + fetch) / seconds));
+}
+
 }  // namespace
 
 absl::Status BenchShape(const BenchOptions& options) {
@@ -145,17 +185,22 @@ absl::Status BenchShape(const BenchOptions& options) {
   }
   auto checkpoint = std::make_unique<SyntheticCheckpoint>(config);
   const StepCost cost = CountStep(config, *checkpoint, options.batch);
+  const StepCost prefill_cost = CountStep(config, *checkpoint, options.prefill);
   const double weight_bytes = double(checkpoint->weight_bytes());
   EngineOptions engine_options = options.engine;
   engine_options.max_batch_rows = std::max(kSeedTokens, options.batch);
+  engine_options.state_bytes = StateBytes(config, options);
   const double begin = Now();
   ASSIGN_OR_RETURN(auto engine, LoadCudaEngine(config, std::move(checkpoint), engine_options));
   const double made = Now();
   ShapeBench bench(options, config, std::move(engine));
   RETURN_IF_ERROR(bench.Fill());
   const double filled = Now();
-  ASSIGN_OR_RETURN(const double decode_s, bench.Decode());
-  ASSIGN_OR_RETURN(const double prefill_s, bench.Prefill());
+  ASSIGN_OR_RETURN(const auto decode, bench.Decode());
+  ASSIGN_OR_RETURN(const auto prefill, bench.Prefill());
+  ASSIGN_OR_RETURN(const HostExperts experts, bench.host_experts());
+  const double decode_s = decode.seconds;
+  const double prefill_s = prefill.seconds;
   ASSIGN_OR_RETURN(const DeviceCeiling device, MeasureDeviceCeiling());
 
   const int layers = config.num_hidden_layers;
@@ -170,8 +215,9 @@ absl::Status BenchShape(const BenchOptions& options) {
       "{:.1f} s\n",
       options.shape, layers, whole.num_hidden_layers, weight_bytes / 1e9, made - begin,
       options.batch, options.context, filled - made));
-  Print(
-      fmt::format("device: {}, copies {:.0f} GB/s\n", device.name, device.copy_bytes_per_s / 1e9));
+  Print(DescribeHostExperts(experts) + "\n");
+  Print(fmt::format("device: {}, copies {:.0f} GB/s, from host memory {:.1f} GB/s\n", device.name,
+                    device.copy_bytes_per_s / 1e9, device.host_bytes_per_s / 1e9));
   Print(fmt::format(
       "decode: {:.3f} ms/step ({:.1f} tokens/s), {:.3f} GB/step (cache {:.3f}): floor {:.3f} ms, "
       "{:.1f}% of the copy bandwidth; all {} layers: {:.3f} GB, {:.2f} ms/step\n",
@@ -184,6 +230,11 @@ absl::Status BenchShape(const BenchOptions& options) {
       options.prefill, prefill_s * 1e3, options.prefill / prefill_s, whole.num_hidden_layers,
       options.prefill / prefill_s * layers / whole.num_hidden_layers,
       2 * cost.multiply_adds * options.prefill / prefill_s / 1e12));
+  if (!experts.layers.empty()) {
+    PrintExperts("decode", decode_s, decode.traffic, bytes, device);
+    PrintExperts("prefill", prefill_s, prefill.traffic,
+                 prefill_cost.step_bytes + CountCache(config, options.context), device);
+  }
   return FlushOutput();
 }
 

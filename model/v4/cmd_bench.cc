@@ -5,6 +5,7 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "base/status.h"
 #include "model/checkpoint.h"
@@ -32,6 +33,13 @@ StepCost CountStep(const Config& config, const Checkpoint& checkpoint, int batch
     cost.multiply_adds += (expert ? chosen : 1) * elements * (tensor.dtype == DType::kI8 ? 2 : 1);
   }
   return cost;
+}
+
+ExpertTraffic CountTraffic(const HostExperts& before, const HostExperts& after, int steps) {
+  const auto hits = double(after.hits - before.hits);
+  return {.needed = (hits + double(after.misses - before.misses)) / steps,
+          .hits = hits / steps,
+          .bytes = double(after.fetched_bytes - before.fetched_bytes) / steps};
 }
 
 double CountCache(const Config& config, int64_t position) {
@@ -62,6 +70,18 @@ absl::StatusOr<double> TimedStep(Engine& engine, std::span<StepRow> rows) {
   RETURN_IF_ERROR(engine.Step(rows));
   for (const StepRow& row : rows) RETURN_IF_ERROR(row.status);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void PrintTraffic(const HostExperts& experts, const ExpertTraffic& prefill,
+                  const ExpertTraffic& decode) {
+  Print(DescribeHostExperts(experts) + "\n");
+  if (experts.layers.empty()) return;
+  for (const auto& [name, traffic] : {std::pair("prefill", prefill), {"decode", decode}}) {
+    if (traffic.needed == 0) continue;
+    Print(fmt::format(
+        "{}: {:.1f} of their experts needed a step, {:.1f}% cached, {:.1f} MB fetched\n", name,
+        traffic.needed, 100 * traffic.hits / traffic.needed, traffic.bytes / 1e6));
+  }
 }
 
 absl::Status Run(const Options& options) {
@@ -102,8 +122,11 @@ absl::Status Run(const Options& options) {
     return TimedStep(*engine, rows);
   };
   if (options.context > 0) RETURN_IF_ERROR(step(options.context).status());
+  ASSIGN_OR_RETURN(const HostExperts before, engine->host_experts());
   ASSIGN_OR_RETURN(const double prefill_s, step(options.prefill));
+  ASSIGN_OR_RETURN(const HostExperts prefilled, engine->host_experts());
   RETURN_IF_ERROR(step(1).status());  // pages and buffers of the decode path
+  ASSIGN_OR_RETURN(const HostExperts warm, engine->host_experts());
   double decode_s = 0;
   for (int i = 0; i < options.decode; ++i) {
     ASSIGN_OR_RETURN(const double seconds, step(1));
@@ -122,6 +145,9 @@ absl::Status Run(const Options& options) {
     Print(fmt::format("prefill: {:.0f} tokens/s ({} tokens after {})\n", prefill, options.prefill,
                       options.context));
     Print(fmt::format("decode: {:.0f} tokens/s ({} steps)\n", decode, options.decode));
+    ASSIGN_OR_RETURN(const HostExperts after, engine->host_experts());
+    PrintTraffic(after, CountTraffic(before, prefilled, 1),
+                 CountTraffic(warm, after, options.decode));
     return FlushOutput();
   }
   ASSIGN_OR_RETURN(const Ceilings ceilings, MeasureCeilings(threads));

@@ -158,6 +158,8 @@ absl::Status Run(const Options& options) {
                                    prefill, static_cast<double>(prompt.size()) / prefill);
     text += fmt::format("answer: {} tokens, {:.3f} s, {:.1f} tokens/s\n", printer.count(), decode,
                         decoded > 0 ? static_cast<double>(decoded) / decode : 0.0);
+    ASSIGN_OR_RETURN(const HostExperts experts, engine->host_experts());
+    if (!experts.layers.empty()) text += DescribeHostExperts(experts) + "\n";
     std::fputs(text.c_str(), stderr);
   }
   return absl::OkStatus();

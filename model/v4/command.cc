@@ -18,6 +18,23 @@ void AddEngineOptions(CLI::App* command, EngineOptions* options) {
   command->add_option("--threads", options->threads, "Threads of the cpu backend; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  command
+      ->add_option("--host-experts", options->host_expert_layers,
+                   "Layers whose experts stay in host memory (cuda backend); without it as many as "
+                   "do not fit")
+      ->check(CLI::Range(0, 1000));
+  command
+      ->add_option_function<double>(
+          "--expert-cache-gib",
+          [options](double gib) {
+            // Not by CLI::Range, which takes NaN.
+            if (!(gib > 0 && gib <= 1e6))
+              throw CLI::ValidationError("--expert-cache-gib",
+                                         "it must be more than 0, to 1000000");
+            options->expert_cache_bytes = int64_t(gib * (1 << 30));
+          },
+          "GiB of device memory for such experts (cuda backend); without it what is left")
+      ->type_name("FLOAT");
 }
 
 int Report(const absl::Status& status) {

@@ -24,7 +24,7 @@ void RegisterLogits(CLI::App& app, int* exit_code);
 void RegisterLayer(CLI::App& app, int* exit_code);
 void RegisterBench(CLI::App& app, int* exit_code);
 
-// --backend and --threads.
+// --backend, --threads and where experts lie.
 void AddEngineOptions(CLI::App* command, EngineOptions* options);
 
 // 0 for OK; otherwise 1, after "v4: " and the message on stderr.

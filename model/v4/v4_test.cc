@@ -379,6 +379,21 @@ TEST_F(V4Test, BackendThatIsNotThere) {
   EXPECT_EQ(Run("bench").exit_code, 2);
 }
 
+TEST_F(V4Test, ExpertsInHostMemoryAreNotTheCpuBackends) {
+  const std::string command = "bench --model tests/golden/hf-a --prefill 8 --decode 1";
+  for (const char* options : {" --host-experts 1", " --expert-cache-gib 0.5"}) {
+    const Result result = Run(command + options);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(result.out, HasSubstr("--host-experts and --expert-cache-gib are for --backend "
+                                      "cuda"));
+  }
+  for (const char* options :
+       {" --host-experts -1", " --host-experts many", " --expert-cache-gib -1",
+        " --expert-cache-gib nan", " --expert-cache-gib 0"})
+    EXPECT_EQ(Run(command + options).exit_code, 2) << options;
+  EXPECT_EQ(Run(command + " --host-experts 0").exit_code, 0);
+}
+
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST_F(V4Test, ThreadsThatTheSystemRefuses) {
   const std::string tokens = Write("ids.json", "[1, 2]");
