@@ -266,7 +266,7 @@ std::vector<const char*> CrashPoints() {
       "agentd.result_ready",   "agentd.result_committed", "agentd.prompt",
       "agentd.turn_finishing", "agentd.turn_finished",    "batch_before:4",
       "batch_after:5",         "values_intents:2",        "values_written:2",
-      "values_flushed:3"};
+      "values_flushed:3",      "agentd.csa_read"};
   const std::vector<const char*> later = {
       "agentd.anchor:2",         "agentd.tokens:3",           "agentd.dsml_closed:2",
       "agentd.call_journaled:2", "agentd.call_journaled:3",   "agentd.tool_exited:2",

@@ -286,6 +286,7 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     turn = std::exchange(session->turn, nullptr);
   }
   if (turn) turn->Join();
+  scheduler_->Drop(session_id);  // before what it still reads is gone
   absl::Status status = Noted(store_->Delete(session_id));
   if (!status.ok() && !absl::IsNotFound(store_->Get(session_id).status())) {
     std::lock_guard lock(session->mutex);
@@ -294,7 +295,6 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     return status;
   }
   CrashPoint("agentd.deleted");
-  scheduler_->Drop(session_id);
   session->hub->SetDeleted();
   {
     std::lock_guard lock(mutex_);

@@ -36,6 +36,8 @@ struct Flags {
   std::string helper_dir;
   std::string backend = "cpu";
   int threads = 0;
+  int host_experts = agentd::model::kAutoHostExperts;
+  int64_t expert_cache_bytes = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
 };
@@ -79,6 +81,21 @@ void DefineFlags(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Threads of the cpu backend (0: one per core)")
       ->check(CLI::Range(0, 4096));
+  app.add_option(
+         "--host-experts", flags.host_experts,
+         "Layers whose experts stay in host memory (cuda backend); without it as many as do "
+         "not fit")
+      ->check(CLI::Range(0, 1000));
+  app.add_option_function<double>(
+         "--expert-cache-gib",
+         [&flags](double gib) {
+           // Not by CLI::Range, which takes NaN.
+           if (!(gib > 0 && gib <= 1e6))
+             throw CLI::ValidationError("--expert-cache-gib", "it must be more than 0, to 1000000");
+           flags.expert_cache_bytes = int64_t(gib * (1 << 30));
+         },
+         "GiB of device memory for such experts (cuda backend); without it what is left")
+      ->type_name("FLOAT");
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -152,6 +169,8 @@ int Serve(const Flags& flags) {
   options.resume = flags.resume == "auto";
   options.engine.backend = flags.backend;
   options.engine.threads = flags.threads;
+  options.engine.host_expert_layers = flags.host_experts;
+  options.engine.expert_cache_bytes = flags.expert_cache_bytes;
   options.engine.max_batch_rows = flags.batch_tokens;
   options.scheduler.batch_tokens = flags.batch_tokens;
   options.fatal = [&store_failed](const absl::Status& status) {

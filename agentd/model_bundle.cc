@@ -1,6 +1,7 @@
 #include "agentd/model_bundle.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <fstream>
@@ -123,6 +124,8 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
   ASSIGN_OR_RETURN(bundle->tokenizer, model::Tokenizer::Load(directory));
   ASSIGN_OR_RETURN(bundle->special, FindSpecialTokens(*bundle->tokenizer, directory));
   ASSIGN_OR_RETURN(engine, model::Engine::Load(directory, options));
+  ASSIGN_OR_RETURN(const model::HostExperts experts, engine->host_experts());
+  if (!experts.layers.empty()) spdlog::info("{}", model::DescribeHostExperts(experts));
   const model::Config& config = engine->config();
   if (bundle->tokenizer->vocab_size() > config.vocab_size) {
     return InvalidArgument("{}: tokenizer.json has ids up to {}, config.json a vocab_size of {}",

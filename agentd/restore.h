@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "agentd/scheduler.h"
+#include "agentd/stored_state.h"
 #include "sessions/store.h"
 
 namespace agentd::daemon {
@@ -19,12 +19,13 @@ struct Restored {
   int64_t covered = 0;               // the furthest position that the store offered
 };
 
-// The furthest intact state at or before `max_position`, all of it read and verified. A damaged or
-// missing value makes it fall back to an earlier one: it costs time, never an error. Errors are the
-// store's own. `csa_layers`: parts after the index part in every block.
+// The furthest state at or before `max_position` whose anchor and index parts are intact: these are
+// read and verified, the CSA entries are left to StoredState::csa. A damaged or missing value makes
+// it fall back to an earlier one: it costs time, never an error. Errors are the store's own.
+// `csa_layers`: parts after the index part in every block. The state uses the store.
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
-                                          std::span<const TokenId> tokens, int64_t max_position,
-                                          int csa_layers);
+                                          std::span<const model::TokenId> tokens,
+                                          int64_t max_position, int csa_layers);
 
 }  // namespace agentd::daemon
 

@@ -51,7 +51,14 @@ size_t Job::backlog() {
 }
 
 Scheduler::Scheduler(std::unique_ptr<model::Engine> engine, SchedulerOptions options)
-    : options_(std::move(options)), engine_(std::move(engine)), thread_([this] { Main(); }) {}
+    : options_(std::move(options)),
+      engine_(std::move(engine)),
+      csa_reader_([this] {
+        std::lock_guard lock(mutex_);
+        csa_ready_ = true;
+        wake_.notify_one();
+      }),
+      thread_([this] { Main(); }) {}
 
 Scheduler::~Scheduler() {
   {
@@ -117,19 +124,25 @@ void Scheduler::Main() {
     {
       std::unique_lock lock(mutex_);
       if (jobs_.empty()) {
-        wake_.wait(lock, [this] { return stop_ || !submitted_.empty() || !graveyard_.empty(); });
+        wake_.wait(lock, [this] {
+          return stop_ || csa_ready_ || !submitted_.empty() || !graveyard_.empty();
+        });
       }
+      csa_ready_ = false;
       arrived.swap(submitted_);
       stop = stop_;
     }
     for (auto& job : arrived) {
-      if (Admit(*job)) jobs_.push_back(std::move(job));
+      Admit(*job);
+      jobs_.push_back(std::move(job));
     }
     Sweep();
+    ImportStored();
+    ImportCsa();
     if (stop && jobs_.empty()) return;
     if (!BuildRows(rows, row_jobs)) {
-      // Everybody's reader is behind: the only wait, and a short one.
-      if (!jobs_.empty()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      // Everybody's reader is behind: a short wait.
+      if (!jobs_.empty() && !Importing()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
       continue;
     }
     absl::Status status = engine_->Step(rows);
@@ -137,46 +150,34 @@ void Scheduler::Main() {
       if (!status.ok()) rows[i].status = status;
       Advance(*row_jobs[i], rows[i]);
     }
-    std::erase_if(jobs_, [](const std::shared_ptr<Job>& job) { return !job->spec_.resident; });
+    ForgetEnded();
   }
 }
 
-// Sets up the job's sequence. False if the job is over already.
-bool Scheduler::Admit(Job& job) {
+void Scheduler::ForgetEnded() {
+  std::erase_if(jobs_, [](const std::shared_ptr<Job>& job) { return !job->spec_.resident; });
+}
+
+// Gives the job a sequence. Stored state is imported in between steps.
+void Scheduler::Admit(Job& job) {
   JobSpec& spec = job.spec_;
   job.logits_.resize(engine_->config().vocab_size);
   if (!spec.resident) {
     spec.resident = ResidentPtr(new Resident, ResidentDeleter{this});
     spec.resident->sequence = engine_->NewSequence();
-    if (spec.stored) {
-      StoredState stored = std::move(*spec.stored);
-      spec.stored.reset();
-      absl::Status status;
-      for (const model::BlockPayload& block : stored.blocks) {
-        if (status.ok()) status = spec.resident->sequence->ImportBlock(block);
-        if (status.ok()) ++job.fitting_blocks_;
-      }
-      if (status.ok()) status = spec.resident->sequence->ImportAnchor(stored.anchor);
-      if (status.ok() && spec.resident->sequence->position() != stored.position) {
-        status = Internal("the anchor is for position {}, not {}",
-                          spec.resident->sequence->position(), stored.position);
-      }
-      if (!status.ok()) {
-        End(job, JobEnd::kImportFailed, std::move(status));
-        return false;
-      }
-      spec.resident->tokens.assign(spec.context.begin(), spec.context.begin() + stored.position);
-      spec.resident->exported_blocks = stored.position / model::kBlockTokens;
-      spec.resident->anchored_at = stored.position;
-    }
   }
+  if (!spec.stored) SetOut(job);
+}
+
+// The job's sequence is where it starts from.
+void Scheduler::SetOut(Job& job) {
+  const JobSpec& spec = job.spec_;
   const int64_t position = spec.resident->sequence->position();
   AGENTD_CHECK(position < static_cast<int64_t>(spec.context.size()));
   while (job.next_anchor_ < spec.anchor_positions.size() &&
          spec.anchor_positions[job.next_anchor_] <= position) {
     ++job.next_anchor_;
   }
-  return true;
 }
 
 // Ends cancelled and parked jobs, frees dropped sequences.
@@ -198,7 +199,7 @@ void Scheduler::Sweep() {
     else
       End(*job, JobEnd::kError, std::move(status));
   }
-  std::erase_if(jobs_, [](const std::shared_ptr<Job>& job) { return !job->spec_.resident; });
+  ForgetEnded();
 }
 
 void Scheduler::AddRow(Job& job, size_t tokens, bool logits, std::vector<model::StepRow>& rows,
@@ -219,7 +220,7 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
   row_jobs.clear();
   std::vector<Job*> prefills;
   for (auto& job : jobs_) {
-    if (!Runnable(job->backlog())) continue;
+    if (job->spec_.stored || !Runnable(job->backlog())) continue;
     const size_t left = job->spec_.context.size() - job->spec_.resident->tokens.size();
     if (left == 1)
       AddRow(*job, 1, /*logits=*/true, rows, row_jobs);
@@ -248,10 +249,7 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
 }
 
 void Scheduler::Advance(Job& job, const model::StepRow& row) {
-  if (!row.status.ok()) {
-    End(job, JobEnd::kError, row.status);
-    return;
-  }
+  if (!row.status.ok()) return Failed(job, row.status);
   JobSpec& spec = job.spec_;
   std::vector<TokenId>& evaluated = spec.resident->tokens;
   evaluated.insert(evaluated.end(), row.tokens.begin(), row.tokens.end());
@@ -326,15 +324,13 @@ absl::Status Scheduler::Export(Job& job, bool tail) {
   Resident& resident = *job.spec_.resident;
   const int64_t position = static_cast<int64_t>(resident.tokens.size());
   if (position == 0 || position == resident.anchored_at) return absl::OkStatus();
+  const int64_t whole_blocks = position / model::kBlockTokens;
   JobUpdate update;
   update.kind = JobUpdate::Kind::kKv;
   update.kv.first_block = resident.exported_blocks;
-  const int64_t whole_blocks = position / model::kBlockTokens;
-  for (int64_t block = resident.exported_blocks; block < whole_blocks; ++block) {
-    ASSIGN_OR_RETURN(model::BlockPayload payload, resident.sequence->ExportBlock(block));
-    update.kv.blocks.push_back(std::move(payload));
-  }
-  ASSIGN_OR_RETURN(update.kv.anchor, resident.sequence->ExportAnchor());
+  ASSIGN_OR_RETURN(update.kv.state, resident.sequence->StartExport(
+                                        resident.exported_blocks,
+                                        whole_blocks - resident.exported_blocks, /*anchor=*/true));
   update.kv.position = position;
   update.kv.tail = tail;
   resident.exported_blocks = whole_blocks;
@@ -344,16 +340,21 @@ absl::Status Scheduler::Export(Job& job, bool tail) {
 }
 
 void Scheduler::End(Job& job, JobEnd end, absl::Status status) {
-  if (end == JobEnd::kError || end == JobEnd::kImportFailed)
-    job.spec_.resident.reset();
-  else
-    Retire(job);
-  running_.fetch_sub(1);
   JobUpdate update;
   update.kind = JobUpdate::Kind::kEnd;
   update.end = end;
   update.status = std::move(status);
   update.fitting_blocks = job.fitting_blocks_;
+  Resident& resident = *job.spec_.resident;
+  update.anchored_at = resident.anchored_at;
+  if (resident.csa) update.csa = resident.csa->failure();
+  // A sequence that was not imported to the end is none.
+  if (end == JobEnd::kError || end == JobEnd::kImportFailed || job.spec_.stored)
+    job.spec_.resident.reset();
+  else
+    Retire(job);
+  job.spec_.stored.reset();
+  running_.fetch_sub(1);
   job.Push(std::move(update));
 }
 
@@ -369,6 +370,7 @@ void Scheduler::Retire(Job& job) {
     break;
   }
   idle_.push_back({job.spec_.session_id, resident, bytes});
+  if (resident->csa) csa_ready_ = true;  // what is there already has had its news
   TrimIdle();
 }
 

@@ -1,6 +1,7 @@
 // One thread that owns the engine and batches all running sessions: decode rows and prefill chunks
-// share each Step. It never waits for the store or for a session; sessions read what it produced
-// from their job's queue.
+// share each Step. It never waits for a session; sessions read what it produced from their job's
+// queue. It waits for the store only where a step misses entries of restored state that have not
+// been read yet (csa_stream.h).
 #ifndef AGENTD_AGENTD_SCHEDULER_H_
 #define AGENTD_AGENTD_SCHEDULER_H_
 
@@ -21,6 +22,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "agentd/csa_stream.h"
+#include "agentd/stored_state.h"
 #include "model/engine.h"
 #include "model/sampler.h"
 
@@ -45,13 +48,6 @@ struct SchedulerOptions {
   TokenOverride token_override;
 };
 
-// State read from the store: blocks [0, position/256) and the anchor at `position`.
-struct StoredState {
-  int64_t position = 0;
-  std::vector<model::BlockPayload> blocks;
-  std::string anchor;
-};
-
 class Scheduler;
 
 // A sequence with the tokens it has evaluated. Travels between the scheduler's idle list and a job;
@@ -61,6 +57,8 @@ struct Resident {
   std::vector<TokenId> tokens;
   int64_t exported_blocks = 0;  // these were handed out for storing, or came from the store
   int64_t anchored_at = -1;     // position of the newest anchor handed out
+  // Brings the CSA entries that are not there yet; null: all are.
+  std::unique_ptr<CsaStream> csa;
 };
 struct ResidentDeleter {
   Scheduler* scheduler = nullptr;
@@ -87,16 +85,16 @@ enum class JobEnd {
   kContextFull,
   kCancelled,
   kParked,        // the scheduler is stopping
-  kImportFailed,  // the stored state does not fit; nothing was evaluated
+  kImportFailed,  // the stored state does not fit or is damaged; tokens delivered before it was
+                  // seen are right
   kError,
 };
 
 struct KvExport {
-  int64_t first_block = 0;
-  std::vector<model::BlockPayload> blocks;  // first_block, first_block + 1, ...
-  int64_t position = 0;                     // of the anchor
-  std::string anchor;
+  int64_t first_block = 0;  // of the blocks in `state`
+  int64_t position = 0;     // of the anchor
   bool tail = false;
+  std::unique_ptr<model::Export> state;  // taken by the consumer, on whose thread it may wait
 };
 
 struct JobUpdate {
@@ -107,7 +105,10 @@ struct JobUpdate {
   KvExport kv;                  // kKv: covers only tokens delivered before
   JobEnd end = JobEnd::kError;  // kEnd: the last update
   absl::Status status;          // kEnd with kError, kImportFailed
-  size_t fitting_blocks = 0;    // kEnd with kImportFailed: the first so many; all: not the anchor
+  // kEnd with kImportFailed:
+  std::optional<CsaFailure> csa;  // what failed if it was CSA entries, else
+  size_t fitting_blocks = 0;      // the first so many blocks fitted; all: not the anchor
+  int64_t anchored_at = -1;       // how far there were anchors when it was seen
 };
 
 // One stretch of decoding. Shared by the scheduler and one consumer.
@@ -162,8 +163,16 @@ class Scheduler {
  private:
   friend struct ResidentDeleter;
   void Main();
-  bool Admit(Job& job);
+  void Admit(Job& job);
+  void SetOut(Job& job);
   void Sweep();
+  void ImportStored();
+  void FinishImport(Job& job);
+  bool Importing() const;
+  void ImportCsa();
+  void ImportIdleCsa();
+  absl::Status ImportCsa(Resident& resident, std::chrono::steady_clock::time_point deadline);
+  void Failed(Job& job, absl::Status status);
   bool BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& row_jobs);
   void AddRow(Job& job, size_t tokens, bool logits, std::vector<model::StepRow>& rows,
               std::vector<Job*>& row_jobs);
@@ -173,6 +182,7 @@ class Scheduler {
   void End(Job& job, JobEnd end, absl::Status status = absl::OkStatus());
   void Retire(Job& job);
   void TrimIdle();
+  void ForgetEnded();
 
   const SchedulerOptions options_;
   std::unique_ptr<model::Engine> engine_;
@@ -180,6 +190,7 @@ class Scheduler {
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;                            // guarded by mutex_
+  bool csa_ready_ = false;                       // guarded by mutex_; the reader has news
   bool parking_ = false;                         // guarded by mutex_
   std::vector<std::shared_ptr<Job>> submitted_;  // guarded by mutex_
   struct Idle {
@@ -193,6 +204,7 @@ class Scheduler {
   std::vector<std::shared_ptr<Job>> jobs_;  // the thread's
   size_t prefill_turn_ = 0;                 // the thread's; round robin among prefills
   std::atomic<int64_t> running_{0};
+  CsaReader csa_reader_;
   std::thread thread_;  // last: it uses everything above
 };
 

@@ -1,8 +1,12 @@
 #include "agentd/session_log.h"
 
+#include <spdlog/spdlog.h>
+
 #include <condition_variable>
 #include <mutex>
 #include <utility>
+
+#include "base/status.h"
 
 namespace agentd::daemon {
 namespace {
@@ -79,16 +83,21 @@ absl::Status SessionLog::AppendWithMeta(std::vector<sessions::NewEvent> events, 
 }
 
 absl::Status SessionLog::AppendKv(KvExport kv) {
+  absl::StatusOr<model::Export::State> state = kv.state->Take();
+  if (!state.ok()) {  // a cache: the log goes on, and the next step tells if the device is gone
+    spdlog::warn("KV up to {} is not stored: {}", kv.position, Text(state.status()));
+    return absl::OkStatus();
+  }
   sessions::Commit commit;
   int64_t index = kv.first_block;
-  for (model::BlockPayload& block : kv.blocks) {
+  for (model::BlockPayload& block : state->blocks) {
     sessions::KvBlock stored;
     stored.block = index++;
     stored.parts.push_back(std::move(block.index));
     for (std::string& entries : block.csa) stored.parts.push_back(std::move(entries));
     commit.blocks.push_back(std::move(stored));
   }
-  commit.anchor = sessions::KvAnchor{kv.position, std::move(kv.anchor), kv.tail};
+  commit.anchor = sessions::KvAnchor{kv.position, std::move(state->anchor), kv.tail};
   return Submit(std::move(commit));
 }
 

@@ -66,8 +66,9 @@ class SlowStore final : public sessions::Store {
                                                           int64_t) override {
     return No();
   }
-  absl::StatusOr<std::string> ReadBlockPart(const sessions::BlockHash&, int) override {
-    return No();
+  std::vector<absl::StatusOr<std::string>> ReadBlockParts(
+      std::span<const sessions::BlockPart> parts) override {
+    return std::vector<absl::StatusOr<std::string>>(parts.size(), No());
   }
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest&, int64_t) override { return No(); }
   void DropBlock(const sessions::BlockHash&) override {}
@@ -90,11 +91,24 @@ class SlowStore final : public sessions::Store {
   std::deque<sessions::CommitCallback> waiting_;  // guarded by mutex_
 };
 
+class BytesExport final : public model::Export {
+ public:
+  explicit BytesExport(size_t bytes) : bytes_(bytes) {}
+  absl::StatusOr<State> Take() override {
+    State state;
+    state.anchor = std::string(bytes_ / 2, 'a');
+    state.blocks.emplace_back().index = std::string(bytes_ - bytes_ / 2, 'b');
+    return state;
+  }
+
+ private:
+  const size_t bytes_;
+};
+
 KvExport Export(size_t bytes) {
   KvExport kv;
   kv.position = 256;
-  kv.anchor = std::string(bytes / 2, 'a');
-  kv.blocks.emplace_back().index = std::string(bytes - bytes / 2, 'b');
+  kv.state = std::make_unique<BytesExport>(bytes);
   return kv;
 }
 

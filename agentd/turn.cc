@@ -233,34 +233,10 @@ absl::Status Turn::Decode() {
   if (transcript.output_looping()) return EndMessage();
 
   Stretch stretch;
-  for (int64_t restore_limit = context - 1;;) {
-    const Clock::time_point started = Clock::now();
-    std::optional<v1::Resumed> resumed;
-    sessions::RestorePoint point;
-    ASSIGN_OR_RETURN(JobSpec spec, PrepareJob(restore_limit, resumed, point));
-    std::shared_ptr<Job> job = runtime_.scheduler->Submit(std::move(spec));
-    {
-      std::lock_guard lock(mutex_);
-      job_ = job;
-      if (cancelled_.load()) job->Cancel();
-    }
-    absl::StatusOr<Stretch> ended = Consume(*job, std::move(resumed), started);
-    {
-      std::lock_guard lock(mutex_);
-      job_.reset();
-    }
-    if (!ended.ok()) return ended.status();
-    stretch = std::move(ended).value();
-    if (stretch.end != JobEnd::kImportFailed) break;
-    spdlog::warn("session {}: stored KV at {} does not fit and will be recomputed: {}", session_.id,
-                 point.position, stretch.error);
-    // What does not fit is stored again when it is computed again: else each restart would meet it.
-    if (stretch.fitting_blocks < point.blocks.size()) {
-      runtime_.store->DropBlock(point.blocks[stretch.fitting_blocks]);
-    } else {
-      runtime_.store->DropAnchor(point.anchor);
-    }
-    restore_limit = point.position - 1;
+  for (From from = {.limit = context - 1};;) {
+    ASSIGN_OR_RETURN(stretch, RunJob(from));
+    if (stretch.end != JobEnd::kImportFailed || transcript.output_looping()) break;
+    RETURN_IF_ERROR(FallBack(stretch, from));
   }
   if (transcript.output_looping()) return absl::OkStatus();  // however the job ended after it
   switch (stretch.end) {
@@ -281,10 +257,54 @@ absl::Status Turn::Decode() {
   return Close(v1::TURN_END_ERROR, stretch.error);
 }
 
-// The context's state: what is in memory, else what is stored at or before `restore_limit`, at
-// `point`.
-absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed,
-                                         sessions::RestorePoint& point) {
+// One job to its end, whatever that is.
+absl::StatusOr<Turn::Stretch> Turn::RunJob(From& from) {
+  const Clock::time_point started = Clock::now();
+  std::optional<v1::Resumed> resumed;
+  ASSIGN_OR_RETURN(JobSpec spec, PrepareJob(from, resumed));
+  std::shared_ptr<Job> job = runtime_.scheduler->Submit(std::move(spec));
+  {
+    std::lock_guard lock(mutex_);
+    job_ = job;
+    if (cancelled_.load()) job->Cancel();
+  }
+  absl::StatusOr<Stretch> ended = Consume(*job, std::move(resumed), started);
+  std::lock_guard lock(mutex_);
+  job_.reset();
+  return ended;
+}
+
+// The stored state that the job began with is of no use: the next one begins before it. What it
+// delivered stays, and comes out the same again.
+absl::Status Turn::FallBack(const Stretch& failed, From& from) {
+  spdlog::warn("session {}: stored KV does not fit or is damaged and will be recomputed: {}",
+               session_.id, failed.error);
+  from.offered = std::max({from.offered, from.point.position, failed.anchored_at});
+  // This process has evaluated what it delivered.
+  hot_->known_evaluated = std::max(hot_->known_evaluated, hot_->transcript.known_evaluated());
+  // What does not fit is stored again when it is computed again: else each restart would meet it.
+  if (failed.csa) {
+    const CsaFailure& csa = *failed.csa;
+    if (csa.unfit)
+      csa.store->Drop(csa.block);
+    else if (IsDamage(csa.status))
+      csa.store->DropDamaged();
+    else
+      return csa.status;
+    from.limit = std::min(from.limit, (csa.block + 1) * model::kBlockTokens - 1);
+    return absl::OkStatus();
+  }
+  if (failed.fitting_blocks < from.point.blocks.size()) {
+    runtime_.store->DropBlock(from.point.blocks[failed.fitting_blocks]);
+  } else {
+    runtime_.store->DropAnchor(from.point.anchor);
+  }
+  from.limit = from.point.position - 1;
+  return absl::OkStatus();
+}
+
+// The context's state: what is in memory, else what is stored at or before `from.limit`.
+absl::StatusOr<JobSpec> Turn::PrepareJob(From& from, std::optional<v1::Resumed>& resumed) {
   const Transcript& transcript = hot_->transcript;
   JobSpec spec;
   spec.session_id = session_.id;
@@ -301,14 +321,11 @@ absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit, std::optional<v1
   if (spec.resident) return spec;
 
   ASSIGN_OR_RETURN(Restored restored,
-                   ReadRestorePoint(*runtime_.store, runtime_.owner, spec.context, restore_limit,
+                   ReadRestorePoint(*runtime_.store, runtime_.owner, spec.context, from.limit,
                                     runtime_.csa_layers));
   CrashPoint("agentd.restored");
   const int64_t position = restored.state ? restored.state->position : 0;
-  // A value that could not be imported was offered too.
-  const int64_t covered = std::max(
-      restored.covered,
-      restore_limit < static_cast<int64_t>(spec.context.size()) - 1 ? restore_limit + 1 : 0);
+  const int64_t covered = std::max(restored.covered, from.offered);
   if (position > 0 || hot_->known_evaluated > 0 || hot_->after_crash) {
     resumed.emplace();
     resumed->set_restored(position);
@@ -317,7 +334,7 @@ absl::StatusOr<JobSpec> Turn::PrepareJob(int64_t restore_limit, std::optional<v1
     resumed->set_after_crash(hot_->after_crash);
   }
   spec.stored = std::move(restored.state);
-  point = std::move(restored.point);
+  from.point = std::move(restored.point);
   return spec;
 }
 
@@ -383,6 +400,8 @@ absl::Status Turn::Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
       stretch.end = update.end;
       stretch.error = Text(update.status);
       stretch.fitting_blocks = update.fitting_blocks;
+      stretch.csa = std::move(update.csa);
+      stretch.anchored_at = update.anchored_at;
       return WriteGroup();
   }
   return absl::OkStatus();

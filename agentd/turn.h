@@ -46,7 +46,16 @@ class Turn {
   struct Stretch {  // how one job ended
     JobEnd end = JobEnd::kError;
     std::string error;
-    size_t fitting_blocks = 0;  // kImportFailed
+    // kImportFailed, as in JobUpdate:
+    size_t fitting_blocks = 0;
+    std::optional<CsaFailure> csa;
+    int64_t anchored_at = -1;
+  };
+  // Where a job is to start from.
+  struct From {
+    int64_t limit = 0;             // what is stored at or before this position
+    int64_t offered = 0;           // how far the store had state that could not be used
+    sessions::RestorePoint point;  // what was chosen
   };
   struct PreparedCall {
     const CallState* call = nullptr;
@@ -68,8 +77,9 @@ class Turn {
 
   absl::Status AppendPrompt();
   absl::Status Decode();
-  absl::StatusOr<JobSpec> PrepareJob(int64_t restore_limit, std::optional<v1::Resumed>& resumed,
-                                     sessions::RestorePoint& point);
+  absl::StatusOr<JobSpec> PrepareJob(From& from, std::optional<v1::Resumed>& resumed);
+  absl::StatusOr<Stretch> RunJob(From& from);
+  absl::Status FallBack(const Stretch& failed, From& from);
   absl::StatusOr<Stretch> Consume(Job& job, std::optional<v1::Resumed> resumed,
                                   std::chrono::steady_clock::time_point started);
   absl::Status Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,

@@ -1,0 +1,116 @@
+// Brings the CSA entries of restored sequences from where they are kept: at once when a step misses
+// some, all others in the background. So a session decodes long before all of it is in memory.
+#ifndef AGENTD_AGENTD_CSA_STREAM_H_
+#define AGENTD_AGENTD_CSA_STREAM_H_
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agentd/stored_state.h"
+#include "model/engine.h"
+
+namespace agentd::daemon {
+
+// Of entries read ahead, all sequences together.
+inline constexpr int64_t kCsaReadAheadBytes = int64_t{128} << 20;
+
+// Why a sequence cannot go on with what is stored.
+struct CsaFailure {
+  int64_t block = 0;
+  absl::Status status;
+  bool unfit = false;               // whole, but the model refused it; else the store's error
+  std::shared_ptr<CsaStore> store;  // shared with the stream that met it
+};
+
+class CsaReader;
+
+// Of one sequence that was imported without its CSA entries. One thread at a time, the one that
+// steps the sequence; Open'ed by a reader, which outlives it.
+class CsaStream {
+ public:
+  ~CsaStream();
+  CsaStream(const CsaStream&) = delete;
+  CsaStream& operator=(const CsaStream&) = delete;
+
+  // The sequence's CsaSource: waits for the store.
+  absl::StatusOr<std::vector<std::string>> Fetch(std::span<const model::CsaPart> parts);
+  // Hands over what was read ahead: one batch, if there is one, and more until the deadline. After
+  // an error failure() may tell why.
+  absl::Status ImportReady(model::Sequence& sequence,
+                           std::chrono::steady_clock::time_point deadline);
+  // Whether ImportReady has something to hand over.
+  bool ready() const;
+  // A step of `sequence` failed: looks whether it was because of what Fetch gave it.
+  void Explain(model::Sequence& sequence, const absl::Status& status);
+  const std::optional<CsaFailure>& failure() const { return failure_; }
+
+  int64_t fetched_parts() const { return fetched_parts_; }
+  int64_t fetched_bytes() const { return fetched_bytes_; }
+
+ private:
+  friend class CsaReader;
+  struct Batch;
+  struct Feed;
+  CsaStream(CsaReader* reader, std::shared_ptr<Feed> feed)
+      : reader_(reader), feed_(std::move(feed)) {}
+  absl::Status Fail(int64_t block, absl::Status status, bool unfit);
+  absl::Status ImportBatch(model::Sequence& sequence, const Batch& batch);
+  // The first part that is refused fails the stream.
+  absl::Status ImportOneByOne(model::Sequence& sequence, std::span<const model::CsaPart> parts,
+                              std::span<const std::string> entries);
+
+  CsaReader* const reader_;
+  const std::shared_ptr<Feed> feed_;  // shared with the reader while it reads
+  std::optional<CsaFailure> failure_;
+  std::vector<model::CsaPart> last_fetch_;
+  int64_t fetched_parts_ = 0;
+  int64_t fetched_bytes_ = 0;
+};
+
+// One thread that reads ahead for all streams in turn, within a bound of memory.
+class CsaReader {
+ public:
+  // `wake` is called on the reader's thread whenever a stream has something to import.
+  explicit CsaReader(std::function<void()> wake, int64_t memory_bytes = kCsaReadAheadBytes);
+  ~CsaReader();
+  CsaReader(const CsaReader&) = delete;
+  CsaReader& operator=(const CsaReader&) = delete;
+
+  std::unique_ptr<CsaStream> Open(std::shared_ptr<CsaStore> store);
+
+ private:
+  friend class CsaStream;
+  void Main();
+  std::shared_ptr<CsaStream::Feed> NextFeed();
+  void ReadBatch(CsaStream::Feed& feed, std::unique_lock<std::mutex>& lock);
+  void Release(CsaStream::Feed& feed, int64_t bytes);
+  void Close(const std::shared_ptr<CsaStream::Feed>& feed);
+
+  const std::function<void()> wake_;
+  const int64_t memory_bytes_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  // Guarded by mutex_, as are all feeds.
+  bool stop_ = false;
+  int64_t bytes_ = 0;                                  // read ahead, or being read
+  std::list<std::shared_ptr<CsaStream::Feed>> feeds_;  // with parts left; the front is next
+  std::thread thread_;                                 // last: it uses everything above
+};
+
+}  // namespace agentd::daemon
+
+#endif  // AGENTD_AGENTD_CSA_STREAM_H_
