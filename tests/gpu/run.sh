@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The tests that need a GPU, on the machine that has one.
 #   tests/gpu/run.sh [--pack DIR] [STEP...]     steps, in this order by default: kernels sanitizer agent_tasks kill
+#                                               and when asked for: speed (V4-Flash's shape, and the transformers library beside it),
+#                                               profile (time by kernel)
 # Programs are those of tests/gpu/pack.sh in DIR, else of build/. Every step says its figures; the last line counts what passed, failed
 # and was skipped. The exit code is 0 if something passed and nothing failed, 77 if all was skipped. Logs: gpu-logs/ beside the programs.
 set -uo pipefail
@@ -49,30 +51,32 @@ step_kernels() {
   done
 }
 
-# sanitize TOOL FILTER: the golden test's parts that FILTER names, under a tool of compute-sanitizer.
+# sanitize TOOL TEST FILTER: the parts of a test program that FILTER names, under a tool of compute-sanitizer.
 sanitize() {
-  local tool=$1 log=$logs/$1.log sanitizer program=$tests/cuda_golden_test begun=$SECONDS status=0 summary
+  local tool=$1 name=$2 log=$logs/$1-$2.log sanitizer program=$tests/$2 begun=$SECONDS status=0 summary
   [ -z "$no_device" ] || { skip "$tool: $no_device"; return; }
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || { fail "$tool: no compute-sanitizer"; return; }
   # The program itself: the sanitizer follows no script.
-  [ -z "$pack" ] || program=$pack/real/cuda_golden_test
+  [ -z "$pack" ] || program=$pack/real/$name
   LD_LIBRARY_PATH=${pack:+$pack/lib:}${LD_LIBRARY_PATH:-} timeout 280 "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 20 "$program" \
-    --gtest_filter="$2" >"$log" 2>&1 || status=$?
+    --gtest_filter="$3" >"$log" 2>&1 || status=$?
   summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')
-  printf '[figure] compute-sanitizer %s: %s (%d tests of cuda_golden_test, %d s)\n' "$tool" "${summary:-no summary, exit code $status}" \
-    "$(tests_in "$log" OK)" $((SECONDS - begun))
+  printf '[figure] compute-sanitizer %s: %s (%d tests of %s, %d s)\n' "$tool" "${summary:-no summary, exit code $status}" \
+    "$(tests_in "$log" OK)" "$name" $((SECONDS - begun))
   # Warnings of racecheck are reports too.
   if [ "$status" -eq 0 ] && [ "$(tests_in "$log" OK)" -gt 0 ] && grep -qE ' SUMMARY: 0 (errors|hazards)' <<<"$summary"; then
     pass
   else
     grep '^=========' "$log" | head -n 40
-    fail "$tool (exit code $status, $log)"
+    fail "$tool of $name (exit code $status, $log)"
   fi
 }
 
 step_sanitizer() {
-  sanitize memcheck 'OfficialA.*:HfA.StreamsAfterEachLayer'
-  sanitize racecheck 'OfficialA.EndToEnd:OfficialA.MtpDraft'
+  sanitize memcheck cuda_golden_test 'OfficialA.*:HfA.StreamsAfterEachLayer'
+  sanitize racecheck cuda_golden_test 'OfficialA.EndToEnd:OfficialA.MtpDraft'
+  sanitize memcheck cuda_host_experts_test '*TheSameBitsOfBatches/LowPrecision:*TheSameDrafts/LowPrecision'
+  sanitize racecheck cuda_expert_cache_test '*AsThePlainOne/17SlotsOf64:*AsThePlainOne/3SlotsOf1024'
 }
 
 # Which walls tools lack, or why agentd does not come up; nothing if all is well.
@@ -122,6 +126,40 @@ step_kill() {
     fail "kill ($log)"
   fi
   grep -E 'sessions killed|^Ran [0-9]+ test' "$log" | sed 's/^/[figure] kill, cuda: /'
+}
+
+# bench LAYERS CONTEXT PREFILL BATCH: one run of made-up weights.
+bench() {
+  local status=0
+  timeout 200 "$bin/v4" bench --shape flash --layers "$1" --context "$2" --prefill "$3" --batch "$4" --decode 50 >"$logs/speed.out" 2>&1 || status=$?
+  if [ "$status" -eq 0 ]; then pass; else fail "v4 bench --layers $1 --context $2 --batch $4 (exit code $status)"; fi
+  sed 's/^/[figure] /' "$logs/speed.out"
+}
+
+step_speed() {
+  [ -z "$no_device" ] || { skip "speed: $no_device"; return; }
+  bench 6 4096 4096 1
+  bench 6 1000000 1024 1
+  bench 38 4096 4096 1
+  bench 38 1000000 1024 1
+  bench 6 4096 8 8
+  bench 6 4096 8 32
+  # The same layers in the library, in the same run.
+  bench 4 1024 1024 1
+  python3 -c 'import torch, transformers' 2>/dev/null || { skip "transformers: not installed"; return; }
+  if timeout 300 python3 tests/bench/transformers_decode.py --layers 4 >"$logs/transformers.out" 2>"$logs/transformers.err"; then pass; else fail transformers; fi
+  sed 's/^/[figure] /' "$logs/transformers.out"
+}
+
+step_profile() {
+  local program=(--v4 "$bin/v4")
+  [ -z "$no_device" ] || { skip "profile: $no_device"; return; }
+  [ -z "$pack" ] || program=(--v4 "$pack/real/v4" --libraries "$pack/lib")
+  if tests/gpu/kernel_times.py "${program[@]}" -- --shape flash --layers 6 --context 4096 --prefill 4096 --decode 2; then
+    pass
+  else
+    fail profile
+  fi
 }
 
 steps=("$@")
