@@ -29,17 +29,9 @@ class Determinism : public testing::TestWithParam<const char*> {
     return tokens;
   }
 
-  // Logits after every token from the sequence's position on, in random chunks.
   std::vector<float> StepInChunks(Engine& engine, Sequence& sequence,
                                   std::span<const TokenId> tokens, int largest) {
-    std::vector<float> all;
-    while (!tokens.empty()) {
-      const size_t count = std::min(tokens.size(), size_t(Draw(1, largest)));
-      const std::vector<float> logits = StepAll(engine, sequence, tokens.first(count));
-      all.insert(all.end(), logits.begin(), logits.end());
-      tokens = tokens.subspan(count);
-    }
-    return all;
+    return model::StepInChunks(engine, sequence, tokens, largest, random_);
   }
 
   std::mt19937_64 random_;

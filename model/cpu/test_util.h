@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -104,6 +105,21 @@ inline std::vector<float> StepAll(Engine& engine, Sequence& sequence,
   if (status.ok()) status = row.status;
   if (!status.ok()) ADD_FAILURE() << Text(status);
   return logits;
+}
+
+// The same in chunks of 1 to `largest` tokens.
+inline std::vector<float> StepInChunks(Engine& engine, Sequence& sequence,
+                                       std::span<const TokenId> tokens, int largest,
+                                       std::mt19937_64& random) {
+  std::vector<float> all;
+  while (!tokens.empty()) {
+    const auto drawn = size_t(std::uniform_int_distribution<int>(1, largest)(random));
+    const size_t count = std::min(tokens.size(), drawn);
+    const std::vector<float> logits = StepAll(engine, sequence, tokens.first(count));
+    all.insert(all.end(), logits.begin(), logits.end());
+    tokens = tokens.subspan(count);
+  }
+  return all;
 }
 
 // Position of the first difference, or -1.

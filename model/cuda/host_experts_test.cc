@@ -47,14 +47,7 @@ class HostExpertsTest : public ::testing::TestWithParam<const char*> {
 
   std::vector<float> StepInChunks(Engine& engine, Sequence& sequence,
                                   std::span<const TokenId> tokens, int largest) {
-    std::vector<float> all;
-    while (!tokens.empty()) {
-      const size_t count = std::min(tokens.size(), size_t(Draw(1, largest)));
-      const std::vector<float> logits = StepAll(engine, sequence, tokens.first(count));
-      all.insert(all.end(), logits.begin(), logits.end());
-      tokens = tokens.subspan(count);
-    }
-    return all;
+    return model::StepInChunks(engine, sequence, tokens, largest, random_);
   }
 
   std::mt19937_64 random_;
@@ -118,7 +111,8 @@ TEST_P(HostExpertsTest, TheSameBitsOfBatches) {
 
 // The MTP block's experts are in host memory too.
 TEST_P(HostExpertsTest, TheSameDrafts) {
-  if (resident_->config().num_nextn_predict_layers == 0) GTEST_SKIP();
+  if (resident_->config().num_nextn_predict_layers == 0)
+    GTEST_SKIP() << "the model has no MTP block to draft with";
   const auto engine = Load(Least(), 64);
   const auto tokens = RandomTokens(40);
   const auto mine = engine->NewSequence();
