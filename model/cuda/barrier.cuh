@@ -37,6 +37,12 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
+// Arrives, one of the count, when the copies of cp.async that this thread has asked for are there.
+// They may be seen by other threads then; its ordinary writes need an arrival of their own.
+__device__ __forceinline__ void CopyAsyncArrive(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(SharedAddress(barrier))
+               : "memory");
+}
 // Arrives, and the phase also waits for that many bytes of CopyBulk.
 __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),

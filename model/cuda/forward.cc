@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kAlign = 256;
 
-// What is read ahead at once: about half of the L2 cache of this generation.
-constexpr int64_t kAheadBytes = 24 << 20;
-
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 }  // namespace
@@ -150,42 +147,6 @@ void Forward::Add(GemmArgs* args, const Matrix& weight, const void* x, int x_str
   job.y = const_cast<float*>(y.data);
   job.y_stride = y.row_stride;
   job.plane_stride = y.plane_stride;
-}
-
-void Forward::AddAhead(GemmArgs* args, const void* data, int64_t bytes,
-                       int64_t expert_stride) const {
-  if (rows_ > kFewRows || args->ahead_count == kMaxReadAhead) return;
-  // Of so many experts at most.
-  auto count = [&](int64_t stride) {
-    return stride == 0 ? 1 : int64_t(rows_) * config_.num_experts_per_tok;
-  };
-  int64_t left = kAheadBytes;
-  for (int i = 0; i < args->ahead_count; ++i)
-    left -= args->ahead[i].bytes * count(args->ahead[i].expert_stride);
-  bytes = std::min(bytes, left / count(expert_stride)) / 16 * 16;
-  if (bytes > 0) args->ahead[args->ahead_count++] = {data, bytes, expert_stride};
-}
-
-void Forward::AddAhead(GemmArgs* args, const Matrix& weight) const {
-  AddAhead(args, weight.data,
-           MatrixBytes(weight.type, weight.plain_bf16, weight.rows, weight.columns));
-}
-
-void Forward::AddLayerAhead(GemmArgs* args, int layer) const {
-  if (layer >= config_.num_hidden_layers) return AddAhead(args, weights_.head);
-  const LayerWeights& w = weights_.layer(layer);
-  AddAhead(args, w.hc_attn.fn);
-  AddAhead(args, w.wq_a);
-  AddAhead(args, w.wkv);
-  if (w.compressor) {
-    AddAhead(args, w.compressor->wkv);
-    AddAhead(args, w.compressor->wgate);
-  }
-  if (w.indexer) {
-    AddAhead(args, w.indexer->compressor.wkv);
-    AddAhead(args, w.indexer->compressor.wgate);
-  }
-  AddAhead(args, w.wq_b);
 }
 
 const void* Forward::Input(const Matrix& weight) const { return IsQuantized(weight) ? y_fp8_ : y_; }

@@ -90,11 +90,6 @@ class Forward {
   GemmArgs NewGemm(int rows) const;
   static void Add(GemmArgs* args, const Matrix& weight, const void* x, int x_stride,
                   const Planes& y);
-  // Few rows: while `args` ends, these are read ahead, as far as the cache holds them.
-  void AddAhead(GemmArgs* args, const void* data, int64_t bytes, int64_t expert_stride = 0) const;
-  void AddAhead(GemmArgs* args, const Matrix& weight) const;
-  // What the layer (the head after the last) multiplies first.
-  void AddLayerAhead(GemmArgs* args, int layer) const;
   // What a matrix multiplies: y_, or rounded to FP8 where the matrix is FP8 or FP4.
   const void* Input(const Matrix& weight) const;
 

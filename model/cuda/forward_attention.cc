@@ -66,7 +66,6 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
     index_gate = project(w.indexer->compressor.wgate);
     index_weights = project(w.indexer->weights_proj);
   }
-  AddAhead(&gemm, w.wq_b);
   Gemm(gemm, stream_);
 
   void* q_norm = TakeValues(int64_t(rows_) * q_rank);
@@ -120,7 +119,6 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
         1 / (std::sqrt(double(config_.index_head_dim)) * std::sqrt(double(config_.index_n_heads))));
     queries.index_weights_out = TakeArray<float>(int64_t(rows_) * config_.index_n_heads);
   }
-  for (const Matrix& group : w.wo_a) AddAhead(&gemm, group);
   Gemm(gemm, stream_);
   Queries(queries, stream_);
 
@@ -213,17 +211,12 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
         static_cast<const uint8_t*>(attended) + int64_t(g) * (wide / groups) * (low_ ? 2 : 4), wide,
         part);
   }
-  AddAhead(&gemm, w.wo_b);
   Gemm(gemm, stream_);
   void* values = TakeValues(int64_t(rows_) * low_rank);
   Collect(o_low, rows_, low_rank, low_, IsQuantized(w.wo_b), values, stream_);
   gemm = NewGemm(rows_);
   sub_ = Take(w.wo_b, rows_);
   Add(&gemm, w.wo_b, values, low_rank, sub_);
-  AddAhead(&gemm, w.hc_ffn.fn);
-  AddAhead(&gemm, w.gate);
-  AddAhead(&gemm, w.shared.w1);
-  AddAhead(&gemm, w.shared.w3);
   Gemm(gemm, stream_);
 }
 

@@ -56,8 +56,6 @@ void Forward::Moe(int layer, const LayerWeights& w) {
   if (rows.together) {
     rows.shared_gate = Take(w.shared.w1, rows_);
     rows.shared_up = Take(w.shared.w3, rows_);
-    AddAhead(&gemm, w.shared.w1);
-    AddAhead(&gemm, w.shared.w3);
   } else {
     rows.shared_gate = project(w.shared.w1);
     rows.shared_up = project(w.shared.w3);
@@ -128,11 +126,7 @@ void Forward::Products(int layer, const LayerWeights& w, const RoutedRows& rows,
   if (rows.together && shared) {
     Add(&gemm, w.shared.w1, Input(w.shared.w1), d_, rows.shared_gate);
     Add(&gemm, w.shared.w3, Input(w.shared.w3), d_, rows.shared_up);
-    AddAhead(&gemm, w.shared.w2);
   }
-  const Matrix& down = experts.w2.first;
-  AddAhead(&gemm, down.data, MatrixBytes(down.type, down.plain_bf16, down.rows, down.columns),
-           experts.w2.expert_data);
   AddGrouped(&gemm, experts.w1, Input(experts.w1.first), from, rows, rows.gate);
   AddGrouped(&gemm, experts.w3, Input(experts.w3.first), from, rows, rows.up);
   Gemm(gemm, stream_);
@@ -157,7 +151,6 @@ void Forward::Products(int layer, const LayerWeights& w, const RoutedRows& rows,
   }
   gemm.tiles_settled = rows.together;
   AddGrouped(&gemm, experts.w2, rows.x, nullptr, rows, rows.y);
-  AddLayerAhead(&gemm, layer + 1);
   Gemm(gemm, stream_);
 }
 

@@ -94,15 +94,6 @@ struct GemmJob {
 
 inline constexpr int kMaxGemmJobs = 20;
 
-// Weights that a later launch reads: a launch of few rows brings them into the L2 cache while it
-// ends, so that memory is not idle until that launch is under way. Results do not depend on it.
-struct ReadAhead {
-  const void* data = nullptr;  // 16-byte aligned
-  int64_t bytes = 0;           // a multiple of 16
-  int64_t expert_stride = 0;   // not 0: of the expert of every tile, this far apart
-};
-inline constexpr int kMaxReadAhead = 12;
-
 // Rows of a tile for `rows` rows: 8, 16 or 32 for few, 128 for many.
 inline constexpr int kFewRows = 32;
 int GemmTile(int rows);
@@ -124,8 +115,6 @@ struct GemmArgs {
   int group_tile = 0;
   // The tiles were written before the launch ahead of this one began its own grouped jobs.
   bool tiles_settled = false;
-  ReadAhead ahead[kMaxReadAhead];
-  int ahead_count = 0;
 };
 // Jobs of one launch run side by side. rows == 0: nothing is done.
 void Gemm(const GemmArgs& args, cudaStream_t stream);

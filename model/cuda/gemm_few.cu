@@ -2,9 +2,7 @@
 //
 // Four groups of four warps a block, a block per multiprocessor. For each group a thread streams
 // the weights of its units through a ring of shared memory, unit after unit without a pause, and
-// begins before the kernels ahead have ended. When it has sent for all of its own it sends what a
-// later launch reads to the L2 cache: between two products small kernels run, and memory would be
-// idle.
+// begins before the kernels ahead have ended.
 #include "model/cuda/gemm_common.cuh"
 #include "model/cuda/gemm_kernels.h"
 #include "model/cuda/launch.cuh"
@@ -78,22 +76,6 @@ __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
   }
 }
 
-// One of `parts` threads: its share of what a later launch reads.
-__device__ void FetchAhead(const GemmArgs& a, int part, int parts, int tiles) {
-  constexpr int kChunk = 16 << 10;
-  for (int i = 0; i < a.ahead_count; ++i) {
-    const ReadAhead& ahead = a.ahead[i];
-    const auto chunks = int((ahead.bytes + kChunk - 1) / kChunk);
-    const int all = chunks * (ahead.expert_stride != 0 ? tiles : 1);
-    for (int c = part; c < all; c += parts) {
-      const int64_t at = int64_t(c % chunks) * kChunk;
-      const int64_t expert = ahead.expert_stride != 0 ? a.tiles[c / chunks].x : 0;
-      PrefetchBulk(static_cast<const uint8_t*>(ahead.data) + expert * ahead.expert_stride + at,
-                   int(min(int64_t{kChunk}, ahead.bytes - at)));
-    }
-  }
-}
-
 // A group's copying thread: the weights of its units, from `first` on every `stride`th.
 template <typename S>
 __device__ void StreamUnits(const GemmArgs& a, Group<S>* group, int first, int stride) {
@@ -118,7 +100,6 @@ __device__ void StreamUnits(const GemmArgs& a, Group<S>* group, int first, int s
     else
       Stream<MatrixType::kFp4>(job, work, group, &place);
   }
-  FetchAhead(a, first, stride, tiles);
 }
 
 // Inputs of a chunk from `step` on into one buffer; columns beyond the matrix become zeros. Rows

@@ -23,7 +23,6 @@ constexpr int kRows = 64 * kGroups;  // of weights
 constexpr int kTokens = 128;         // of a tile at most
 constexpr int kThreads = 128 * (1 + kGroups);
 constexpr int kStages = 5;
-constexpr int kLag = 2;             // stages whose copies may be under way
 constexpr int kAhead = 4;           // steps whose weights are fetched into L2 together
 constexpr int kOutStride = 64 + 4;  // lanes of a warp meet in no bank
 // Units of which some stage may be in the ring or some sums not stored yet, and more: a power of
@@ -79,62 +78,66 @@ __device__ __forceinline__ void Prefetch(const GemmJob& job, const Work& work, i
 }
 
 // The copying warpgroup: a thread's share of all stages of a unit, 16 bytes of each of some tokens.
+// All stages of the ring may be on their way at a time: the copies arrive at `full` by themselves.
 __device__ __forceinline__ void Produce(const GemmJob& job, const Work& work, Work* publish,
-                                        Shared* shared, RingPlace<kStages>* place,
-                                        RingPlace<kStages>* arrived) {
+                                        Shared* shared, RingPlace<kStages>* place) {
   constexpr int kCopies = kTokens / 16;
   const int thread = int(threadIdx.x) % 128;
   const int lane = thread % 32;
   const int columns = job.weight.columns;
-  const auto* x = static_cast<const __nv_bfloat16*>(job.x);
   // 8 tokens x 4 pieces of 16 bytes a warp and copy: whole sectors of 64 bytes of memory, whole
   // lines of 128 bytes of shared memory.
   const int piece = lane / 8 + thread / 32 % 2 * 4;
   const int first = thread / 64 * 8 + lane % 8;
-  int rows[kCopies];  // -1: no such token, whose sums go nowhere
+  // Of a token's row, in units of 16 bytes: what a copy needs beyond this is one instruction, or
+  // the copies would be what the products wait for.
+  uint32_t rows[kCopies] = {};
+  const auto stride = uint32_t(job.x_stride) / 8;
 #pragma unroll
-  for (int c = 0; c < kCopies; ++c)
-    rows[c] = c * 16 + first < work.count ? SourceRow(job, work.first + c * 16 + first) : -1;
+  for (int c = 0; c < kCopies; ++c) {
+    const int token = c * 16 + first;
+    if (token < work.count) rows[c] = uint32_t(SourceRow(job, work.first + token)) * stride;
+  }
   if (thread < kGroups) Prefetch(job, work, thread, 0);
+  const uint4* x = static_cast<const uint4*>(job.x) + piece;
+  int left = (columns - piece * 8) * 2;  // bytes of the row from there on
   const int steps = work.step_end;
-  for (int i = 0; i < steps + kLag; ++i) {
-    if (i < steps) {
-      if (thread < kGroups && i % kAhead == 0) Prefetch(job, work, thread, i + kAhead);
-      BarrierWait(&shared->empty[place->stage], place->parity ^ 1);
-      if (i == 0 && thread == 0) *publish = work;
-      const int column = i * 64 + piece * 8;
-      const int bytes = max(0, min(16, (columns - column) * 2));
+  for (int i = 0; i < steps; ++i, x += 8, left -= 128) {
+    if (thread < kGroups && i % kAhead == 0) Prefetch(job, work, thread, i + kAhead);
+    BarrierWait(&shared->empty[place->stage], place->parity ^ 1);
+    const uint32_t to = SharedAddress(&shared->tokens[place->stage][piece][first][0]);
+    const int bytes = max(0, min(16, left));
 #pragma unroll
-      for (int c = 0; c < kCopies; ++c) {
-        if (rows[c] < 0) continue;
-        CopyAsync16(SharedAddress(&shared->tokens[place->stage][piece][c * 16 + first][0]),
-                    bytes > 0 ? x + int64_t(rows[c]) * job.x_stride + column : x, bytes);
-      }
-      place->Next();
+    for (int c = 0; c < kCopies; ++c) {
+      // Sums of tokens that do not exist go nowhere.
+      if (c * 16 + first >= work.count) continue;
+      CopyAsync16(to + c * int(sizeof(shared->tokens[0][0][0]) * 16),
+                  bytes > 0 ? x + rows[c] : static_cast<const uint4*>(job.x), bytes);
     }
-    CopyAsyncCommit();
-    if (i >= kLag) {
-      CopyAsyncWait<kLag>();
-      FenceAsyncProxy();
-      BarrierArrive(&shared->full[arrived->stage]);
-      arrived->Next();
+    CopyAsyncArrive(&shared->full[place->stage]);
+    if (thread == 0) {
+      if (i == 0) *publish = work;
+      BarrierArrive(&shared->full[place->stage]);
     }
+    place->Next();
   }
 }
 
 __device__ __forceinline__ void ProduceAll(const GemmArgs& a, Cut cut, int tiles, Shared* shared) {
   RingPlace<kStages> place;
-  RingPlace<kStages> arrived;
   int unit = int(blockIdx.x);
   for (int number = 0;; ++number, unit += int(gridDim.x)) {
     Work* publish = &shared->work[number % kWorks];
     const Work work = FindWork(a, unit, cut, tiles);
     if (work.job >= 0) {
-      Produce(a.jobs[work.job], work, publish, shared, &place, &arrived);
+      Produce(a.jobs[work.job], work, publish, shared, &place);
       continue;
     }
     BarrierWait(&shared->empty[place.stage], place.parity ^ 1);
-    if (threadIdx.x == 0) publish->job = kDone;
+    if (threadIdx.x == 0) {
+      publish->job = kDone;
+      BarrierArrive(&shared->full[place.stage]);
+    }
     BarrierArrive(&shared->full[place.stage]);
     return;
   }
@@ -161,15 +164,24 @@ struct Multiplier {
     return shared->work[(number + more) % kWorks];
   }
 
-  __device__ __forceinline__ void Load(int step) {
+  // Of the first 16 columns of a stage.
+  __device__ __forceinline__ uint64_t Tokens(int stage) const {
+    const uint64_t first =
+        WgmmaDescriptor(SharedAddress(shared->tokens), kTokens * 16, /*n_bytes=*/128);
+    return WgmmaAdvance(first, stage * int(sizeof(shared->tokens[0])));
+  }
+
+  // Unsigned: cheaper to divide.
+  __device__ __forceinline__ void Load(unsigned step) {
 #pragma unroll
     for (int p = 0; p < Piece<kType>::kParts; ++p) {
       // Blocks of other tokens read the same weights: they stay in L2.
       piece.raw[p] = __ldg(reinterpret_cast<const uint4*>(
           data + int64_t(step) * Rows16<kType>::kStepBytes + p * 512));
     }
-    piece.LoadScale(scales + step / Rows16<kType>::kScaleSteps * (4 * Rows16<kType>::kScaleBytes),
-                    step, Lane());
+    constexpr unsigned kSteps = Rows16<kType>::kScaleSteps;
+    piece.LoadScale(scales + step / kSteps * (4 * Rows16<kType>::kScaleBytes), int(step % kSteps),
+                    Lane());
   }
 
   // Waits for the first stage of the unit `more` further on, which the ring is at; loads its first
@@ -202,20 +214,20 @@ struct Multiplier {
   __device__ __forceinline__ void Multiply(int begin, int end, int steps,
                                            float (&sums)[kCount / 2]) {
     for (int step = begin; step < end; ++step) {
-      if constexpr (!kEarly) Load(step);
+      if constexpr (!kEarly) Load(unsigned(step));
       uint32_t fragments[4][4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) piece.Fragment(j, fragments[j]);
       if constexpr (kEarly) {
-        if (step + 1 < steps) Load(step + 1);
+        if (step + 1 < steps) Load(unsigned(step) + 1);
       }
       BarrierWait(&shared->full[place.stage], place.parity);
-      const uint32_t tokens = SharedAddress(&shared->tokens[place.stage][0][0][0]);
+      FenceAsyncProxy();
+      const uint64_t tokens = Tokens(place.stage);
       WgmmaFence();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        Wgmma<kCount>::Run(sums, fragments[j],
-                           WgmmaDescriptor(tokens + j * 2 * kTokens * 16, kTokens * 16, 128));
+        Wgmma<kCount>::Run(sums, fragments[j], WgmmaAdvance(tokens, j * 2 * kTokens * 16));
       }
       WgmmaCommit();
       // The compiler serialises every product if fragments are written while some are under way;
@@ -348,7 +360,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   GridDependencyLaunch();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      BarrierInit(&shared->full[i], 128);
+      BarrierInit(&shared->full[i], 1 + 128);  // the unit is there; a thread's copies are
       BarrierInit(&shared->empty[i], 4 * kGroups);
     }
     FenceBarrierInit();

@@ -302,9 +302,6 @@ TEST_F(Products, GroupedByExpert) {
                                  .y = dense_y.get(),
                                  .y_stride = rows};
       if (dense) args.jobs[args.job_count++] = dense_job;
-      // Whatever is read ahead changes nothing.
-      args.ahead[args.ahead_count++] = {all_data.get(), data * kExperts, 0};
-      args.ahead[args.ahead_count++] = {all_data.get(), data, data};
       GemmJob& job = args.jobs[args.job_count++];
       job.weight = experts[0].matrix;
       job.weight.data = all_data.get();

@@ -18,6 +18,12 @@ __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t shared_address, int
          uint64_t(n_bytes >> 4) << 32;
 }
 
+// The same `bytes` further on: no carry leaves the address, which has 18 bits.
+__device__ __forceinline__ uint64_t WgmmaAdvance(uint64_t descriptor, int bytes) {
+  const uint32_t low = uint32_t(descriptor) + uint32_t(bytes >> 4);
+  return (descriptor & 0xFFFFFFFF00000000) | low;
+}
+
 #if !defined(AGENTD_CUDA_EMULATED)
 
 // Moves registers between warpgroups: all warps of one call, for as many registers a thread.

@@ -2,7 +2,7 @@
 # The tests that need a GPU, on the machine that has one.
 #   tests/gpu/run.sh [--pack DIR] [STEP...]     steps, in this order by default: kernels sanitizer agent_tasks kill
 #                                               and when asked for: speed (V4-Flash's shape, and the transformers library beside it),
-#                                               profile (time by kernel)
+#                                               profile (time by kernel), resume (a session of a million tokens; 4 GB of disk)
 # Programs are those of tests/gpu/pack.sh in DIR, else of build/. Every step says its figures; the last line counts what passed, failed
 # and was skipped. The exit code is 0 if something passed and nothing failed, 77 if all was skipped. Logs: gpu-logs/ beside the programs.
 set -uo pipefail
@@ -160,6 +160,15 @@ step_profile() {
   else
     fail profile
   fi
+}
+
+# In TMPDIR's place: the disk there is what is measured.
+step_resume() {
+  local status=0
+  [ -z "$no_device" ] || { skip "resume: $no_device"; return; }
+  timeout 400 "$bin/resume_bench" --shape flash --backend cuda --tokens 1000000 --dir "${TMPDIR:-/tmp}" >"$logs/resume.out" 2>&1 || status=$?
+  if [ "$status" -eq 0 ]; then pass; else fail "resume_bench (exit code $status)"; fi
+  cat "$logs/resume.out"
 }
 
 steps=("$@")

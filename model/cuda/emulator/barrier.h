@@ -14,6 +14,7 @@ inline uint32_t SharedAddress(const void* pointer) { return emulator::AddressOfS
 inline void BarrierInit(uint64_t* barrier, int count) { emulator::InitTransaction(barrier, count); }
 inline void FenceBarrierInit() {}
 inline void BarrierArrive(uint64_t* barrier) { emulator::ArriveTransaction(barrier, 1, 0); }
+inline void CopyAsyncArrive(uint64_t* barrier) { emulator::ArriveAfterCopies(barrier); }
 inline void BarrierExpect(uint64_t* barrier, int bytes) {
   emulator::ArriveTransaction(barrier, 1, bytes);
 }

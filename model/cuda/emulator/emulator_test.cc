@@ -93,6 +93,24 @@ __global__ void CopyKernel(const float4* in, float4* out) {
   out[threadIdx.x] = shared[threadIdx.x];
 }
 template <bool kWaits>
+__global__ void CopyArriveKernel(const float4* in, float4* out) {
+  struct Shared {
+    float4 values[32];
+    uint64_t barrier;
+  };
+  auto* shared = SharedMemory<Shared>();
+  if (threadIdx.x == 0) {
+    BarrierInit(&shared->barrier, 32);
+    FenceBarrierInit();
+  }
+  __syncthreads();
+  CopyAsync(shared->values + threadIdx.x, in + threadIdx.x);
+  CopyAsyncArrive(&shared->barrier);
+  if constexpr (kWaits) BarrierWait(&shared->barrier, 0);
+  out[threadIdx.x] = shared->values[31 - threadIdx.x];
+  if constexpr (!kWaits) BarrierWait(&shared->barrier, 0);
+}
+template <bool kWaits>
 __global__ void BulkKernel(const float4* in, float4* out) {
   struct Shared {
     float4 values[32];
@@ -124,6 +142,10 @@ TEST(Emulator, CopiesAreThereOnceWaitedFor) {
   RunKernel(CopyKernel<true>, 1, 32, 512, from.get(), to.get());
   EXPECT_EQ(late(), 0u);
   RunKernel(CopyKernel<false>, 1, 32, 512, from.get(), to.get());
+  EXPECT_EQ(late(), 32u);
+  RunKernel(CopyArriveKernel<true>, 1, 32, 528, from.get(), to.get());
+  EXPECT_EQ(late(), 0u);
+  RunKernel(CopyArriveKernel<false>, 1, 32, 528, from.get(), to.get());
   EXPECT_EQ(late(), 32u);
   RunKernel(BulkKernel<true>, 1, 32, 528, from.get(), to.get());
   EXPECT_EQ(late(), 0u);

@@ -162,6 +162,14 @@ void FinishBulk(Cluster* cluster) {
   ArriveTransaction(copy.barrier, 0, -copy.bytes);
 }
 
+void FinishArrival(Cluster* cluster) {
+  const size_t pick = Below(cluster->arrivals.size());
+  const Arrival arrival = std::move(cluster->arrivals[pick]);
+  cluster->arrivals.erase(cluster->arrivals.begin() + std::ptrdiff_t(pick));
+  for (const Copy& copy : arrival.copies) Finish(copy);
+  ArriveTransaction(arrival.barrier, 1, 0);
+}
+
 [[noreturn]] void FailForDeadlock(const Cluster& cluster) {
   std::map<std::string, int> waits;
   for (const Block& block : cluster.blocks) {
@@ -186,11 +194,14 @@ void RunCluster(dim3 first) {
     } else if (!cluster.bulk.empty()) {
       // As late as can be, so that whoever does not wait for it is seen.
       FinishBulk(&cluster);
+    } else if (!cluster.arrivals.empty()) {
+      FinishArrival(&cluster);
     } else {
       FailForDeadlock(cluster);
     }
   }
-  if (!cluster.bulk.empty()) Fail("a block ends while a bulk copy into its memory is under way");
+  if (!cluster.bulk.empty() || !cluster.arrivals.empty())
+    Fail("a block ends while a bulk copy into its memory is under way");
 }
 
 }  // namespace

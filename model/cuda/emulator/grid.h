@@ -34,6 +34,12 @@ struct Copy {
   uint64_t* barrier = nullptr;  // of a bulk copy
 };
 
+// An arrival at an mbarrier, of one of its count, after copies of a thread.
+struct Arrival {
+  std::vector<Copy> copies;
+  uint64_t* barrier = nullptr;
+};
+
 // A product that wgmma was asked for, one thread's part.
 struct Product {
   float* sums = nullptr;
@@ -107,6 +113,7 @@ struct Cluster {
   std::vector<Thread*> at_barrier;
   std::unordered_map<uint64_t*, std::vector<Thread*>> at_transaction;  // mbarrier
   std::vector<Copy> bulk;
+  std::vector<Arrival> arrivals;
 };
 
 // What a kernel is launched with.
@@ -151,6 +158,9 @@ void InitTransaction(uint64_t* barrier, int count);
 void ArriveTransaction(uint64_t* barrier, int arrivals, int bytes);  // bytes: still to come
 void WaitTransaction(uint64_t* barrier, int parity);
 void StartBulk(const Copy& copy);
+void Finish(const Copy& copy);
+// When what the running thread has asked for and not put into a group is copied.
+void ArriveAfterCopies(uint64_t* barrier);
 
 // Shared memory as the instructions of 32-bit addresses name it.
 uint32_t AddressOfShared(const void* pointer);

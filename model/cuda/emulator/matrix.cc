@@ -89,11 +89,6 @@ void LoadTogether(void* const* brought, unsigned) {
   }
 }
 
-void Finish(const Copy& copy) {
-  std::memcpy(copy.to, copy.from, size_t(copy.bytes));
-  std::memset(static_cast<uint8_t*>(copy.to) + copy.bytes, 0, size_t(copy.zeros));
-}
-
 // b [k][n] in shared memory: core matrices of 8 n x 16 bytes, whose distances the descriptor has.
 template <int kColumns>
 void ReadB(uint64_t descriptor, double (&b)[16][kColumns]) {
@@ -195,6 +190,11 @@ void LoadMatrixRows(uint32_t (&r)[4], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) Fail("ldmatrix of a row that is not aligned");
   LoadPart part = {r, static_cast<const uint8_t*>(row)};
   Meet(Meeting::kMatrices, ~0u, &part, transposed ? LoadTogether<true> : LoadTogether<false>);
+}
+
+void Finish(const Copy& copy) {
+  std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+  std::memset(static_cast<uint8_t*>(copy.to) + copy.bytes, 0, size_t(copy.zeros));
 }
 
 void StartCopy(void* to, const void* from, int bytes, int size) {

@@ -1,6 +1,7 @@
 // How threads wait for each other.
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "base/status.h"
 #include "model/cuda/emulator/grid.h"
@@ -188,6 +189,11 @@ void WaitTransaction(uint64_t* barrier, int parity) {
     current->block->cluster->at_transaction[barrier].push_back(current);
     Wait(barrier, DescribeTransaction);
   }
+}
+
+void ArriveAfterCopies(uint64_t* barrier) {
+  current->block->cluster->arrivals.push_back(
+      {.copies = std::exchange(current->open_copies, {}), .barrier = barrier});
 }
 
 void StartBulk(const Copy& copy) {
