@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -38,6 +39,7 @@ struct Flags {
   int threads = 0;
   int host_experts = agentd::model::kAutoHostExperts;
   int64_t expert_cache_bytes = 0;
+  int64_t state_bytes = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
 };
@@ -63,6 +65,19 @@ int Fail(const absl::Status& status) {
   return ExitCode(status);
 }
 
+void AddGib(CLI::App& app, const std::string& name, int64_t& bytes, const std::string& what) {
+  app.add_option_function<double>(
+         name,
+         [name, &bytes](double gib) {
+           // Not by CLI::Range, which takes NaN.
+           if (!(gib > 0 && gib <= 1e6))
+             throw CLI::ValidationError(name, "it must be more than 0, to 1000000");
+           bytes = std::max(int64_t(gib * (1 << 30)), int64_t{1});
+         },
+         what)
+      ->type_name("FLOAT");
+}
+
 void DefineFlags(CLI::App& app, Flags& flags) {
   app.add_option(
          "--model", flags.model,
@@ -86,16 +101,10 @@ void DefineFlags(CLI::App& app, Flags& flags) {
          "Layers whose experts stay in host memory (cuda backend); without it as many as do "
          "not fit")
       ->check(CLI::Range(0, 1000));
-  app.add_option_function<double>(
-         "--expert-cache-gib",
-         [&flags](double gib) {
-           // Not by CLI::Range, which takes NaN.
-           if (!(gib > 0 && gib <= 1e6))
-             throw CLI::ValidationError("--expert-cache-gib", "it must be more than 0, to 1000000");
-           flags.expert_cache_bytes = int64_t(gib * (1 << 30));
-         },
-         "GiB of device memory for such experts (cuda backend); without it what is left")
-      ->type_name("FLOAT");
+  AddGib(app, "--expert-cache-gib", flags.expert_cache_bytes,
+         "GiB of device memory for such experts (cuda backend); without it what is left");
+  AddGib(app, "--sequence-gib", flags.state_bytes,
+         "GiB of device memory that these choices leave for sequences (cuda backend; default: 8)");
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -171,6 +180,7 @@ int Serve(const Flags& flags) {
   options.engine.threads = flags.threads;
   options.engine.host_expert_layers = flags.host_experts;
   options.engine.expert_cache_bytes = flags.expert_cache_bytes;
+  options.engine.state_bytes = flags.state_bytes;
   options.engine.max_batch_rows = flags.batch_tokens;
   options.scheduler.batch_tokens = flags.batch_tokens;
   options.fatal = [&store_failed](const absl::Status& status) {

@@ -20,11 +20,11 @@ absl::Status CheckExpertOptions(const EngineOptions& options) {
     return InvalidArgument("expert_cache_bytes is {} and state_bytes {}: neither may be negative",
                            options.expert_cache_bytes, options.state_bytes);
   }
-  if (options.backend == "cpu" &&
-      (options.host_expert_layers > 0 || options.expert_cache_bytes > 0)) {
+  if (options.backend == "cpu" && (options.host_expert_layers > 0 ||
+                                   options.expert_cache_bytes > 0 || options.state_bytes > 0)) {
     return InvalidArgument(
-        "the cpu backend has all weights in host memory: --host-experts and --expert-cache-gib are "
-        "for --backend cuda");
+        "the cpu backend has all weights in host memory: --host-experts, --expert-cache-gib and "
+        "--sequence-gib are for --backend cuda");
   }
   return absl::OkStatus();
 }

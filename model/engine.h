@@ -35,6 +35,8 @@ inline constexpr int kMaxTruncateTokens = 32;
 
 // EngineOptions::host_expert_layers: as many as the device's memory asks for.
 inline constexpr int kAutoHostExperts = -1;
+// Room for two sequences of a million tokens of V4-Flash, 3.4 GiB each, and what a step needs.
+inline constexpr int64_t kDefaultStateBytes = int64_t{8} << 30;
 
 struct EngineOptions {
   std::string backend = "cpu";
@@ -49,8 +51,9 @@ struct EngineOptions {
   int host_expert_layers = kAutoHostExperts;
   // Of device memory for such experts, shared by their layers; 0: what is left.
   int64_t expert_cache_bytes = 0;
-  // Of device memory to leave for sequences' state where the engine chooses one of the two above.
-  int64_t state_bytes = int64_t{2} << 30;
+  // Of device memory to leave for sequences' state where the engine chooses one of the two above;
+  // 0: kDefaultStateBytes.
+  int64_t state_bytes = 0;
 };
 
 // Routed experts in host memory, and what became of lookups since the model was loaded.

@@ -30,4 +30,11 @@ StateLayout::StateLayout(const Config& config, bool low_precision_in)
   frontier_floats = floats + stream_floats;
 }
 
+int64_t StateLayout::SequenceBytes(int64_t tokens) const {
+  // With the frontiers that a long batch keeps, and the copies that undo it.
+  constexpr int64_t kRingsAndFrontiers = int64_t{64} << 20;
+  const int64_t block = int64_t(index_bytes()) + csa_layers * int64_t(csa_bytes());
+  return kRingsAndFrontiers + (tokens / kBlockTokens + 1) * block;
+}
+
 }  // namespace agentd::model

@@ -54,6 +54,9 @@ struct StateLayout {
     return size_t(csa_layers) * keys_bytes() +
            size_t(hca_layers) * kHcaPerBlock * size_t(entry.bytes);
   }
+  // What a sequence of so many tokens takes at most: its blocks, window keys and frontiers.
+  int64_t SequenceBytes(int64_t tokens) const;
+
   // Where an entry of the timeline lies in its block's index part or CSA entries.
   size_t key_offset(int csa_layer, int64_t entry_number) const {
     return size_t(csa_layer) * keys_bytes() +

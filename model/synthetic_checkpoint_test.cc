@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "model/cpu/weights.h"
+#include "model/state_layout.h"
 #include "model/weight_plan-inl.h"
 
 namespace agentd::model {
@@ -43,6 +44,15 @@ TEST(SyntheticCheckpoint, IsWhatTheFlashModelNeeds) {
   EXPECT_EQ(plan.weights.layers.size(), 43u);
   EXPECT_TRUE(plan.weights.mtp.has_value());
   EXPECT_EQ(PlannedBytes(plan), checkpoint.weight_bytes());
+}
+
+// What v4 bench --shape, resume_bench and the choice of experts' places leave for sequences.
+TEST(SyntheticCheckpoint, SequencesOfTheFlashModelFitTheirRoom) {
+  const StateLayout layout(Flash(), /*low_precision=*/true);
+  const int64_t blocks = 1'000'000 / kBlockTokens + 1;
+  EXPECT_GE(layout.SequenceBytes(1'000'000), blocks * 899'648);
+  EXPECT_LE(layout.SequenceBytes(1'000'000), blocks * 899'648 + (int64_t{128} << 20));
+  EXPECT_LE(2 * layout.SequenceBytes(1'000'000), kDefaultStateBytes);
 }
 
 TEST(SyntheticCheckpoint, OfTheFirstLayersOrOtherTypes) {

@@ -1,6 +1,7 @@
 #include "model/cuda/expert_placement.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "base/status.h"
@@ -18,6 +19,7 @@ class Placer {
       : options_(options),
         sizes_(sizes),
         free_bytes_(free_bytes),
+        state_bytes_(options.state_bytes > 0 ? options.state_bytes : kDefaultStateBytes),
         layers_(int(sizes.expert_bytes.size())),
         slot_bytes_(*std::max_element(sizes.expert_bytes.begin(), sizes.expert_bytes.end())) {}
 
@@ -33,7 +35,7 @@ class Placer {
     }
     placement.slot_bytes = slot_bytes_;
     // A given cache may take what is meant for sequences, others leave that.
-    const int64_t left = free_bytes_ - options_.state_bytes - resident;
+    const int64_t left = free_bytes_ - state_bytes_ - resident;
     const int64_t cache = options_.expert_cache_bytes;
     const int64_t slots = (cache > 0 ? cache : std::max<int64_t>(left, 0)) / slot_bytes_;
     if (slots < sizes_.chosen || (cache > 0 && resident + cache > free_bytes_))
@@ -83,7 +85,7 @@ class Placer {
   // As few as leave room for the state and a cache: one that holds a layer, so that batches of many
   // rows are done in one round, if that can be.
   int LeastLayers() const {
-    const int64_t room = free_bytes_ - options_.state_bytes;
+    const int64_t room = free_bytes_ - state_bytes_;
     if (Resident(0) <= room) return 0;
     const int64_t cache = options_.expert_cache_bytes > 0 ? options_.expert_cache_bytes
                                                           : sizes_.experts * slot_bytes_;
@@ -91,6 +93,12 @@ class Placer {
       if (Resident(count) + cache <= room) return count;
     }
     return layers_;
+  }
+
+  std::string Mend(int count, int64_t cache) const {
+    if (count < layers_) return "put more there (--host-experts)";
+    if (Resident(count) + cache <= free_bytes_) return "keep less for sequences (--sequence-gib)";
+    return "this model needs a larger device";
   }
 
   absl::Status TooLarge(int count, int64_t cache) const {
@@ -102,15 +110,16 @@ class Placer {
         gb(Resident(count)), count, layers_,
         cache > 0 ? fmt::format(", their cache {:.3f} GB at least", gb(cache)) : "",
         gb(free_bytes_),
-        cache > 0
-            ? fmt::format(", of which {:.3f} GB are kept for sequences", gb(options_.state_bytes))
-            : "",
-        count < layers_ ? "put more there (--host-experts)" : "this model needs a larger device");
+        cache > 0 ? fmt::format(", of which {:.3f} GB are kept for sequences (--sequence-gib)",
+                                gb(state_bytes_))
+                  : "",
+        Mend(count, cache));
   }
 
   const EngineOptions& options_;
   const ExpertSizes& sizes_;
   const int64_t free_bytes_;
+  const int64_t state_bytes_;
   const int layers_;
   const int64_t slot_bytes_;
 };

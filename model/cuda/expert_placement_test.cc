@@ -73,13 +73,32 @@ TEST(ExpertPlacement, AutomaticallyAsManyAsDoNotFit) {
     EXPECT_GE(some.slots, 256);
     EXPECT_LE(some.slots, 512 + 4);
     const int64_t used =
-        9 * kGb + (44 - count) * 256 * kExpert + int64_t(some.slots) * kExpert + (int64_t{2} << 30);
+        9 * kGb + (44 - count) * 256 * kExpert + int64_t(some.slots) * kExpert + kDefaultStateBytes;
     EXPECT_LE(used, free_gb * kGb);
   }
   // With no room for a layer's, what there is.
-  const ExpertPlacement few = Place({}, 9 * kGb + (int64_t{2} << 30) + 10 * kExpert);
+  const ExpertPlacement few = Place({}, 9 * kGb + kDefaultStateBytes + 10 * kExpert);
   EXPECT_EQ(Count(few.on_host), 44);
   EXPECT_EQ(few.slots, 10);
+}
+
+TEST(ExpertPlacement, WhatIsKeptForSequencesIsLeft) {
+  const int64_t free_bytes = 150 * kGb;
+  int before = 0;
+  for (const int64_t state_gb : {1, 8, 20, 40}) {
+    const ExpertPlacement placement = Place({.state_bytes = state_gb * kGb}, free_bytes);
+    const int count = Count(placement.on_host);
+    EXPECT_GT(count, before);
+    const int64_t used =
+        9 * kGb + (44 - count) * 256 * kExpert + int64_t(placement.slots) * kExpert;
+    EXPECT_LE(used, free_bytes - state_gb * kGb);
+    before = count;
+  }
+  // All experts are on the device only where there is room for sequences beside them.
+  EXPECT_EQ(Count(Place({.state_bytes = kGb}, 162 * kGb).on_host), 0);
+  EXPECT_GT(Count(Place({.state_bytes = 10 * kGb}, 162 * kGb).on_host), 0);
+  // By default two of V4-Flash of a million tokens.
+  EXPECT_GE(kDefaultStateBytes, 2 * int64_t{1'000'000} * 3515);
 }
 
 TEST(ExpertPlacement, AsAskedFor) {
@@ -114,6 +133,10 @@ TEST(ExpertPlacement, ErrorsSayTheFigures) {
   const absl::Status small = error({}, 9 * kGb);
   EXPECT_EQ(small.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(Text(small), HasSubstr("experts of 44 of 44 layers"));
+  EXPECT_THAT(Text(small), HasSubstr("of which 8.590 GB are kept for sequences (--sequence-gib): "
+                                     "this model needs a larger device"));
+  EXPECT_THAT(Text(error({.state_bytes = 100 * kGb}, 100 * kGb)),
+              HasSubstr("keep less for sequences (--sequence-gib)"));
   EXPECT_EQ(error({.host_expert_layers = 4}, 140 * kGb).code(),
             absl::StatusCode::kResourceExhausted);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/status.h"
 #include "model/cuda/device.h"
 
 namespace agentd::model::cuda {
@@ -24,6 +25,10 @@ class PagePool {
   absl::StatusOr<uint8_t*> Take() {
     if (free_.empty()) {
       auto slab = DeviceMemory::Allocate(page_bytes_ * size_t(pages_at_once_), what_);
+      if (absl::IsResourceExhausted(slab.status())) {
+        return Error(absl::StatusCode::kResourceExhausted,
+                     "{}; keep more of it for sequences (--sequence-gib)", Text(slab.status()));
+      }
       if (!slab.ok()) return slab.status();
       for (int i = pages_at_once_ - 1; i >= 0; --i)
         free_.push_back(slab->as<uint8_t>() + size_t(i) * page_bytes_);

@@ -148,13 +148,10 @@ class ShapeBench {
 // What the sequences will take of the device's memory, and a little for all else.
 int64_t StateBytes(const Config& config, const BenchOptions& options) {
   const StateLayout layout(config, /*low_precision=*/true);
-  const int64_t blocks =
-      (int64_t(options.context) + options.decode + 2 * int64_t(options.prefill)) / kBlockTokens + 2;
-  const int64_t block =
-      int64_t(layout.index_bytes()) + layout.csa_layers * int64_t(layout.csa_bytes());
-  constexpr int64_t kRings = int64_t{64} << 20;  // and frontiers, of a sequence
+  const int64_t tokens =
+      int64_t(options.context) + options.decode + 2 * int64_t(options.prefill) + kBlockTokens;
   constexpr int64_t kElse = int64_t{1} << 30;
-  return kElse + options.batch * (kRings + blocks * block);
+  return kElse + options.batch * layout.SequenceBytes(tokens);
 }
 
 // What experts in host memory cost steps of one kind, beside the floor: what the device reads of
@@ -189,7 +186,7 @@ absl::Status BenchShape(const BenchOptions& options) {
   const double weight_bytes = double(checkpoint->weight_bytes());
   EngineOptions engine_options = options.engine;
   engine_options.max_batch_rows = std::max(kSeedTokens, options.batch);
-  engine_options.state_bytes = StateBytes(config, options);
+  if (engine_options.state_bytes == 0) engine_options.state_bytes = StateBytes(config, options);
   const double begin = Now();
   ASSIGN_OR_RETURN(auto engine, LoadCudaEngine(config, std::move(checkpoint), engine_options));
   const double made = Now();

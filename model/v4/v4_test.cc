@@ -381,15 +381,17 @@ TEST_F(V4Test, BackendThatIsNotThere) {
 
 TEST_F(V4Test, ExpertsInHostMemoryAreNotTheCpuBackends) {
   const std::string command = "bench --model tests/golden/hf-a --prefill 8 --decode 1";
-  for (const char* options : {" --host-experts 1", " --expert-cache-gib 0.5"}) {
+  for (const char* options :
+       {" --host-experts 1", " --expert-cache-gib 0.5", " --sequence-gib 0.5"}) {
     const Result result = Run(command + options);
     EXPECT_EQ(result.exit_code, 1);
-    EXPECT_THAT(result.out, HasSubstr("--host-experts and --expert-cache-gib are for --backend "
-                                      "cuda"));
+    EXPECT_THAT(result.out, HasSubstr("--host-experts, --expert-cache-gib and --sequence-gib are "
+                                      "for --backend cuda"));
   }
   for (const char* options :
        {" --host-experts -1", " --host-experts many", " --expert-cache-gib -1",
-        " --expert-cache-gib nan", " --expert-cache-gib 0"})
+        " --expert-cache-gib nan", " --expert-cache-gib 0", " --sequence-gib -1",
+        " --sequence-gib nan", " --sequence-gib 0", " --sequence-gib 1000001"})
     EXPECT_EQ(Run(command + options).exit_code, 2) << options;
   EXPECT_EQ(Run(command + " --host-experts 0").exit_code, 0);
 }

@@ -289,7 +289,10 @@ absl::StatusOr<bool> ResumeBench::Resume() {
 absl::Status Run(const Options& options) {
   if (options.tokens < 2 * kBlockTokens)
     return InvalidArgument("--tokens: at least {}", 2 * kBlockTokens);
-  ASSIGN_OR_RETURN(auto engine, LoadEngine(options.engine));
+  EngineChoice choice = options.engine;
+  // The one that is kept, the one that comes back, and the one whose blocks are repeated.
+  choice.sequences = {options.tokens + kNewTokens, options.tokens + kNewTokens, kSeedTokens};
+  ASSIGN_OR_RETURN(auto engine, LoadEngine(choice));
   const int64_t limit = engine->config().max_position_embeddings;
   if (options.tokens + kNewTokens > limit)
     return InvalidArgument("--tokens: the model takes {} with {} new ones", limit, kNewTokens);

@@ -484,6 +484,8 @@ class Starting(unittest.TestCase):
     def test_errors_name_the_mend(self):
         there = folder({"file": "x"})
         self.assertIn("not in range 0 to 4096", self.refused("--model", MODEL, "--data", there / "d", "--threads", "-1"))
+        for flag in ("--expert-cache-gib", "--sequence-gib"):
+            self.assertIn(f"{flag}: it must be more than 0", self.refused("--model", MODEL, "--data", there / "d", flag, "nan"))
         missing = self.refused("--model", MODEL, "--data", there / "d", "--socket", there / "none" / "s")
         self.assertIn("--socket needs a directory that exists", missing)
         self.assertIn("--data needs a directory", self.refused("--model", MODEL, "--data", there / "file" / "d", "--socket", there / "s"))

@@ -37,7 +37,8 @@ struct CUevent_st {
 namespace {
 
 constexpr int kMultiprocessors = 5;  // so that blocks get several units of work
-constexpr size_t kMemoryBytes = size_t{8} << 30;
+// More than what an engine keeps for sequences.
+constexpr size_t kMemoryBytes = size_t{16} << 30;
 constexpr size_t kSharedWithoutAsking = 48 << 10;
 constexpr size_t kMostShared = 227 << 10;
 
