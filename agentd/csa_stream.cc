@@ -43,7 +43,7 @@ struct CsaStream::Feed {
 CsaStream::~CsaStream() { reader_->Close(feed_); }
 
 absl::Status CsaStream::Fail(int64_t block, absl::Status status, bool unfit) {
-  failure_ = CsaFailure{block, std::move(status), unfit, feed_->store};
+  failure_ = StoredFailure{block, std::move(status), unfit, feed_->store};
   return failure_->status;
 }
 

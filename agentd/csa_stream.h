@@ -27,14 +27,6 @@ namespace agentd::daemon {
 // Of entries read ahead, all sequences together.
 inline constexpr int64_t kCsaReadAheadBytes = int64_t{128} << 20;
 
-// Why a sequence cannot go on with what is stored.
-struct CsaFailure {
-  int64_t block = 0;
-  absl::Status status;
-  bool unfit = false;               // whole, but the model refused it; else the store's error
-  std::shared_ptr<CsaStore> store;  // shared with the stream that met it
-};
-
 class CsaReader;
 
 // Of one sequence that was imported without its CSA entries. One thread at a time, the one that
@@ -55,7 +47,7 @@ class CsaStream {
   bool ready() const;
   // A step of `sequence` failed: looks whether it was because of what Fetch gave it.
   void Explain(model::Sequence& sequence, const absl::Status& status);
-  const std::optional<CsaFailure>& failure() const { return failure_; }
+  const std::optional<StoredFailure>& failure() const { return failure_; }
 
   int64_t fetched_parts() const { return fetched_parts_; }
   int64_t fetched_bytes() const { return fetched_bytes_; }
@@ -74,7 +66,7 @@ class CsaStream {
 
   CsaReader* const reader_;
   const std::shared_ptr<Feed> feed_;  // shared with the reader while it reads
-  std::optional<CsaFailure> failure_;
+  std::optional<StoredFailure> failure_;
   std::vector<model::CsaPart> last_fetch_;
   int64_t fetched_parts_ = 0;
   int64_t fetched_bytes_ = 0;

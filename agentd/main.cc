@@ -13,6 +13,7 @@
 #include <string>
 
 #include "agentd/daemon.h"
+#include "agentd/freed_memory.h"
 #include "agentd/server.h"
 #include "base/status.h"
 
@@ -207,6 +208,7 @@ int Serve(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  agentd::daemon::KeepFreedMemory();
   CLI::App app("agentd: runs long-lived agents on DeepSeek-V4; sessions survive any crash");
   app.footer(
       "Exit codes: 0 stopped by a signal, 2 command line, 3 model or configuration, 4 another "

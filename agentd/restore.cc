@@ -33,6 +33,14 @@ class StoredBlocks final : public CsaStore {
     return store_.ReadBlockParts(wanted);
   }
 
+  std::vector<absl::StatusOr<std::string>> ReadIndex(int64_t first, int64_t count) {
+    std::vector<sessions::BlockPart> wanted;
+    wanted.reserve(static_cast<size_t>(count));
+    for (int64_t i = first; i < first + count; ++i)
+      wanted.push_back({hashes_[static_cast<size_t>(i)], 0});
+    return store_.ReadBlockParts(wanted);
+  }
+
   void Drop(int64_t block) override { store_.DropBlock(hashes_[static_cast<size_t>(block)]); }
 
   void DropDamaged() override {
@@ -51,23 +59,6 @@ class StoredBlocks final : public CsaStore {
   const int csa_layers_;
 };
 
-absl::StatusOr<StoredState> ReadState(sessions::Store& store, const sessions::RestorePoint& point,
-                                      int64_t& damaged_from) {
-  StoredState state;
-  state.position = point.position;
-  damaged_from = point.position;
-  ASSIGN_OR_RETURN(state.anchor, store.ReadAnchor(point.anchor, point.position));
-  std::vector<sessions::BlockPart> parts;
-  for (const sessions::BlockHash& block : point.blocks) parts.push_back({block, 0});
-  std::vector<absl::StatusOr<std::string>> indexes = store.ReadBlockParts(parts);
-  for (absl::StatusOr<std::string>& index : indexes) {
-    damaged_from = (static_cast<int64_t>(state.blocks.size()) + 1) * model::kBlockTokens;
-    if (!index.ok()) return index.status();
-    state.blocks.emplace_back().index = std::move(index).value();
-  }
-  return state;
-}
-
 }  // namespace
 
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
@@ -78,20 +69,23 @@ absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_vi
     ASSIGN_OR_RETURN(sessions::RestorePoint point, store.FindRestorePoint(owner, tokens, limit));
     if (point.position == 0) break;
     restored.covered = std::max(restored.covered, point.position);
-    int64_t damaged_from = 0;
-    absl::StatusOr<StoredState> state = ReadState(store, point, damaged_from);
+    absl::StatusOr<std::string> anchor = store.ReadAnchor(point.anchor, point.position);
     auto blocks = std::make_shared<StoredBlocks>(store, point.blocks, csa_layers);
-    if (state.ok()) {
-      restored.state = std::move(state).value();
-      restored.state->csa = std::move(blocks);
+    if (anchor.ok()) {
+      StoredState& state = restored.state.emplace();
+      state.position = point.position;
+      state.anchor = std::move(anchor).value();
+      state.index = std::make_unique<IndexStream>(
+          blocks->blocks(),
+          [blocks](int64_t first, int64_t count) { return blocks->ReadIndex(first, count); });
+      state.csa = std::move(blocks);
       restored.point = std::move(point);
       break;
     }
-    if (!IsDamage(state.status())) return state.status();
-    spdlog::warn("stored KV is damaged and will be recomputed: {}", Text(state.status()));
+    if (!IsDamage(anchor.status())) return anchor.status();
+    spdlog::warn("stored KV is damaged and will be recomputed: {}", Text(anchor.status()));
     if (limit == max_position) blocks->DropDamaged();
-    // Anchors past a damaged block need it too; a damaged anchor is the only thing lost.
-    limit = std::min(damaged_from, point.position) - 1;
+    limit = point.position - 1;
   }
   return restored;
 }

@@ -19,9 +19,10 @@ struct Restored {
   int64_t covered = 0;               // the furthest position that the store offered
 };
 
-// The furthest state at or before `max_position` whose anchor and index parts are intact: these are
-// read and verified, the CSA entries are left to StoredState::csa. A damaged or missing value makes
-// it fall back to an earlier one: it costs time, never an error. Errors are the store's own.
+// The furthest state at or before `max_position` whose anchor is intact: it is read and verified, a
+// damaged or missing one makes it fall back to an earlier state and costs time, never an error. The
+// index parts come with StoredState::index, the CSA entries are left to StoredState::csa: who meets
+// damage there asks again for what is before it. Errors are the store's own.
 // `csa_layers`: parts after the index part in every block. The state uses the store.
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
                                           std::span<const model::TokenId> tokens,

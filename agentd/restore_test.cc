@@ -177,6 +177,7 @@ std::string NameOf(const testing::TestParamInfo<RestoreDamageTest::ParamType>& i
 INSTANTIATE_TEST_SUITE_P(All, RestoreDamageTest,
                          testing::Values(std::tuple(0, Damage::kFlip, int64_t{2}),
                                          std::tuple(0, Damage::kRemove, int64_t{0}),
+                                         std::tuple(0, Damage::kFlip, int64_t{-1}),
                                          std::tuple(0, Damage::kReplace, int64_t{1}),
                                          std::tuple(1, Damage::kFlip, int64_t{0}),
                                          std::tuple(1, Damage::kFlip, int64_t{3}),
@@ -351,10 +352,10 @@ TEST_F(SchedulerRestoreTest, DamageThatIsFoundWhileItDecodesEndsTheJob) {
   const std::shared_ptr<Job> job = scheduler_->Submit(StoredSpec());
   Follow(*job);
   ASSERT_EQ(end_.end, JobEnd::kImportFailed) << end_.status;
-  ASSERT_TRUE(end_.csa);
-  EXPECT_EQ(end_.csa->block, 0);
-  EXPECT_FALSE(end_.csa->unfit);
-  EXPECT_EQ(end_.csa->store, csa_);
+  ASSERT_TRUE(end_.lost);
+  EXPECT_EQ(end_.lost->block, 0);
+  EXPECT_FALSE(end_.lost->unfit);
+  EXPECT_EQ(end_.lost->store, csa_);
   EXPECT_EQ(end_.anchored_at, kPrompt - 1);
   ASSERT_GE(tokens_.size(), 1u);
   EXPECT_LT(tokens_.size(), expected_.size());

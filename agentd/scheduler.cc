@@ -141,7 +141,7 @@ void Scheduler::Main() {
     ImportCsa();
     if (stop && jobs_.empty()) return;
     if (!BuildRows(rows, row_jobs)) {
-      // Everybody's reader is behind: a short wait.
+      // Everybody's reader is behind, or the disk: a short wait.
       if (!jobs_.empty() && !Importing()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
       continue;
     }
@@ -347,7 +347,12 @@ void Scheduler::End(Job& job, JobEnd end, absl::Status status) {
   update.fitting_blocks = job.fitting_blocks_;
   Resident& resident = *job.spec_.resident;
   update.anchored_at = resident.anchored_at;
-  if (resident.csa) update.csa = resident.csa->failure();
+  if (resident.csa) update.lost = resident.csa->failure();
+  if (const auto& stored = job.spec_.stored; stored && stored->index && stored->index->failed()) {
+    update.lost = StoredFailure{.block = static_cast<int64_t>(job.fitting_blocks_),
+                                .status = update.status,
+                                .store = stored->csa};
+  }
   // A sequence that was not imported to the end is none.
   if (end == JobEnd::kError || end == JobEnd::kImportFailed || job.spec_.stored)
     job.spec_.resident.reset();

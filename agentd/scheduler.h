@@ -106,9 +106,9 @@ struct JobUpdate {
   JobEnd end = JobEnd::kError;  // kEnd: the last update
   absl::Status status;          // kEnd with kError, kImportFailed
   // kEnd with kImportFailed:
-  std::optional<CsaFailure> csa;  // what failed if it was CSA entries, else
-  size_t fitting_blocks = 0;      // the first so many blocks fitted; all: not the anchor
-  int64_t anchored_at = -1;       // how far there were anchors when it was seen
+  std::optional<StoredFailure> lost;  // a part that could not be read, or CSA entries; else
+  size_t fitting_blocks = 0;          // the first so many blocks fitted; all: not the anchor
+  int64_t anchored_at = -1;           // how far there were anchors when it was seen
 };
 
 // One stretch of decoding. Shared by the scheduler and one consumer.

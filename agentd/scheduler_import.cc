@@ -21,8 +21,11 @@ constexpr std::chrono::milliseconds kIdleImportTime(5);
 }  // namespace
 
 bool Scheduler::Importing() const {
-  return std::any_of(jobs_.begin(), jobs_.end(),
-                     [](const std::shared_ptr<Job>& job) { return job->spec_.stored.has_value(); });
+  return std::any_of(jobs_.begin(), jobs_.end(), [](const std::shared_ptr<Job>& job) {
+    const std::optional<StoredState>& stored = job->spec_.stored;
+    return stored && (!stored->index || stored->index->ready() ||
+                      job->fitting_blocks_ < stored->blocks.size());
+  });
 }
 
 // First come, first served: the sooner one is whole, the sooner it decodes.

@@ -1,5 +1,7 @@
 #include "agentd/stored_state.h"
 
+#include <utility>
+
 #include "base/status.h"
 
 namespace agentd::daemon {
@@ -10,7 +12,13 @@ bool IsDamage(const absl::Status& status) {
 
 absl::StatusOr<bool> ImportSome(StoredState& stored, model::Sequence& sequence, size_t& blocks,
                                 std::chrono::steady_clock::time_point deadline) {
-  while (blocks < stored.blocks.size()) {
+  for (;;) {
+    if (blocks == stored.blocks.size()) {
+      if (!stored.index || stored.position / model::kBlockTokens == int64_t(blocks)) break;
+      ASSIGN_OR_RETURN(std::vector<std::string> parts, stored.index->Take());
+      if (parts.empty()) return false;
+      for (std::string& part : parts) stored.blocks.emplace_back().index = std::move(part);
+    }
     RETURN_IF_ERROR(sequence.ImportBlock(stored.blocks[blocks]));
     stored.blocks[blocks] = {};
     ++blocks;

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "agentd/index_stream.h"
 #include "model/engine.h"
 
 namespace agentd::daemon {
@@ -30,10 +31,19 @@ class CsaStore {
   virtual void DropDamaged() = 0;
 };
 
+// Why a sequence cannot go on with what is stored.
+struct StoredFailure {
+  int64_t block = 0;
+  absl::Status status;
+  bool unfit = false;               // whole, but the model refused it; else the store's error
+  std::shared_ptr<CsaStore> store;  // shared with the stream that met it
+};
+
 // Blocks [0, position/256) without CSA entries and the anchor at `position`, verified.
 struct StoredState {
   int64_t position = 0;
-  std::vector<model::BlockPayload> blocks;
+  std::vector<model::BlockPayload> blocks;  // as many as are there
+  std::unique_ptr<IndexStream> index;       // brings the others; null: all are there
   std::string anchor;
   std::shared_ptr<CsaStore> csa;  // shared with who reads it; null: `blocks` have their entries
 };
@@ -42,7 +52,8 @@ struct StoredState {
 bool IsDamage(const absl::Status& status);
 
 // Gives the state to `sequence`, which is empty at first, until all is there (true) or, after at
-// least one block, the deadline; frees what was given. `blocks` counts those that fitted.
+// least one block, the deadline, or no more blocks are there yet; frees what was given. `blocks`
+// counts those that fitted. An error while `index` has failed is that of the block after them.
 absl::StatusOr<bool> ImportSome(StoredState& stored, model::Sequence& sequence, size_t& blocks,
                                 std::chrono::steady_clock::time_point deadline);
 

@@ -283,15 +283,15 @@ absl::Status Turn::FallBack(const Stretch& failed, From& from) {
   // This process has evaluated what it delivered.
   hot_->known_evaluated = std::max(hot_->known_evaluated, hot_->transcript.known_evaluated());
   // What does not fit is stored again when it is computed again: else each restart would meet it.
-  if (failed.csa) {
-    const CsaFailure& csa = *failed.csa;
-    if (csa.unfit)
-      csa.store->Drop(csa.block);
-    else if (IsDamage(csa.status))
-      csa.store->DropDamaged();
+  if (failed.lost) {
+    const StoredFailure& lost = *failed.lost;
+    if (lost.unfit)
+      lost.store->Drop(lost.block);
+    else if (IsDamage(lost.status))
+      lost.store->DropDamaged();
     else
-      return csa.status;
-    from.limit = std::min(from.limit, (csa.block + 1) * model::kBlockTokens - 1);
+      return lost.status;
+    from.limit = std::min(from.limit, (lost.block + 1) * model::kBlockTokens - 1);
     return absl::OkStatus();
   }
   if (failed.fitting_blocks < from.point.blocks.size()) {
@@ -400,7 +400,7 @@ absl::Status Turn::Take(JobUpdate& update, std::optional<v1::Resumed>& resumed,
       stretch.end = update.end;
       stretch.error = Text(update.status);
       stretch.fitting_blocks = update.fitting_blocks;
-      stretch.csa = std::move(update.csa);
+      stretch.lost = std::move(update.lost);
       stretch.anchored_at = update.anchored_at;
       return WriteGroup();
   }

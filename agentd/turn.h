@@ -48,7 +48,7 @@ class Turn {
     std::string error;
     // kImportFailed, as in JobUpdate:
     size_t fitting_blocks = 0;
-    std::optional<CsaFailure> csa;
+    std::optional<StoredFailure> lost;
     int64_t anchored_at = -1;
   };
   // Where a job is to start from.
