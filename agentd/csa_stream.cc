@@ -12,7 +12,10 @@ namespace {
 using model::CsaPart;
 
 // Read at once: long enough for several threads of the store, short enough for others' turns.
-constexpr int64_t kBatchBytes = int64_t{8} << 20;
+constexpr int64_t kBatchBytes = int64_t{16} << 20;
+// After a step missed so much in one layer it will in the next one too, soon.
+constexpr int64_t kMuchBytes = int64_t{1} << 20;
+constexpr std::chrono::milliseconds kQuiet{3};
 
 }  // namespace
 
@@ -49,7 +52,11 @@ absl::Status CsaStream::Fail(int64_t block, absl::Status status, bool unfit) {
 
 absl::StatusOr<std::vector<std::string>> CsaStream::Fetch(std::span<const CsaPart> parts) {
   last_fetch_.assign(parts.begin(), parts.end());
+  reader_->BeginFetch();
   std::vector<absl::StatusOr<std::string>> results = feed_->store->Read(parts);
+  int64_t bytes = 0;
+  for (const auto& result : results) bytes += result.ok() ? int64_t(result->size()) : 0;
+  reader_->EndFetch(bytes);
   std::vector<std::string> entries;
   entries.reserve(results.size());
   for (size_t i = 0; i < results.size(); ++i) {
@@ -147,6 +154,18 @@ void CsaReader::Release(CsaStream::Feed& feed, int64_t bytes) {
   changed_.notify_one();
 }
 
+void CsaReader::BeginFetch() {
+  std::lock_guard lock(mutex_);
+  ++fetching_;
+}
+
+void CsaReader::EndFetch(int64_t bytes) {
+  std::lock_guard lock(mutex_);
+  --fetching_;
+  if (bytes >= kMuchBytes) quiet_until_ = std::chrono::steady_clock::now() + kQuiet;
+  changed_.notify_one();
+}
+
 // What is being read for it is let go when it comes.
 void CsaReader::Close(const std::shared_ptr<CsaStream::Feed>& feed) {
   std::deque<CsaStream::Batch> unused;  // freed without the lock
@@ -173,9 +192,16 @@ std::shared_ptr<CsaStream::Feed> CsaReader::NextFeed() {
 void CsaReader::Main() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    std::shared_ptr<CsaStream::Feed> feed;
-    changed_.wait(lock, [&] { return stop_ || (feed = NextFeed()) != nullptr; });
     if (stop_) return;
+    if (fetching_ == 0 && std::chrono::steady_clock::now() < quiet_until_) {
+      changed_.wait_until(lock, quiet_until_);
+      continue;
+    }
+    const std::shared_ptr<CsaStream::Feed> feed = fetching_ == 0 ? NextFeed() : nullptr;
+    if (feed == nullptr) {
+      changed_.wait(lock);
+      continue;
+    }
     ReadBatch(*feed, lock);
     if (feed->next == feed->parts) feeds_.remove(feed);
     if (feed->ready.empty()) continue;

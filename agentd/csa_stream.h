@@ -72,7 +72,8 @@ class CsaStream {
   int64_t fetched_bytes_ = 0;
 };
 
-// One thread that reads ahead for all streams in turn, within a bound of memory.
+// One thread that reads ahead for all streams in turn, within a bound of memory, but not while a
+// step waits for the disk.
 class CsaReader {
  public:
   // `wake` is called on the reader's thread whenever a stream has something to import.
@@ -90,6 +91,9 @@ class CsaReader {
   void ReadBatch(CsaStream::Feed& feed, std::unique_lock<std::mutex>& lock);
   void Release(CsaStream::Feed& feed, int64_t bytes);
   void Close(const std::shared_ptr<CsaStream::Feed>& feed);
+  // A step waits for what it misses; has `bytes` of it.
+  void BeginFetch();
+  void EndFetch(int64_t bytes);
 
   const std::function<void()> wake_;
   const int64_t memory_bytes_;
@@ -98,6 +102,8 @@ class CsaReader {
   std::condition_variable changed_;
   // Guarded by mutex_, as are all feeds.
   bool stop_ = false;
+  int fetching_ = 0;                                   // steps that wait for what they miss
+  std::chrono::steady_clock::time_point quiet_until_;  // nothing is read ahead before
   int64_t bytes_ = 0;                                  // read ahead, or being read
   std::list<std::shared_ptr<CsaStream::Feed>> feeds_;  // with parts left; the front is next
   std::thread thread_;                                 // last: it uses everything above

@@ -4,6 +4,7 @@
 #ifndef AGENTD_SESSIONS_STORE_IMPL_H_
 #define AGENTD_SESSIONS_STORE_IMPL_H_
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <shared_mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "sessions/database.h"
@@ -26,7 +28,11 @@
 namespace agentd::sessions::internal {
 
 // Reads of values that may wait for the disk at once, besides the callers' own.
-inline constexpr size_t kReadThreads = 8;
+// A disk of today is busy only when some dozens of reads wait for it at once; more threads than a
+// few per core only get into each other's way.
+inline size_t ReadThreadCount() {
+  return std::clamp<size_t>(2 * std::thread::hardware_concurrency(), 8, 32);
+}
 
 int64_t NowUs();
 
@@ -156,7 +162,7 @@ class StoreImpl final : public Store {
   std::mutex
       owner_key_mutex_;  // held while a new owner's key is written, so that there is only one
 
-  ReadThreads read_threads_{kReadThreads};
+  ReadThreads read_threads_{ReadThreadCount()};
   Pipeline pipeline_;  // last: its threads use all of the above
 };
 
