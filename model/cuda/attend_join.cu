@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
     }
     float before_max = __shfl_up_sync(0xFFFFFFFFu, upto_max, 1);
     if (lane == 0) before_max = NoScore();
-    const Factors own = {ExpF32(before_max - upto_max), ExpF32(stats.x - upto_max)};
+    const Factors own = {Exp(before_max - upto_max), Exp(stats.x - upto_max)};
     float4 group = make_float4(0, 0, 0, 0);
     float group_sum = 0;
 #pragma unroll

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <string>
@@ -313,6 +314,41 @@ TEST_F(AttentionTest, AttentionDependsOnTheRowAlone) {
       EXPECT_EQ(alone.RunAttend(kind, {}, 20000), std::vector<float>(row, row + int64_t(width)));
     }
   }
+}
+
+// Many rows are done in groups, few in tiles: of every number of entries, of two groups, of two
+// blocks of heads, with entries that are not resident, more rows than blocks run at a time.
+TEST_F(AttentionTest, BothFormsGiveTheSameBits) {
+  const auto compare = [](Batch* batch, EntryKind kind, int few) {
+    std::vector<int> splits;
+    for (int row = few; row < batch->rows(); row += few) splits.push_back(row);
+    const std::vector<float> together = batch->RunAttend(kind);
+    const std::vector<float> apart = batch->RunAttend(kind, splits);
+    ASSERT_EQ(together.size(), apart.size());
+    EXPECT_EQ(std::memcmp(together.data(), apart.data(), together.size() * sizeof(float)), 0)
+        << "kind " << int(kind);
+  };
+  const Shape shape;
+  const auto first = Make(shape, 0, 140, Numbers::kSparse);
+  Batch growing({{first.get(), 0, 131 + Below(9)}});
+  compare(&growing, EntryKind::kWindow, 5);
+
+  Shape odd;
+  odd.topk = 400 + Below(100);
+  odd.rotary = 16 * (1 + Below(6));
+  const auto a = Make(odd, 2100, 2150, Numbers::kSparse);
+  const auto b = Make(odd, 300, 310, Numbers::kSparse);
+  Batch missing({{b.get(), 301, 3}, {a.get(), 2101, 29}});
+  missing.SetMissing(1, *a, {0, 3, 6});
+  compare(&missing, EntryKind::kCsa, 3);
+  compare(&missing, EntryKind::kHca, 5);
+
+  Shape pro;
+  pro.heads = 128;
+  pro.topk = 700 + Below(400);
+  const auto c = Make(pro, 5000, 5020, Numbers::kSparse);
+  Batch groups({{c.get(), 5003, 16}});
+  compare(&groups, EntryKind::kCsa, 2);
 }
 
 TEST_F(AttentionTest, WhatIsNotResidentIsZero) {

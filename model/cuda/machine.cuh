@@ -82,6 +82,13 @@ __device__ inline float ReciprocalNear(float x) {
   return near;
 }
 
+// 2^x within two units in the last place or so; below 2^-126 it is 0.
+__device__ inline float PowerOfTwoNear(float x) {
+  float near;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
+  return near;
+}
+
 // *p if `wanted`, else zero: without a branch, so that many loads are under way at once.
 __device__ inline float LoadIf(bool wanted, const float* p) {
   float v;

@@ -1,5 +1,6 @@
-// wgmma.m64nNk16: 64 weights' rows times N tokens, BF16 with F32 sums; A (weights) in registers, B
-// (tokens) in shared memory, K-major, as core matrices of 8 tokens x 16 bytes without swizzle.
+// wgmma.m64nNk16: BF16 with F32 sums, d [64][N] += a [64][16] * b [16][N]. What lies in shared
+// memory does so as core matrices of 8 x 16 bytes without swizzle, 128 bytes together: K-major of 8
+// rows of a or columns of b, each 8 k; N-major of 8 k, each 8 columns of b.
 #ifndef AGENTD_MODEL_CUDA_WGMMA_CUH_
 #define AGENTD_MODEL_CUDA_WGMMA_CUH_
 
@@ -11,7 +12,10 @@
 
 namespace agentd::model::cuda {
 
-// Core matrices lie `k_bytes` apart along K and `n_bytes` along N.
+// Core matrices lie `k_bytes` apart along K and `n_bytes` along N (of a: M). Without swizzle the
+// two have the same fields whichever is the major one: k_bytes is the leading, n_bytes the stride
+// offset (PTX ISA, canonical layouts: K-major ((8,m),(T,2k)):((1T,SBO),(1,LBO)), MN-major
+// ((T,1,m),(8,k)):((1,T,SBO),(1T,LBO))).
 __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t shared_address, int k_bytes,
                                                     int n_bytes) {
   return uint64_t((shared_address & 0x3FFFF) >> 4) | uint64_t(k_bytes >> 4) << 16 |
@@ -47,9 +51,9 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Run(d, a, b): d += a * b, of kTokens tokens. Lane l of warp w of the warpgroup
-// has rows 16w + l/4 (d[4j], d[4j+1]) and 8 more (d[4j+2], d[4j+3]), tokens 8j + l%4*2 and the
-// next.
+// Run(d, a, b): d += a * b, of kTokens columns; a in registers, as MultiplyAdd has it of the warp's
+// 16 rows, b K-major. Lane l of warp w of the warpgroup has rows 16w + l/4 (d[4j], d[4j+1]) and 8
+// more (d[4j+2], d[4j+3]), columns 8j + l%4*2 and the next.
 template <int kTokens>
 struct Wgmma;
 
@@ -87,6 +91,21 @@ AGENTD_WGMMA(112, AGENTD_R40, "%56", "%57", "%58", "%59", "%60", AGENTD_D16(0), 
 AGENTD_WGMMA(128, AGENTD_R48, "%64", "%65", "%66", "%67", "%68", AGENTD_D16(0), AGENTD_D16(16),
              AGENTD_D16(32), AGENTD_D16(48))
 #undef AGENTD_WGMMA
+
+// The same of 64 columns with a in shared memory too, both K-major; with a in registers and b
+// N-major.
+__device__ __forceinline__ void WgmmaOfShared(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" AGENTD_R16
+               "}, %32, %33, 1, 1, 1, 0, 0;"
+               : AGENTD_D16(0), AGENTD_D16(16)
+               : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void WgmmaNMajor(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" AGENTD_R16
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+               : AGENTD_D16(0), AGENTD_D16(16)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 #undef AGENTD_R0
 #undef AGENTD_R16
 #undef AGENTD_R32

@@ -175,11 +175,22 @@ __global__ void MmaKernel(const Operands* in, float* out) {
     for (int i = 0; i < 4; ++i) out[(m + i / 2 * 8) * 64 + tile * 8 + lane % 4 * 2 + i % 2] = d[i];
   }
 }
-template <bool kWaits>
+enum class Form { kRegisters, kShared, kNMajor };  // a in registers, in shared memory; b N-major
+template <Form kForm, bool kWaits>
 __global__ void WgmmaKernel(const Operands* in, float* out) {
   auto* b = SharedMemory<uint16_t[64][8]>();  // [k / 8][n][k % 8]
-  for (int i = int(threadIdx.x); i < 16 * 64; i += 128)
-    b[i / 512][i % 64][i / 64 % 8] = in->b[i / 64][i % 64];
+  auto* n_major = &b[0][0];                   // [k / 8][n / 8][k % 8][n % 8]
+  auto* shared_a = b + 2;                     // [k / 8][m][k % 8]
+  for (int i = int(threadIdx.x); i < 16 * 64; i += 128) {
+    const int k = i / 64;
+    const int n = i % 64;
+    if constexpr (kForm == Form::kNMajor) {
+      n_major[k / 8 * 64 + n / 8 * 8 + k % 8][n % 8] = in->b[k][n];
+    } else {
+      b[k / 8][n][k % 8] = in->b[k][n];
+    }
+    shared_a[k / 8][n][k % 8] = in->a[n][k];
+  }
   FenceAsyncProxy();
   __syncthreads();
   const int lane = int(threadIdx.x) % 32;
@@ -192,7 +203,11 @@ __global__ void WgmmaKernel(const Operands* in, float* out) {
   float d[32];
   for (float& sum : d) sum = 1;
   WgmmaFence();
-  Wgmma<64>::Run(d, a, WgmmaDescriptor(SharedAddress(b), 1024, 128));
+  const uint64_t descriptor = WgmmaDescriptor(SharedAddress(b), 1024, 128);
+  if constexpr (kForm == Form::kRegisters) Wgmma<64>::Run(d, a, descriptor);
+  if constexpr (kForm == Form::kNMajor) WgmmaNMajor(d, a, descriptor);
+  if constexpr (kForm == Form::kShared)
+    WgmmaOfShared(d, WgmmaDescriptor(SharedAddress(shared_a), 1024, 128), descriptor);
   WgmmaCommit();
   if constexpr (kWaits) WgmmaWait<0>();
   for (int i = 0; i < 32; ++i)
@@ -211,7 +226,6 @@ TEST(Emulator, ProductsAreSums) {
   const OnDevice<float> by_mma(size_t{64 * 64});
   const OnDevice<float> by_wgmma(size_t{64 * 64});
   RunKernel(MmaKernel, 1, 128, 0, operands.get(), by_mma.get());
-  RunKernel(WgmmaKernel<true>, 1, 128, 2048, operands.get(), by_wgmma.get());
   const std::vector<float> got = by_mma.Read();
   for (int m = 0; m < 64; ++m) {
     for (int n = 0; n < 64; ++n) {
@@ -220,8 +234,12 @@ TEST(Emulator, ProductsAreSums) {
       ASSERT_EQ(got[size_t(m * 64 + n)], float(sum));
     }
   }
-  EXPECT_EQ(by_wgmma.Read(), got);
-  RunKernel(WgmmaKernel<false>, 1, 128, 2048, operands.get(), by_wgmma.get());
+  for (const auto kernel : {WgmmaKernel<Form::kRegisters, true>, WgmmaKernel<Form::kShared, true>,
+                            WgmmaKernel<Form::kNMajor, true>}) {
+    RunKernel(kernel, 1, 128, 4096, operands.get(), by_wgmma.get());
+    EXPECT_EQ(by_wgmma.Read(), got);
+  }
+  RunKernel(WgmmaKernel<Form::kShared, false>, 1, 128, 4096, operands.get(), by_wgmma.get());
   for (const float sum : by_wgmma.Read()) ASSERT_TRUE(std::isnan(sum));
 }
 

@@ -43,9 +43,12 @@ struct Arrival {
 // A product that wgmma was asked for, one thread's part.
 struct Product {
   float* sums = nullptr;
-  int count = 0;  // of sums
-  uint32_t a[4] = {};
-  uint64_t descriptor = 0;
+  int count = 0;       // of sums
+  uint32_t a[4] = {};  // or, if `a_shared`, where `a_descriptor` says
+  bool a_shared = false;
+  bool n_major = false;  // b
+  uint64_t a_descriptor = 0;
+  uint64_t descriptor = 0;  // of b
   int64_t group = 0;
 };
 

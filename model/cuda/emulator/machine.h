@@ -2,6 +2,7 @@
 #ifndef AGENTD_MODEL_CUDA_EMULATOR_MACHINE_H_
 #define AGENTD_MODEL_CUDA_EMULATOR_MACHINE_H_
 
+#include <cmath>
 #include <cstdint>
 
 #include "model/cuda/emulator/grid.h"
@@ -49,6 +50,7 @@ inline void UnpackE4M3(uint16_t codes, float* low, float* high) {
   *high = E4M3ToFloat(uint8_t(codes >> 8));
 }
 inline float ReciprocalNear(float x) { return 1.0f / x; }
+inline float PowerOfTwoNear(float x) { return x < -126 ? 0 : std::exp2(x); }
 
 template <typename T>
 inline T LoadIf(bool wanted, const T* p) {

@@ -89,23 +89,41 @@ void LoadTogether(void* const* brought, unsigned) {
   }
 }
 
-// b [k][n] in shared memory: core matrices of 8 n x 16 bytes, whose distances the descriptor has.
+// Core matrices in shared memory, of 8 x 16 bytes, whose distances the descriptor has.
+struct CoreMatrices {
+  uint32_t address, by_k, by_n;
+
+  explicit CoreMatrices(uint64_t descriptor)
+      : address(uint32_t(descriptor & 0x3FFF) << 4),
+        by_k(uint32_t(descriptor >> 16 & 0x3FFF) << 4),
+        by_n(uint32_t(descriptor >> 32 & 0x3FFF) << 4) {
+    if (descriptor >> 62 != 0) Fail("wgmma with a swizzle that the emulator does not know");
+  }
+  double At(int k, int n, bool n_major) const {
+    const unsigned row = unsigned(n_major ? k : n) % 8;
+    const unsigned column = unsigned(n_major ? n : k) % 8;
+    uint16_t bits;
+    std::memcpy(&bits,
+                SharedAt(address + unsigned(k / 8) * by_k + unsigned(n / 8) * by_n + row * 16, 16) +
+                    2 * column,
+                2);
+    return Bf16ToFloat(bits);
+  }
+};
+
+// b [k][n].
 template <int kColumns>
-void ReadB(uint64_t descriptor, double (&b)[16][kColumns]) {
-  if (descriptor >> 62 != 0) Fail("wgmma with a swizzle that the emulator does not know");
-  const auto address = uint32_t(descriptor & 0x3FFF) << 4;
-  const auto by_k = uint32_t(descriptor >> 16 & 0x3FFF) << 4;
-  const auto by_n = uint32_t(descriptor >> 32 & 0x3FFF) << 4;
-  for (int k = 0; k < 16; k += 8) {
-    for (int n = 0; n < kColumns; ++n) {
-      const uint8_t* row = SharedAt(
-          address + unsigned(k / 8) * by_k + unsigned(n / 8) * by_n + unsigned(n % 8) * 16, 16);
-      for (int i = 0; i < 8; ++i) {
-        uint16_t bits;
-        std::memcpy(&bits, row + 2 * i, 2);
-        b[k + i][n] = Bf16ToFloat(bits);
-      }
-    }
+void ReadB(const Product& product, double (&b)[16][kColumns]) {
+  const CoreMatrices matrices(product.descriptor);
+  for (int k = 0; k < 16; ++k) {
+    for (int n = 0; n < kColumns; ++n) b[k][n] = matrices.At(k, n, product.n_major);
+  }
+}
+// The rows of a of a warp of the warpgroup.
+void ReadA(const Product& product, int warp, RowsOfA* a) {
+  const CoreMatrices matrices(product.a_descriptor);
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < 16; ++k) a->of[m][k] = matrices.At(k, 16 * warp + m, false);
   }
 }
 
@@ -123,12 +141,15 @@ void RunProduct(Warp* warp) {
   for (int lane = 0; lane < 32; ++lane) {
     Thread* thread = warp->threads[lane];
     const Product& product = thread->products.front();
-    if (product.descriptor != first.descriptor) Fail("lanes of a warp do not agree about a wgmma");
+    if (product.descriptor != first.descriptor || product.a_descriptor != first.a_descriptor ||
+        product.n_major != first.n_major)
+      Fail("lanes of a warp do not agree about a wgmma");
     a.Set(lane, product.a);
     const std::vector<float>& sums = thread->sums[product.sums];
     for (int i = 0; i < product.count; ++i) d[RowOf(lane, i)][ColumnOf(lane, i)] = sums[size_t(i)];
   }
-  ReadB(first.descriptor, b);
+  if (first.a_shared) ReadA(first, int(warp->threads[0]->index.x) / 32 % 4, &a);
+  ReadB(first, b);
   AddProducts(a, b, d);
   for (int lane = 0; lane < 32; ++lane) {
     Thread* thread = warp->threads[lane];
@@ -239,13 +260,26 @@ const uint8_t* SharedOfCluster(const void* own, uint32_t rank) {
   return block.shared + (SharedAt(AddressOfShared(own), 4) - current->block->shared);
 }
 
-void StartProduct(float* sums, int count, const uint32_t (&a)[4], uint64_t b) {
-  Product product = {
-      .sums = sums, .count = count, .descriptor = b, .group = current->product_group};
-  std::copy(a, a + 4, product.a);
-  if (current->sums.try_emplace(sums, sums, sums + count).second)
-    std::fill(sums, sums + count, std::numeric_limits<float>::quiet_NaN());
+namespace {
+
+void Start(Product product) {
+  product.group = current->product_group;
+  float* sums = product.sums;
+  if (current->sums.try_emplace(sums, sums, sums + product.count).second)
+    std::fill(sums, sums + product.count, std::numeric_limits<float>::quiet_NaN());
   current->products.push_back(product);
+}
+
+}  // namespace
+
+void StartProduct(float* sums, int count, const uint32_t (&a)[4], uint64_t b, Major major) {
+  Product product = {.sums = sums, .count = count, .n_major = major == Major::kN, .descriptor = b};
+  std::copy(a, a + 4, product.a);
+  Start(product);
+}
+
+void StartProduct(float* sums, int count, uint64_t a, uint64_t b) {
+  Start({.sums = sums, .count = count, .a_shared = true, .a_descriptor = a, .descriptor = b});
 }
 
 void CommitProducts() { ++current->product_group; }

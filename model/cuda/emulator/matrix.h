@@ -26,9 +26,11 @@ void WaitForStores();
 // The same place in the shared memory of another block of the cluster.
 const uint8_t* SharedOfCluster(const void* own, uint32_t rank);
 
-// wgmma of 64 rows, a in registers, b where the descriptor says. The sums are poisoned until they
-// are waited for, and b read only then.
-void StartProduct(float* sums, int count, const uint32_t (&a)[4], uint64_t b);
+// wgmma of 64 rows, a in registers or, K-major, where a descriptor says, as b. The sums are
+// poisoned until they are waited for, and shared memory read only then.
+enum class Major { kK, kN };  // of b
+void StartProduct(float* sums, int count, const uint32_t (&a)[4], uint64_t b, Major major);
+void StartProduct(float* sums, int count, uint64_t a, uint64_t b);
 void CommitProducts();
 void WaitForProducts(int pending);
 

@@ -23,9 +23,15 @@ inline void WgmmaWait() {
 template <int kTokens>
 struct Wgmma {
   static void Run(float (&d)[kTokens / 2], const uint32_t (&a)[4], uint64_t b) {
-    emulator::StartProduct(d, kTokens / 2, a, b);
+    emulator::StartProduct(d, kTokens / 2, a, b, emulator::Major::kK);
   }
 };
+inline void WgmmaOfShared(float (&d)[32], uint64_t a, uint64_t b) {
+  emulator::StartProduct(d, 32, a, b);
+}
+inline void WgmmaNMajor(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  emulator::StartProduct(d, 32, a, b, emulator::Major::kN);
+}
 
 }  // namespace agentd::model::cuda
 
