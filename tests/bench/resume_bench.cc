@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -60,6 +61,9 @@ class Clock {
  private:
   const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
+
+// Of all threads of this process.
+double ProcessorSeconds() { return double(std::clock()) / CLOCKS_PER_SEC; }
 
 std::string Rate(int64_t bytes, double seconds) {
   return fmt::format("{:.3f} s, {:.3f} GB, {:.2f} GB/s", seconds, double(bytes) / 1e9,
@@ -280,6 +284,7 @@ absl::Status ResumeBench::StreamRest(model::Sequence& sequence) {
 absl::StatusOr<bool> ResumeBench::Resume() {
   RETURN_IF_ERROR(MeasureRaw());
   const Clock all;
+  const double processor = ProcessorSeconds();
   ASSIGN_OR_RETURN(auto sequence, Import());
   const Clock step;
   ASSIGN_OR_RETURN(std::vector<float> logits, Next(*sequence, 0, 1));
@@ -292,7 +297,9 @@ absl::StatusOr<bool> ResumeBench::Resume() {
   logits.insert(logits.end(), more.begin(), more.end());
   RETURN_IF_ERROR(StreamRest(*sequence));
   const double seconds = all.seconds();
-  Row("all resident, from the closed store", Rate(raw_.bytes, seconds));
+  Row("all resident, from the closed store",
+      fmt::format("{}; {:.1f} s of processor time", Rate(raw_.bytes, seconds),
+                  ProcessorSeconds() - processor));
   Row("that beside the raw read", fmt::format("{:.2f} x its time", seconds / raw_.seconds));
   const bool equal =
       logits.size() == expected_.size() &&
