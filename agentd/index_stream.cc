@@ -8,9 +8,9 @@ namespace agentd::daemon {
 namespace {
 
 // Read at once: long enough for all of the store's threads.
-constexpr int64_t kBatchBytes = int64_t{16} << 20;
+constexpr int64_t kIndexBatchBytes = int64_t{16} << 20;
 // Read ahead of who imports.
-constexpr int64_t kAheadBytes = int64_t{48} << 20;
+constexpr int64_t kIndexAheadBytes = int64_t{48} << 20;
 // Of the first batch, which shows how large parts are.
 constexpr int64_t kFirstBlocks = 64;
 
@@ -60,7 +60,7 @@ void IndexStream::Main() {
   std::unique_lock lock(mutex_);
   while (next_ < blocks_ && error_.ok()) {
     changed_.wait(lock, [this] {
-      return stop_ || ready_.empty() || ready_bytes_ + kBatchBytes <= kAheadBytes;
+      return stop_ || ready_.empty() || ready_bytes_ + kIndexBatchBytes <= kIndexAheadBytes;
     });
     if (stop_) return;
     ReadBatch(lock);
@@ -70,7 +70,7 @@ void IndexStream::Main() {
 void IndexStream::ReadBatch(std::unique_lock<std::mutex>& lock) {
   const int64_t first = next_;
   const int64_t wanted =
-      part_bytes_ == 0 ? kFirstBlocks : std::max<int64_t>(kBatchBytes / part_bytes_, 1);
+      part_bytes_ == 0 ? kFirstBlocks : std::max<int64_t>(kIndexBatchBytes / part_bytes_, 1);
   const int64_t count = std::min(wanted, blocks_ - first);
   lock.unlock();
   std::vector<absl::StatusOr<std::string>> results = read_(first, count);

@@ -22,7 +22,9 @@
 namespace agentd::daemon {
 namespace {
 
-constexpr int kBacklog = 128;
+// A client of a full queue fails at once (EAGAIN, which gRPC takes for a connection under way). The
+// system cuts it to net.core.somaxconn.
+constexpr int kBacklog = 4096;
 constexpr std::chrono::seconds kComplainEvery{1};
 
 absl::StatusOr<UniqueFd> LockBeside(const std::filesystem::path& path) {
