@@ -10,7 +10,7 @@
 namespace agentd::daemon {
 namespace {
 
-constexpr int kEventsPerRead = 128;
+constexpr int kFeedEventsPerRead = 128;
 
 template <typename Message>
 void Copy(const sessions::Event& event, Message* out) {
@@ -102,7 +102,7 @@ EventFeed::EventFeed(const Runtime& runtime, std::shared_ptr<Session> session, u
 // the last event at or before it after which a message begins.
 absl::StatusOr<uint64_t> EventFeed::MessageStart(const EventHub::View& view) const {
   for (uint64_t end = std::min(from_seq_, view.last_seq); end > 1;) {
-    const uint64_t begin = end > kEventsPerRead ? end - kEventsPerRead + 1 : 1;
+    const uint64_t begin = end > kFeedEventsPerRead ? end - kFeedEventsPerRead + 1 : 1;
     ASSIGN_OR_RETURN(
         std::vector<sessions::Event> events,
         runtime_.store->ReadEvents(view.timeline, begin, static_cast<int>(end - begin + 1)));
@@ -123,7 +123,7 @@ absl::StatusOr<v1::Rewound> EventFeed::FirstRewindSince(const EventHub::View& vi
   v1::Rewound rewound;
   for (uint64_t next = 1; next <= view.last_seq;) {
     ASSIGN_OR_RETURN(std::vector<sessions::Event> events,
-                     runtime_.store->ReadEvents(view.timeline, next, kEventsPerRead));
+                     runtime_.store->ReadEvents(view.timeline, next, kFeedEventsPerRead));
     if (events.empty()) break;
     for (const sessions::Event& event : events) {
       if (event.kind != KindOf<v1::Rewound>::value) continue;
@@ -167,9 +167,10 @@ absl::Status EventFeed::Next(std::vector<v1::Event>& out, bool& caught_up) {
     return absl::OkStatus();
   }
   std::vector<sessions::Event> events =
-      session_->hub->Recent(view.timeline, next_seq_, kEventsPerRead);
+      session_->hub->Recent(view.timeline, next_seq_, kFeedEventsPerRead);
   if (events.empty()) {
-    ASSIGN_OR_RETURN(events, runtime_.store->ReadEvents(view.timeline, next_seq_, kEventsPerRead));
+    ASSIGN_OR_RETURN(events,
+                     runtime_.store->ReadEvents(view.timeline, next_seq_, kFeedEventsPerRead));
   }
   for (const sessions::Event& event : events) {
     // The store may hold more than what was published: those come with their own news.
