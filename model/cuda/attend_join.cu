@@ -21,8 +21,10 @@ __device__ inline void JoinSums(float4* sum, float4 other, Factors f) {
 }
 
 // One head. kPartsOfGroup: kGroupTiles where the parts are tiles, 1 where they are groups.
+// With 64 registers a thread, of one row and few groups its blocks leave room beside them for those
+// of the product that follows, whose weights are then on their way meanwhile.
 template <int kPartsOfGroup>
-__global__ void __launch_bounds__(32 * kJoinWarps)
+__global__ void __maxnreg__(64)
     JoinKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
   GridDependencyLaunch();
   GridDependencyWait();

@@ -284,6 +284,15 @@ __device__ inline void RoundFp8(Octet* o) {
   }
 }
 
+// The same for one channel; `largest`: the magnitude of the largest of the 128.
+__device__ inline float RoundFp8(float x, float largest) {
+  const int exponent = Fp8ScaleExponent(largest);
+  float code;
+  float none;
+  UnpackE4M3(PackE4M3(x * PowerOfTwo(-exponent), 0.0f), &code, &none);
+  return code * PowerOfTwo(exponent);
+}
+
 // Turns the rotary channels [plain, n) among channels [i, i + 8); plain and n are even.
 template <bool kLow>
 __device__ inline void Rotate(Octet* o, int i, int plain, int n, const float* cosine,

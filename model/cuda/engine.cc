@@ -27,7 +27,7 @@ namespace cuda {
 namespace {
 
 // Raised whenever an order of operations changes (as cpu/engine.cc's).
-constexpr char kNumericsId[] = "cuda-sm90/2/exact";
+constexpr char kNumericsId[] = "cuda-sm90/3/exact";
 
 // Logits are made and brought to the host for so many rows at a time: those of a large vocabulary
 // are large.

@@ -76,21 +76,54 @@ __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
   }
 }
 
-// A group's copying thread: the weights of its units, from `first` on every `stride`th.
+// How a launch's units are shared out among slots, one for each group of each block. Units of jobs
+// that are not grouped are known before the kernels ahead have ended, so each slot begins with its
+// own; they go to the last `plain_slots` slots, those of grouped jobs to the first ones on, since a
+// slot that has both ends last.
+struct Sharing {
+  int plain_units = 0;
+  int plain_slots = 0;
+};
+
 template <typename S>
-__device__ void StreamUnits(const GemmArgs& a, Group<S>* group, int first, int stride) {
+struct Slot {
+  int number;
+  int slots;
+  int from_last;
+  int plain;  // units of jobs that are not grouped
+  const Sharing& sharing;
+
+  __device__ __forceinline__ Slot(const Sharing& how, int group) : sharing(how) {
+    // Units go to all blocks before a block's second group gets one.
+    number = group * int(gridDim.x) + int(blockIdx.x);
+    slots = kGroups * int(gridDim.x);
+    from_last = slots - 1 - number;
+    plain = from_last < min(sharing.plain_slots, sharing.plain_units)
+                ? DivideUpInt(sharing.plain_units - from_last, sharing.plain_slots)
+                : 0;
+  }
+  // Its i-th unit; grouped jobs have `tiles` tiles.
+  __device__ __forceinline__ Work Find(const GemmArgs& a, int i, int tiles) const {
+    const int unit = i < plain ? from_last + i * sharing.plain_slots
+                               : sharing.plain_units + number + (i - plain) * slots;
+    return FindWork(a, unit, kCut<S>, tiles);
+  }
+};
+
+// A group's copying thread: the weights of its slot's units.
+template <typename S>
+__device__ void StreamUnits(const GemmArgs& a, Group<S>* group, const Slot<S>& slot) {
   RingPlace<S::kStages> place;
-  // Of grouped jobs, which are the last, tiles may have been written by the kernel ahead.
+  // Tiles of grouped jobs may have been written by the kernel ahead.
   bool settled = !HasGroups(a);
   int tiles = 0;
-  for (int unit = first;; unit += stride) {
-    Work work = FindWork(a, unit, kCut<S>, tiles);
-    if (work.job < 0 && !settled) {
+  for (int i = 0;; ++i) {
+    if (i == slot.plain && !settled) {
       if (!a.tiles_settled) GridDependencyWait();
       settled = true;
       tiles = *a.tile_count;
-      work = FindWork(a, unit, kCut<S>, tiles);
     }
+    const Work work = slot.Find(a, i, tiles);
     if (work.job < 0) break;
     const GemmJob& job = a.jobs[work.job];
     if (job.weight.type == MatrixType::kBf16)
@@ -237,7 +270,8 @@ __device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_constant__ GemmArgs a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    FewRowsKernel(const __grid_constant__ GemmArgs a, const __grid_constant__ Sharing sharing) {
   auto* groups = SharedMemory<Group<S>>();
   // Who relies on tiles_settled must not start before they are.
   if (!HasGroups(a)) GridDependencyLaunch();
@@ -252,29 +286,30 @@ __global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_consta
   const int number =
       copies ? (threadIdx.x - kGroups * kGroupThreads) / 32 : threadIdx.x / kGroupThreads;
   Group<S>* group = groups + number;
-  // Units go to all blocks before a block's second group gets one.
-  const int first = number * int(gridDim.x) + int(blockIdx.x);
-  const int stride = int(gridDim.x) * kGroups;
+  const Slot<S> slot(sharing, number);
   if (copies) {
-    if (threadIdx.x % 32 == 0) StreamUnits(a, group, first, stride);
+    if (threadIdx.x % 32 == 0) StreamUnits(a, group, slot);
     return;
   }
+  // What can be known of its first units is found before the wait.
+  Work work = slot.Find(a, 0, 0);
+  Work next = slot.Find(a, 1, 0);
   GridDependencyWait();
   int tiles = 0;
   if (HasGroups(a)) {
     GridDependencyLaunch();
     tiles = *a.tile_count;
+    if (slot.plain < 1) work = slot.Find(a, 0, tiles);
+    if (slot.plain < 2) next = slot.Find(a, 1, tiles);
   }
+  if (work.job < 0) return;
   RingPlace<S::kStages> place;
   const int thread = int(threadIdx.x) % kGroupThreads;
-  Work work = FindWork(a, first, kCut<S>, tiles);
-  if (work.job < 0) return;
   constexpr int kChunk = Group<S>::kChunkSteps;
   LoadInputs<S>(a.jobs[work.job], work, work.step_begin / kChunk * kChunk, thread,
                 group->inputs[0]);
   int buffer = 0;
-  for (int unit = first + stride; work.job >= 0; unit += stride) {
-    const Work next = FindWork(a, unit, kCut<S>, tiles);
+  for (int i = 2;; ++i) {
     const MatrixType type = a.jobs[work.job].weight.type;
     if (type == MatrixType::kBf16)
       Multiply<MatrixType::kBf16>(a, work, next, number, thread, group, &place, &buffer);
@@ -282,8 +317,31 @@ __global__ void __launch_bounds__(kThreads, 1) FewRowsKernel(const __grid_consta
       Multiply<MatrixType::kFp8>(a, work, next, number, thread, group, &place, &buffer);
     else
       Multiply<MatrixType::kFp4>(a, work, next, number, thread, group, &place, &buffer);
+    if (next.job < 0) return;
     work = next;
+    next = slot.Find(a, i, tiles);
   }
+}
+
+// Slots for units of jobs that are not grouped: those that have one unit fewer of grouped jobs, or
+// more where these would take longer than the others.
+int PlainSlots(const GemmArgs& args, const Cut& cut, int slots, int tile_limit) {
+  int64_t plain_steps = 0;
+  int grouped_units = 0;
+  int longest = 1;  // steps of a unit of a grouped job
+  for (int i = 0; i < args.job_count; ++i) {
+    const GemmJob& job = args.jobs[i];
+    const int steps = DivideUpInt(job.weight.columns, 64);
+    const int units = cut.Across(job.weight) * cut.Tiles(job, args.rows, tile_limit);
+    if (job.grouped) {
+      grouped_units += units;
+      longest = std::max(longest, DivideUpInt(steps, job.weight.slices));
+    } else {
+      plain_steps += int64_t(units) * DivideUpInt(steps, job.weight.slices);
+    }
+  }
+  const int idle = slots - grouped_units % slots;
+  return int(std::min<int64_t>(slots, std::max<int64_t>(idle, plain_steps / longest + 1)));
 }
 
 template <typename S>
@@ -296,7 +354,9 @@ void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
   (void)allowed;
   const int units = CountUnits(args, kCut<S>, tile_limit);
   const int blocks = std::min(Multiprocessors(), units);
-  Launch(FewRowsKernel<S>, dim3(unsigned(blocks)), dim3(kThreads), kBytes, stream, args);
+  const Sharing sharing = {.plain_units = CountUnits(args, kCut<S>, 0),
+                           .plain_slots = PlainSlots(args, kCut<S>, kGroups * blocks, tile_limit)};
+  Launch(FewRowsKernel<S>, dim3(unsigned(blocks)), dim3(kThreads), kBytes, stream, args, sharing);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace agentd::model::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kFewSwiGluRows = 64;
 
 template <typename T>
 struct Two {
@@ -62,32 +63,70 @@ __global__ void __launch_bounds__(kThreads)
   StoreValues<kLow>(out, row * n + i, n - i, x);
 }
 
-// The second's rows follow the first's.
+// What both products of a channel become, before it is rounded.
+template <bool kLow>
+__device__ inline float Activate(float gate, float up, float limit, float scale) {
+  const float g = fminf(Round<kLow>(gate), limit);
+  const float silu = g / (1.0f + ExpF32(-g));
+  return silu * fminf(fmaxf(Round<kLow>(up), -limit), limit) * scale;
+}
+
+// Which part a block's row is of; the second's rows follow the first's.
+struct PartRow {
+  const SwiGluRows& part;
+  int64_t row;
+  __device__ inline explicit PartRow(const Two<SwiGluRows>& parts)
+      : part(parts.of[int(blockIdx.x) < parts.of[0].rows ? 0 : 1]),
+        row(int(blockIdx.x) - (&part == &parts.of[0] ? 0 : parts.of[0].rows)) {}
+};
+
 template <bool kLow>
 __global__ void __launch_bounds__(kThreads, 6)
     SwiGluKernel(const __grid_constant__ Two<SwiGluRows> parts, int n, float limit) {
   GridDependencyLaunch();
   GridDependencyWait();
-  const bool is_first = int(blockIdx.x) < parts.of[0].rows;
-  const SwiGluRows& part = parts.of[is_first ? 0 : 1];
-  const int64_t row = int(blockIdx.x) - (is_first ? 0 : parts.of[0].rows);
+  const auto [part, row] = PartRow(parts);
   const int i = FirstChannel();
   OctetLoads<4> gate_loads(part.gate, row, i, n - i);
   OctetLoads<4> up_loads(part.up, row, i, n - i);
   const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
   Octet x = gate_loads.Sum(part.gate);
-  Octet u = up_loads.Sum(part.up);
-  RoundOctet<kLow>(&x);
-  RoundOctet<kLow>(&u);
+  const Octet u = up_loads.Sum(part.up);
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    const float g = fminf(x.v[e], limit);
-    const float silu = g / (1.0f + ExpF32(-g));
-    x.v[e] = silu * fminf(fmaxf(u.v[e], -limit), limit) * scale;
-  }
+  for (int e = 0; e < 8; ++e) x.v[e] = Activate<kLow>(x.v[e], u.v[e], limit, scale);
   RoundOctet<kLow>(&x);
   if (part.fp8) RoundFp8(&x);
   StoreValues<kLow>(part.out, row * n + i, n - i, x);
+}
+
+// Of few rows a thread has one channel, a block the 128 of an FP8 scale: such a kernel takes as
+// long as its instructions take to come from memory, and these are an eighth.
+template <bool kLow>
+__global__ void __launch_bounds__(kThreads)
+    SwiGluFewKernel(const __grid_constant__ Two<SwiGluRows> parts, int n, float limit) {
+  static_assert(kThreads == 128);
+  GridDependencyLaunch();
+  __shared__ float largest[kThreads / 32];
+  GridDependencyWait();
+  const auto [part, row] = PartRow(parts);
+  const int i = int(blockIdx.y) * kThreads + int(threadIdx.x);
+  const bool exists = i < n;
+  PlaneLoads<float, 4> gate(part.gate, part.gate.data + row * part.gate.row_stride + i, exists);
+  PlaneLoads<float, 4> up(part.up, part.up.data + row * part.up.row_stride + i, exists);
+  const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
+  float x = exists ? Round<kLow>(Activate<kLow>(gate.Sum(), up.Sum(), limit, scale)) : 0.0f;
+  if (part.fp8) {
+    const float of_warp = GroupMax<32>(fabsf(x));
+    if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
+    __syncthreads();
+    x = RoundFp8(x, fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3])));
+  }
+  if (!exists) return;
+  if constexpr (kLow) {
+    static_cast<uint16_t*>(part.out)[row * n + i] = FloatToBf16(x);
+  } else {
+    static_cast<float*>(part.out)[row * n + i] = x;
+  }
 }
 
 template <bool kLow>
@@ -197,6 +236,12 @@ void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limi
             cudaStream_t stream) {
   const int rows = std::max(0, first.rows) + std::max(0, second.rows);
   if (rows <= 0) return;
+  if (rows <= kFewSwiGluRows) {
+    Launch(low ? SwiGluFewKernel<true> : SwiGluFewKernel<false>,
+           dim3(unsigned(rows), unsigned(DivideUp(n, kThreads))), dim3(kThreads), 0, stream,
+           Two<SwiGluRows>{{first, second}}, n, limit);
+    return;
+  }
   Launch(low ? SwiGluKernel<true> : SwiGluKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)),
          0, stream, Two<SwiGluRows>{{first, second}}, n, limit);
 }

@@ -1,4 +1,4 @@
-// Heads of the queries and of the indexer's: a warp has one head.
+// Heads of the queries and of the indexer's: some warps of a block have one head.
 #include <cmath>
 
 #include "model/cuda/device_math.cuh"
@@ -9,13 +9,26 @@ namespace agentd::model::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kFewQueries = 8;
 
-// Per head: heads first, then the indexer's. kOctets: of a lane, enough for the widest head.
-template <bool kLow, int kOctets>
+template <bool kLow>
+__device__ inline float Squares(const Octet& o) {
+  float squares = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) squares += Round<kLow>(o.v[e] * o.v[e]);
+  return squares;
+}
+
+// Heads first, then the indexer's; kTogether warps have one head of the queries, the first of them
+// one of the indexer's. kOctets: of a lane, enough for the widest head. Short code is what makes it
+// quick for few rows: most of its time its instructions are on the way.
+template <bool kLow, int kOctets, int kTogether>
 __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, float hadamard) {
   GridDependencyLaunch();
-  const int lane = int(threadIdx.x) % 32;
-  const int unit = int(blockIdx.y) * kWarps + int(threadIdx.x) / 32;
+  __shared__ float sums[kWarps];
+  const int warp = int(threadIdx.x) / 32;
+  const int lane = int(threadIdx.x) % 32 + warp % kTogether * 32;  // of the head's
+  const int unit = int(blockIdx.y) * (kWarps / kTogether) + warp / kTogether;
   const int64_t row = blockIdx.x;
   GridDependencyWait();
   if (unit >= a.heads + a.index_heads) return;
@@ -33,7 +46,7 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   OctetAngles angles[kEarlyAngles ? kOctets : 1];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = 8 * (lane + 32 * k);
+    const int i = 8 * (lane + 32 * kTogether * k);
     loads[k] = OctetLoads<1>(in, row, head * n + i, n - i);
     if constexpr (kEarlyAngles) angles[k] = OctetAngles(i, plain, n, cosine, sine);
   }
@@ -47,13 +60,19 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
     RoundOctet<kLow>(&x[k]);
   }
   if (!index) {
+    // A sum of every 256 channels, in order: the same whichever warps have them.
     float squares = 0;
+    if constexpr (kTogether > 1) {
+      const float own = GroupSum<32>(Squares<kLow>(x[0]));
+      if (lane % 32 == 0) sums[warp] = own;
+      SyncSome<32 * kTogether>(1 + warp / kTogether);
 #pragma unroll
-    for (int k = 0; k < kOctets; ++k) {
+      for (int w = 0; w < kTogether; ++w) squares += sums[warp / kTogether * kTogether + w];
+    } else {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) squares += Round<kLow>(x[k].v[e] * x[k].v[e]);
+      for (int k = 0; k < kOctets; ++k) squares += GroupSum<32>(Squares<kLow>(x[k]));
     }
-    const float mean = Round<kLow>(GroupSum<32>(squares) / static_cast<float>(n));
+    const float mean = Round<kLow>(squares / static_cast<float>(n));
     const float factor = Round<kLow>(1.0f / sqrtf(Round<kLow>(mean + a.eps)));
 #pragma unroll
     for (int k = 0; k < kOctets; ++k) {
@@ -64,7 +83,7 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   }
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = 8 * (lane + 32 * k);
+    const int i = 8 * (lane + 32 * kTogether * k);
     if constexpr (kEarlyAngles) {
       Rotate<kLow>(&x[k], i, plain, n, cosine, sine, angles[k]);
     } else {
@@ -72,6 +91,7 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
     }
   }
   if (index) {
+    if (lane >= 32) return;
     if constexpr (kLow) {
       Hadamard(x, n);
 #pragma unroll
@@ -95,7 +115,7 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   const int64_t at = (row * (index ? a.index_heads : a.heads) + head) * n;
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = 8 * (lane + 32 * k);
+    const int i = 8 * (lane + 32 * kTogether * k);
     StoreValues<kLow>(out, at + i, n - i, x[k]);
   }
 }
@@ -104,18 +124,21 @@ template <bool kLow>
 void LaunchQueries(const QueryArgs& a, cudaStream_t stream) {
   const int widest =
       std::max(a.heads > 0 ? a.channels : 0, a.index_heads > 0 ? a.index_channels : 0);
-  const dim3 grid(unsigned(a.rows), unsigned(DivideUp(a.heads + a.index_heads, kWarps)));
   const auto hadamard = static_cast<float>(1 / std::sqrt(double(std::max(1, a.index_channels))));
-  auto launch = [&](auto kernel) {
+  auto launch = [&](auto kernel, int together) {
+    const dim3 grid(unsigned(a.rows),
+                    unsigned(DivideUp((a.heads + a.index_heads) * together, kWarps)));
     Launch(kernel, grid, dim3(32 * kWarps), 0, stream, a, hadamard);
   };
   if (widest <= 256) {
-    launch(QueriesKernel<kLow, 1>);
+    launch(QueriesKernel<kLow, 1, 1>, 1);
+  } else if (widest <= 512 && a.index_channels <= 256 && a.rows <= kFewQueries) {
+    launch(QueriesKernel<kLow, 1, 2>, 2);
   } else if (widest <= 512) {
-    launch(QueriesKernel<kLow, 2>);
+    launch(QueriesKernel<kLow, 2, 1>, 1);
   } else {
     Require(widest <= 2048, "width of a head");
-    launch(QueriesKernel<kLow, 8>);
+    launch(QueriesKernel<kLow, 8, 1>, 1);
   }
 }
 
