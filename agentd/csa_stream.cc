@@ -112,7 +112,7 @@ absl::Status CsaStream::ImportOneByOne(model::Sequence& sequence, std::span<cons
                                        std::span<const std::string> entries) {
   for (size_t i = 0; i < parts.size(); ++i) {
     absl::Status status = sequence.ImportCsa(parts.subspan(i, 1), entries.subspan(i, 1));
-    if (absl::IsInvalidArgument(status) || absl::IsDataLoss(status)) {
+    if (IsRefusal(status)) {
       return Fail(parts[i].block, std::move(status), /*unfit=*/true);
     }
     if (!status.ok()) return status;  // no fault of theirs
@@ -121,8 +121,7 @@ absl::Status CsaStream::ImportOneByOne(model::Sequence& sequence, std::span<cons
 }
 
 void CsaStream::Explain(model::Sequence& sequence, const absl::Status& status) {
-  const bool refused = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
-  if (failure_ || !refused || last_fetch_.empty()) return;
+  if (failure_ || !IsRefusal(status) || last_fetch_.empty()) return;
   const std::vector<CsaPart> parts = last_fetch_;
   absl::StatusOr<std::vector<std::string>> entries = Fetch(parts);
   if (entries.ok()) (void)ImportOneByOne(sequence, parts, *entries);

@@ -413,5 +413,89 @@ TEST_F(SchedulerRestoreTest, CancelledBeforeAllIsImported) {
   EXPECT_EQ(end_.end, JobEnd::kCancelled);
 }
 
+TEST_F(SchedulerRestoreTest, TheBlockThatDoesNotFitIsKnown) {
+  for (size_t block = 0; block < state_.blocks.size(); ++block) {
+    JobSpec spec = StoredSpec();
+    std::string& index = spec.stored->blocks[block].index;
+    index.assign(index.size(), '\xff');
+    Follow(*scheduler_->Submit(std::move(spec)));
+    EXPECT_EQ(end_.end, JobEnd::kImportFailed) << end_.status;
+    EXPECT_EQ(end_.fitting_blocks, block);
+  }
+  JobSpec spec = StoredSpec();
+  spec.stored->anchor.pop_back();
+  Follow(*scheduler_->Submit(std::move(spec)));
+  EXPECT_EQ(end_.end, JobEnd::kImportFailed) << end_.status;
+  EXPECT_EQ(end_.fitting_blocks, state_.blocks.size());
+}
+
+// A device on which nothing can be imported.
+class FullSequence final : public model::Sequence {
+ public:
+  explicit FullSequence(absl::Status error) : error_(std::move(error)) {}
+  int64_t position() const override { return 0; }
+  int64_t memory_bytes() const override { return 0; }
+  absl::Status Truncate(int64_t) override { return error_; }
+  absl::StatusOr<std::unique_ptr<model::Export>> StartExport(int64_t, int64_t,
+                                                             bool) const override {
+    return error_;
+  }
+  absl::Status ImportBlocks(std::span<const model::BlockPayload>, size_t* fitting) override {
+    *fitting = 0;
+    return error_;
+  }
+  absl::Status ImportAnchor(std::string_view) override { return error_; }
+  void SetCsaSource(model::CsaSource) override {}
+  absl::Status ImportCsa(std::span<const model::CsaPart>, std::span<const std::string>) override {
+    return error_;
+  }
+  bool all_resident() const override { return true; }
+
+ private:
+  const absl::Status error_;
+};
+
+class FullEngine final : public model::Engine {
+ public:
+  explicit FullEngine(absl::Status error) : error_(std::move(error)) { config_.vocab_size = 256; }
+  const model::Config& config() const override { return config_; }
+  const Sha256Digest& fingerprint() const override { return fingerprint_; }
+  const std::string& numerics_id() const override { return numerics_id_; }
+  std::unique_ptr<model::Sequence> NewSequence() override {
+    return std::make_unique<FullSequence>(error_);
+  }
+  absl::Status Step(std::span<model::StepRow>) override { return error_; }
+  absl::Status Draft(const model::Sequence&, TokenId, std::span<float>) override { return error_; }
+  absl::Status RunLayer(int, std::span<const TokenId>, std::span<const float>,
+                        std::span<float>) override {
+    return error_;
+  }
+
+ private:
+  const absl::Status error_;
+  model::Config config_;
+  Sha256Digest fingerprint_ = {};
+  std::string numerics_id_ = "full";
+};
+
+// The turn drops what an import refused (kImportFailed), but not what there was no memory for.
+TEST_F(SchedulerRestoreTest, StoredStateIsNotBlamedForMemory) {
+  for (const bool blocks : {true, false}) {
+    for (const absl::Status& error :
+         {absl::ResourceExhaustedError("full"), absl::InternalError("the device is gone"),
+          absl::DataLossError("no numbers")}) {
+      scheduler_ =
+          std::make_unique<Scheduler>(std::make_unique<FullEngine>(error), SchedulerOptions());
+      JobSpec spec = StoredSpec();
+      if (!blocks) spec.stored->position %= model::kBlockTokens;
+      if (!blocks) spec.stored->blocks.clear();
+      Follow(*scheduler_->Submit(std::move(spec)));
+      EXPECT_EQ(end_.end, absl::IsDataLoss(error) ? JobEnd::kImportFailed : JobEnd::kError);
+      EXPECT_EQ(end_.status, error);
+      EXPECT_FALSE(end_.lost);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace agentd::daemon

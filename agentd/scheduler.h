@@ -85,8 +85,8 @@ enum class JobEnd {
   kContextFull,
   kCancelled,
   kParked,        // the scheduler is stopping
-  kImportFailed,  // the stored state does not fit or is damaged; tokens delivered before it was
-                  // seen are right
+  kImportFailed,  // the stored state does not fit or cannot be read; tokens delivered before it was
+                  // seen are right. Without memory for it the end is kError
   kError,
 };
 

@@ -35,10 +35,13 @@ void Scheduler::ImportStored() {
     if (!job->spec_.stored) continue;
     absl::StatusOr<bool> done = ImportSome(*job->spec_.stored, *job->spec_.resident->sequence,
                                            job->fitting_blocks_, deadline);
-    if (!done.ok())
-      End(*job, JobEnd::kImportFailed, done.status());
-    else if (*done)
+    if (!done.ok()) {
+      const StoredState& stored = *job->spec_.stored;
+      const bool blamed = IsRefusal(done.status()) || (stored.index && stored.index->failed());
+      End(*job, blamed ? JobEnd::kImportFailed : JobEnd::kError, done.status());
+    } else if (*done) {
       FinishImport(*job);
+    }
     if (Clock::now() >= deadline) break;
   }
   ForgetEnded();

@@ -50,9 +50,12 @@ struct StoredState {
 
 // A value that is damaged, gone, or of no use: recomputing takes its place.
 bool IsDamage(const absl::Status& status);
+// What a sequence was given is no state of its model: the next attempt would not take it either.
+// Any other error of an import (no memory for it) is no fault of what is stored.
+bool IsRefusal(const absl::Status& status);
 
-// Gives the state to `sequence`, which is empty at first, until all is there (true) or, after at
-// least one block, the deadline, or no more blocks are there yet; frees what was given. `blocks`
+// Gives the state to `sequence`, which is empty at first, until all is there (true) or, after some
+// blocks at least, the deadline, or no more blocks are there yet; frees what was given. `blocks`
 // counts those that fitted. An error while `index` has failed is that of the block after them.
 absl::StatusOr<bool> ImportSome(StoredState& stored, model::Sequence& sequence, size_t& blocks,
                                 std::chrono::steady_clock::time_point deadline);

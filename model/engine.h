@@ -131,17 +131,23 @@ class Sequence {
   absl::StatusOr<BlockPayload> ExportBlock(int64_t block) const;
   absl::StatusOr<std::string> ExportAnchor() const;
 
-  // Import: on an empty sequence, blocks 0, 1, ... in order, then the anchor of a position t with
-  // t/256 == blocks given. InvalidArgument if sizes or shapes do not fit this model, DataLoss if
-  // what should be a number is none (other damage goes unseen: checksums are the store's). After a
-  // failed import the sequence is empty again. A block whose `csa` is empty has its entries fetched
+  // Import: on an empty sequence, blocks 0, 1, ... in order, in as many calls as wanted, then the
+  // anchor of a position t with t/256 == blocks given. InvalidArgument if sizes or shapes do not
+  // fit this model, DataLoss if what should be a number is none (other damage goes unseen:
+  // checksums are the store's); any other error is no fault of what was given. After a failed
+  // import the sequence is empty again. A block whose `csa` is empty has its entries fetched
   // through the source set here, when first needed.
-  virtual absl::Status ImportBlock(const BlockPayload& payload) = 0;
+  //
+  // Several threads check and copy, but errors are those of the blocks taken one by one: of the
+  // first that does not fit. `*fitting` (may be null): how many were taken before the error, all if
+  // there is none.
+  virtual absl::Status ImportBlocks(std::span<const BlockPayload> blocks, size_t* fitting) = 0;
+  absl::Status ImportBlock(const BlockPayload& block) { return ImportBlocks({&block, 1}, nullptr); }
   virtual absl::Status ImportAnchor(std::string_view anchor) = 0;
   virtual void SetCsaSource(CsaSource source) = 0;
   // Hands over CSA entries that were left out (streaming the rest in between steps): entries[i] of
-  // parts[i]. InvalidArgument and DataLoss as above; then nothing changed. After another error some
-  // may be there.
+  // parts[i], no part twice. InvalidArgument and DataLoss as above, of the first part that does not
+  // fit; then nothing changed. After another error some may be there.
   virtual absl::Status ImportCsa(std::span<const CsaPart> parts,
                                  std::span<const std::string> entries) = 0;
   // Whether no CSA entries are left out.

@@ -5,8 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +20,8 @@ namespace agentd::model {
 namespace {
 
 constexpr int kVocab = 10;
+// Of the position in an anchor's header.
+constexpr size_t kPositionAt = 32;
 
 Config TinyConfig() {
   Config config;
@@ -60,22 +64,22 @@ class FakeSequence final : public SequenceBase {
     std::vector<std::vector<float>> frontiers;
   };
 
-  absl::Status AddBlock(bool with_csa) override {
+  absl::Status AddBlock(bool open) override {
     if (memory_.blocks_left-- <= 0) return absl::ResourceExhaustedError("no block");
     blocks_.push_back({std::string(layout().index_bytes(), '\0'), {}});
-    if (with_csa) blocks_.back().csa[0] = std::string(layout().csa_bytes(), '\0');
+    if (open) blocks_.back().csa[0] = std::string(layout().csa_bytes(), '\0');
     return absl::OkStatus();
   }
   void DropBlocks(int64_t keep) override { blocks_.resize(size_t(keep)); }
-  absl::Status WriteIndex(int64_t block, std::string_view bytes) override {
-    blocks_[size_t(block)].index = bytes;
+  absl::Status WriteIndexes(int64_t first, std::span<const std::string_view> indexes) override {
+    for (const std::string_view index : indexes) blocks_[size_t(first++)].index = index;
     return absl::OkStatus();
   }
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)].csa.count(csa_layer) != 0;
   }
   absl::Status WriteCsa(std::span<const CsaPart> parts,
-                        std::span<const std::string> entries) override {
+                        std::span<const std::string_view> entries) override {
     if (memory_.blocks_left <= 0) return absl::ResourceExhaustedError("no entries");
     for (size_t i = 0; i < parts.size(); ++i)
       blocks_[size_t(parts[i].block)].csa[parts[i].csa_layer] = entries[i];
@@ -145,6 +149,8 @@ class FakeEngine final : public EngineBase {
   std::unique_ptr<Sequence> NewSequence() override {
     return std::make_unique<FakeSequence>(layout(), &memory);
   }
+
+  using EngineBase::layout;
 
   Memory memory;
   int batches = 0;
@@ -329,6 +335,106 @@ TEST(SequenceBase, AFailedImportLeavesItEmpty) {
   EXPECT_TRUE(reader->ImportCsa(first, block.csa).ok());
   EXPECT_TRUE(reader->ImportCsa(first, block.csa).ok());
   EXPECT_TRUE(fake.all_resident());
+}
+
+// So many that several threads check them.
+std::vector<BlockPayload> RandomBlocks(const StateLayout& layout, std::mt19937& random) {
+  constexpr size_t kBlocks = 6000;
+  std::vector<BlockPayload> blocks(kBlocks);
+  const auto numbers = [&](size_t bytes) {
+    std::string out;
+    for (size_t at = 0; at < bytes; at += sizeof(float)) {
+      const float number = float(random() % 1000);
+      out.append(reinterpret_cast<const char*>(&number), sizeof(number));
+    }
+    return out;
+  };
+  for (BlockPayload& block : blocks)
+    block = {numbers(layout.index_bytes()), {numbers(layout.csa_bytes())}};
+  return blocks;
+}
+
+void Damage(BlockPayload* block, std::mt19937& random) {
+  std::string* parts[] = {&block->index, &block->csa[0]};
+  std::string& part = *parts[random() % 2];
+  switch (random() % 3) {
+    case 0:
+      part.replace(random() % (part.size() / 4) * 4, 4, "\xff\xff\xff\xff");  // no number
+      break;
+    case 1:
+      part.resize(1 + random() % (part.size() - 1));
+      break;
+    default:
+      block->csa.emplace_back();
+  }
+}
+
+TEST(SequenceBase, ManyBlocksAtOnceAreTakenAsOneByOne) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  FakeEngine engine(/*max_batch_rows=*/1000);
+  const std::vector<BlockPayload> sound = RandomBlocks(engine.layout(), random);
+  for (const size_t damages : {0, 1, 2, 50}) {
+    engine.memory.blocks_left = int(3 * sound.size());
+    const auto reader = engine.NewSequence();
+    std::vector<BlockPayload> blocks = sound;
+    for (size_t i = 0; i < damages; ++i) Damage(&blocks[random() % blocks.size()], random);
+    const auto control = engine.NewSequence();
+    absl::Status wanted;
+    size_t taken = 0;
+    for (; taken < blocks.size(); ++taken) {
+      wanted = control->ImportBlock(blocks[taken]);
+      if (!wanted.ok()) break;
+    }
+    size_t fitting = blocks.size() + 1;
+    EXPECT_EQ(reader->ImportBlocks(blocks, &fitting), wanted);
+    EXPECT_EQ(fitting, taken);
+    EXPECT_EQ(wanted.ok(), damages == 0);
+    const bool empty = static_cast<SequenceBase&>(*reader).CheckReady().ok();
+    EXPECT_EQ(empty, damages > 0);
+    if (damages == 0) {
+      // The anchor of any block's end does for this one's.
+      const auto writer = engine.NewSequence();
+      const std::vector<TokenId> tokens(kBlockTokens, 3);
+      StepRow row = {writer.get(), tokens, {}, {}};
+      ASSERT_TRUE(engine.Step({&row, 1}).ok() && row.status.ok());
+      std::string anchor = Anchor(*writer);
+      const auto end = int64_t(blocks.size()) * kBlockTokens;
+      std::memcpy(anchor.data() + kPositionAt, &end, sizeof(end));
+      ASSERT_TRUE(reader->ImportAnchor(anchor).ok());
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        const BlockPayload block = *reader->ExportBlock(int64_t(i));
+        ASSERT_TRUE(block.index == sound[i].index && block.csa == sound[i].csa) << "block " << i;
+      }
+      EXPECT_TRUE(reader->ImportBlocks(sound, &fitting).code() ==
+                  absl::StatusCode::kFailedPrecondition);
+      EXPECT_EQ(fitting, 0u);
+      EXPECT_EQ(reader->position(), end);
+    }
+  }
+}
+
+TEST(SequenceBase, NoMemoryForManyBlocks) {
+  std::mt19937 random(1);
+  FakeEngine engine(/*max_batch_rows=*/1000);
+  const auto reader = engine.NewSequence();
+  const auto blocks = RandomBlocks(engine.layout(), random);
+  size_t fitting = 0;
+  engine.memory.blocks_left = 10;
+  EXPECT_EQ(reader->ImportBlocks(blocks, &fitting).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(fitting, 10u);
+  EXPECT_TRUE(reader->ExportAnchor().ok()) << "it is empty again";
+  // In several calls, after what is there.
+  engine.memory.blocks_left = 20;
+  EXPECT_TRUE(reader->ImportBlocks(std::span(blocks).first(7), &fitting).ok());
+  EXPECT_EQ(fitting, 7u);
+  EXPECT_TRUE(reader->ImportBlocks({}, &fitting).ok());
+  EXPECT_EQ(fitting, 0u);
+  EXPECT_EQ(reader->ImportBlocks(std::span(blocks).subspan(7, 14), &fitting).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(fitting, 13u);
+  EXPECT_TRUE(reader->ExportAnchor().ok()) << "it is empty again";
 }
 
 }  // namespace

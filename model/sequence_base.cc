@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <set>
 
 #include "base/status.h"
@@ -33,8 +34,8 @@ absl::Status SequenceBase::Start() {
   return absl::OkStatus();
 }
 
-absl::Status SequenceBase::NewBlock(bool with_csa) {
-  RETURN_IF_ERROR(AddBlock(with_csa));
+absl::Status SequenceBase::NewBlock(bool open) {
+  RETURN_IF_ERROR(AddBlock(open));
   ++blocks_;
   return absl::OkStatus();
 }
@@ -88,7 +89,7 @@ absl::Status SequenceBase::Truncate(int64_t position) {
 
 absl::Status SequenceBase::BeginRows(int rows) {
   RETURN_IF_ERROR(Start());
-  while (blocks_ * kBlockTokens < position_ + rows) RETURN_IF_ERROR(NewBlock(/*with_csa=*/true));
+  while (blocks_ * kBlockTokens < position_ + rows) RETURN_IF_ERROR(NewBlock(/*open=*/true));
   const int kept = std::min(rows, kKeptRows);
   RETURN_IF_ERROR(ReserveSlots(size_t(kept)));
   // Until they are committed they stay free: a call that fails leaves nothing to clean up.
@@ -127,37 +128,59 @@ absl::Status SequenceBase::FetchCsa(std::span<const CsaPart> parts) {
   return ImportCsa(parts, *entries);
 }
 
+namespace {
+
+// The first of `count` items that is not sound, `count` if all are. Several threads look.
+size_t FirstUnsound(size_t count, size_t item_bytes, const std::function<bool(size_t)>& sound) {
+  std::atomic<size_t> first = count;
+  ForRanges(count, item_bytes, [&](size_t begin, size_t end) {
+    size_t i = begin;
+    while (i < end && sound(i)) ++i;
+    if (i == end) return;
+    for (size_t seen = first; i < seen && !first.compare_exchange_weak(seen, i);) {
+    }
+  });
+  return first;
+}
+
+absl::Status CheckEntries(const StateLayout& layout, const CsaPart& part,
+                          std::string_view entries) {
+  if (entries.size() != layout.csa_bytes()) {
+    return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
+                           part.block, part.csa_layer, entries.size(), layout.csa_bytes());
+  }
+  if (AreEntries(layout, entries)) return absl::OkStatus();
+  return DataLoss("entries of block {}, CSA layer {} are damaged", part.block, part.csa_layer);
+}
+
+}  // namespace
+
 absl::Status SequenceBase::CheckCsa(std::span<const CsaPart> parts,
                                     std::span<const std::string> entries) const {
   if (parts.size() != entries.size()) {
     return InvalidArgument("entries of {} parts were given, {} are required", entries.size(),
                            parts.size());
   }
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const auto [block, layer] = parts[i];
+  for (const auto& [block, layer] : parts) {
     if (block < 0 || block >= imported_blocks_ || layer < 0 || layer >= layout_.csa_layers) {
       return InvalidArgument("block {}, CSA layer {} was not imported ({} blocks, {} CSA layers)",
                              block, layer, imported_blocks_, layout_.csa_layers);
     }
-    if (entries[i].size() != layout_.csa_bytes()) {
-      return InvalidArgument("entries of block {}, CSA layer {} have {} bytes, {} are required",
-                             block, layer, entries[i].size(), layout_.csa_bytes());
-    }
   }
-  std::atomic<size_t> damaged = parts.size();
-  ForRanges(parts.size(), layout_.csa_bytes(), [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      if (!AreEntries(layout_, entries[i])) damaged = i;
-    }
-  });
-  if (damaged == parts.size()) return absl::OkStatus();
-  return DataLoss("entries of block {}, CSA layer {} are damaged", parts[damaged].block,
-                  parts[damaged].csa_layer);
+  const auto check = [&](size_t i) { return CheckEntries(layout_, parts[i], entries[i]); };
+  const size_t bad =
+      FirstUnsound(parts.size(), layout_.csa_bytes(), [&](size_t i) { return check(i).ok(); });
+  return bad == parts.size() ? absl::OkStatus() : check(bad);
 }
 
 absl::Status SequenceBase::ImportCsa(std::span<const CsaPart> parts,
                                      std::span<const std::string> entries) {
   RETURN_IF_ERROR(CheckCsa(parts, entries));
+  return TakeCsa(parts, std::vector<std::string_view>(entries.begin(), entries.end()));
+}
+
+absl::Status SequenceBase::TakeCsa(std::span<const CsaPart> parts,
+                                   std::span<const std::string_view> entries) {
   std::set<std::pair<int64_t, int>> absent;
   for (const auto& [block, layer] : parts) {
     if (!HasCsa(block, layer)) absent.emplace(block, layer);
@@ -205,45 +228,71 @@ absl::StatusOr<std::unique_ptr<Export>> SequenceBase::StartExport(int64_t first_
   return Ready({.blocks = {}, .anchor = EncodeAnchor(layout_, 0, {.frontier = zeros.data()})});
 }
 
-absl::Status SequenceBase::ImportBlock(const BlockPayload& payload) {
+absl::Status SequenceBase::ImportBlocks(std::span<const BlockPayload> blocks, size_t* fitting) {
+  size_t taken = 0;
+  if (fitting != nullptr) *fitting = 0;
   if (position_ != 0) {
     return FailedPrecondition(
         "blocks can be imported into an empty sequence only; this one is at position {}",
         position_);
   }
-  absl::Status status = ImportBlockChecked(payload);
+  absl::Status status = TakeBlocks(blocks, taken);
   if (!status.ok()) Clear();
+  if (fitting != nullptr) *fitting = taken;
   return status;
 }
 
-absl::Status SequenceBase::ImportBlockChecked(const BlockPayload& payload) {
-  if (payload.index.size() != layout_.index_bytes()) {
-    return InvalidArgument("block {}: its index part has {} bytes, {} are required",
-                           imported_blocks_, payload.index.size(), layout_.index_bytes());
+absl::Status SequenceBase::CheckBlock(int64_t number, const BlockPayload& block) const {
+  if (block.index.size() != layout_.index_bytes()) {
+    return InvalidArgument("block {}: its index part has {} bytes, {} are required", number,
+                           block.index.size(), layout_.index_bytes());
   }
-  if (!payload.csa.empty() && payload.csa.size() != size_t(layout_.csa_layers)) {
-    return InvalidArgument("block {}: it has entries of {} CSA layers, {} are required",
-                           imported_blocks_, payload.csa.size(), layout_.csa_layers);
+  if (!block.csa.empty() && block.csa.size() != size_t(layout_.csa_layers)) {
+    return InvalidArgument("block {}: it has entries of {} CSA layers, {} are required", number,
+                           block.csa.size(), layout_.csa_layers);
   }
-  const std::string_view index = payload.index;
+  const std::string_view index = block.index;
   const size_t keys = size_t(layout_.csa_layers) * layout_.keys_bytes();
   if (!AreIndexKeys(layout_, index.substr(0, keys)) || !AreEntries(layout_, index.substr(keys)))
-    return DataLoss("block {}: its index part is damaged", imported_blocks_);
-  // Rows that failed may have left blocks beyond the position.
-  KeepBlocks(imported_blocks_);
-  RETURN_IF_ERROR(NewBlock(/*with_csa=*/false));
-  RETURN_IF_ERROR(WriteIndex(imported_blocks_, index));
-  importing_ = true;
-  ++imported_blocks_;
-  missing_ += layout_.csa_layers;
-  std::vector<CsaPart> parts;
-  std::vector<std::string> given;
-  for (int layer = 0; layer < int(payload.csa.size()); ++layer) {
-    if (payload.csa[size_t(layer)].empty()) continue;
-    parts.push_back({imported_blocks_ - 1, layer});
-    given.push_back(payload.csa[size_t(layer)]);
+    return DataLoss("block {}: its index part is damaged", number);
+  for (int layer = 0; layer < int(block.csa.size()); ++layer) {
+    const std::string& entries = block.csa[size_t(layer)];
+    if (!entries.empty()) RETURN_IF_ERROR(CheckEntries(layout_, {number, layer}, entries));
   }
-  return ImportCsa(parts, given);
+  return absl::OkStatus();
+}
+
+absl::Status SequenceBase::TakeBlocks(std::span<const BlockPayload> blocks, size_t& fitting) {
+  if (blocks.empty()) return absl::OkStatus();
+  const int64_t first = imported_blocks_;
+  size_t block_bytes = layout_.index_bytes();
+  for (const std::string& csa : blocks[0].csa) block_bytes += csa.size();
+  const auto check = [&](size_t i) { return CheckBlock(first + int64_t(i), blocks[i]); };
+  fitting = FirstUnsound(blocks.size(), block_bytes, [&](size_t i) { return check(i).ok(); });
+  // Those before it need not be taken: the sequence will be empty.
+  if (fitting < blocks.size()) return check(fitting);
+  // Rows that failed may have left blocks beyond the position.
+  KeepBlocks(first);
+  for (fitting = 0; fitting < blocks.size(); ++fitting) RETURN_IF_ERROR(NewBlock(/*open=*/false));
+  fitting = 0;
+  std::vector<std::string_view> indexes;
+  std::vector<CsaPart> parts;
+  std::vector<std::string_view> entries;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    indexes.push_back(blocks[i].index);
+    for (int layer = 0; layer < int(blocks[i].csa.size()); ++layer) {
+      if (blocks[i].csa[size_t(layer)].empty()) continue;
+      parts.push_back({first + int64_t(i), layer});
+      entries.push_back(blocks[i].csa[size_t(layer)]);
+    }
+  }
+  RETURN_IF_ERROR(WriteIndexes(first, indexes));
+  importing_ = true;
+  imported_blocks_ += int64_t(blocks.size());
+  missing_ += int64_t(blocks.size()) * layout_.csa_layers;
+  if (!parts.empty()) RETURN_IF_ERROR(TakeCsa(parts, entries));
+  fitting = blocks.size();
+  return absl::OkStatus();
 }
 
 absl::Status SequenceBase::ImportAnchor(std::string_view anchor) {
@@ -261,7 +310,7 @@ absl::Status SequenceBase::ImportAnchorChecked(std::string_view anchor) {
   ASSIGN_OR_RETURN(const int64_t t, CheckAnchor(layout_, imported_blocks_, anchor));
   RETURN_IF_ERROR(Start());
   KeepBlocks(imported_blocks_);
-  if (t % kBlockTokens != 0) RETURN_IF_ERROR(NewBlock(/*with_csa=*/true));
+  if (t % kBlockTokens != 0) RETURN_IF_ERROR(NewBlock(/*open=*/true));
   RETURN_IF_ERROR(WriteAnchor(anchor, t, last_slot()));
   history_.back().position = t;
   position_ = t;

@@ -34,7 +34,7 @@ class SequenceBase : public Sequence {
   absl::Status Truncate(int64_t position) final;
   absl::StatusOr<std::unique_ptr<Export>> StartExport(int64_t first_block, int64_t blocks,
                                                       bool anchor) const final;
-  absl::Status ImportBlock(const BlockPayload& payload) final;
+  absl::Status ImportBlocks(std::span<const BlockPayload> blocks, size_t* fitting) final;
   absl::Status ImportAnchor(std::string_view anchor) final;
   void SetCsaSource(CsaSource source) final { source_ = std::move(source); }
   absl::Status ImportCsa(std::span<const CsaPart> parts,
@@ -43,7 +43,7 @@ class SequenceBase : public Sequence {
 
   const StateLayout& layout() const { return layout_; }
 
-  // FailedPrecondition between ImportBlock and ImportAnchor: then there is no state to go on from.
+  // FailedPrecondition between ImportBlocks and ImportAnchor: then there is no state to go on from.
   absl::Status CheckReady() const;
 
   // Makes room for `rows` rows from position() on: blocks, and a slot for every frontier that is
@@ -77,15 +77,17 @@ class SequenceBase : public Sequence {
     virtual ~Contents() = default;
   };
 
-  // Blocks 0, 1, ...: an index part each (index_bytes()), zeros at first; per CSA layer entries
-  // (csa_bytes()), zeros if `with_csa`, else not there until WriteCsa.
-  virtual absl::Status AddBlock(bool with_csa) = 0;
+  // Blocks 0, 1, ...: an index part each (index_bytes()), per CSA layer entries (csa_bytes()). Of
+  // an `open` block all are zeros; of another the index part is anything until WriteIndexes, the
+  // entries not there until WriteCsa.
+  virtual absl::Status AddBlock(bool open) = 0;
   virtual void DropBlocks(int64_t keep) = 0;  // block `keep` and those after it
-  virtual absl::Status WriteIndex(int64_t block, std::string_view bytes) = 0;
+  // indexes[i] of block `first` + i.
+  virtual absl::Status WriteIndexes(int64_t first, std::span<const std::string_view> indexes) = 0;
   virtual bool HasCsa(int64_t block, int csa_layer) const = 0;
   // entries[i] of parts[i]; checked. After an error some may be there.
   virtual absl::Status WriteCsa(std::span<const CsaPart> parts,
-                                std::span<const std::string> entries) = 0;
+                                std::span<const std::string_view> entries) = 0;
 
   // Room for frontiers in slots [0, slots), those that were there kept. Never less than before.
   virtual absl::Status GrowSlots(int slots) = 0;
@@ -113,13 +115,16 @@ class SequenceBase : public Sequence {
   void Clear();
   // An empty sequence gets its first frontier: zeros.
   absl::Status Start();
-  absl::Status NewBlock(bool with_csa);
+  absl::Status NewBlock(bool open);
   void KeepBlocks(int64_t count);
   absl::Status ReserveSlots(size_t count);
   int TakeSlot();
   void FreeHistory();
   std::vector<int> HistorySlots() const;
-  absl::Status ImportBlockChecked(const BlockPayload& payload);
+  // What is wrong with it as the block `number`.
+  absl::Status CheckBlock(int64_t number, const BlockPayload& block) const;
+  absl::Status TakeBlocks(std::span<const BlockPayload> blocks, size_t& fitting);
+  absl::Status TakeCsa(std::span<const CsaPart> parts, std::span<const std::string_view> entries);
   absl::Status ImportAnchorChecked(std::string_view anchor);
   absl::Status CheckCsa(std::span<const CsaPart> parts, std::span<const std::string> entries) const;
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/parallel_ranges.h"
 
 namespace agentd::model {
 namespace {
@@ -52,24 +53,29 @@ void CpuSequence::StoreWindowKeys(int rows, const uint8_t* window_keys, size_t l
   }
 }
 
-absl::Status CpuSequence::AddBlock(bool with_csa) {
+absl::Status CpuSequence::AddBlock(bool open) {
   auto block = std::make_unique<Block>();
-  Fill(&block->index, std::max<size_t>(layout().index_bytes(), 1));
+  block->index.Reserve(std::max<size_t>(layout().index_bytes(), 1));
   block->csa.resize(size_t(layout().csa_layers));
-  if (with_csa) {
+  if (open) {
+    Fill(&block->index, block->index.size());
     for (auto& csa : block->csa) Fill(&csa, layout().csa_bytes());
   }
   blocks_.push_back(std::move(block));
   return absl::OkStatus();
 }
 
-absl::Status CpuSequence::WriteIndex(int64_t block, std::string_view bytes) {
-  std::memcpy(blocks_[size_t(block)]->index.data(), bytes.data(), bytes.size());
+absl::Status CpuSequence::WriteIndexes(int64_t first, std::span<const std::string_view> indexes) {
+  ForRanges(indexes.size(), layout().index_bytes(), [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      std::memcpy(blocks_[size_t(first) + i]->index.data(), indexes[i].data(), indexes[i].size());
+    }
+  });
   return absl::OkStatus();
 }
 
 absl::Status CpuSequence::WriteCsa(std::span<const CsaPart> parts,
-                                   std::span<const std::string> entries) {
+                                   std::span<const std::string_view> entries) {
   for (size_t i = 0; i < parts.size(); ++i) {
     Buffer<uint8_t>& csa = blocks_[size_t(parts[i].block)]->csa[size_t(parts[i].csa_layer)];
     std::memcpy(csa.Reserve(entries[i].size()), entries[i].data(), entries[i].size());

@@ -63,14 +63,14 @@ class CpuSequence final : public SequenceBase {
   };
   struct SavedBytes;
 
-  absl::Status AddBlock(bool with_csa) override;
+  absl::Status AddBlock(bool open) override;
   void DropBlocks(int64_t keep) override { blocks_.resize(size_t(keep)); }
-  absl::Status WriteIndex(int64_t block, std::string_view bytes) override;
+  absl::Status WriteIndexes(int64_t first, std::span<const std::string_view> indexes) override;
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)]->csa[size_t(csa_layer)].size() != 0;
   }
   absl::Status WriteCsa(std::span<const CsaPart> parts,
-                        std::span<const std::string> entries) override;
+                        std::span<const std::string_view> entries) override;
   absl::Status GrowSlots(int slots) override;
   absl::Status ZeroSlot(int slot) override;
   absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,

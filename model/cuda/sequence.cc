@@ -80,7 +80,7 @@ absl::Status CudaSequence::Prepare() {
   return absl::OkStatus();
 }
 
-absl::Status CudaSequence::AddBlock(bool with_csa) {
+absl::Status CudaSequence::AddBlock(bool open) {
   const auto at = int64_t(blocks_.size());
   if (rings_.bytes() == 0) {
     ASSIGN_OR_RETURN(rings_, DeviceMemory::Allocate(RingBytes(), "a sequence's window keys"));
@@ -89,9 +89,9 @@ absl::Status CudaSequence::AddBlock(bool with_csa) {
   }
   RETURN_IF_ERROR(GrowTables(at + 1));
   Block block;
-  block.resident.assign(size_t(layout().csa_layers), with_csa);
+  block.resident.assign(size_t(layout().csa_layers), open);
   ASSIGN_OR_RETURN(block.index, memory_->index_pages.Take());
-  if (with_csa && layout().csa_layers > 0) {
+  if (open && layout().csa_layers > 0) {
     absl::StatusOr<uint8_t*> csa = memory_->csa_pages.Take();
     if (!csa.ok()) {
       memory_->index_pages.Give(block.index);
@@ -115,13 +115,15 @@ void CudaSequence::DropBlocks(int64_t keep) {
   blocks_.resize(size_t(keep));
 }
 
-absl::Status CudaSequence::WriteIndex(int64_t block, std::string_view bytes) {
-  const Piece piece = {blocks_[size_t(block)].index, bytes.data(), bytes.size()};
-  return memory_->uploads.Send({&piece, 1});
+absl::Status CudaSequence::WriteIndexes(int64_t first, std::span<const std::string_view> indexes) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < indexes.size(); ++i)
+    pieces.push_back({blocks_[size_t(first) + i].index, indexes[i].data(), indexes[i].size()});
+  return memory_->uploads.Send(pieces);
 }
 
 absl::Status CudaSequence::WriteCsa(std::span<const CsaPart> parts,
-                                    std::span<const std::string> entries) {
+                                    std::span<const std::string_view> entries) {
   std::vector<Piece> pieces;
   for (size_t i = 0; i < parts.size(); ++i) {
     Block& to = blocks_[size_t(parts[i].block)];

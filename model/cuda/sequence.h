@@ -69,14 +69,14 @@ class CudaSequence final : public SequenceBase {
     std::vector<bool> resident;  // [csa_layers]
   };
 
-  absl::Status AddBlock(bool with_csa) override;
+  absl::Status AddBlock(bool open) override;
   void DropBlocks(int64_t keep) override;
-  absl::Status WriteIndex(int64_t block, std::string_view bytes) override;
+  absl::Status WriteIndexes(int64_t first, std::span<const std::string_view> indexes) override;
   bool HasCsa(int64_t block, int csa_layer) const override {
     return blocks_[size_t(block)].resident[size_t(csa_layer)];
   }
   absl::Status WriteCsa(std::span<const CsaPart> parts,
-                        std::span<const std::string> entries) override;
+                        std::span<const std::string_view> entries) override;
   absl::Status GrowSlots(int slots) override;
   absl::Status ZeroSlot(int slot) override;
   absl::StatusOr<std::unique_ptr<Export>> StartRead(int64_t first_block, int64_t blocks,
