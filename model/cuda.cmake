@@ -16,6 +16,8 @@ target_sources(agentd_model PRIVATE ${AGENTD_CUDA_KERNELS}
   cuda/forward_moe.cc cuda/limits.cc cuda/sequence.cc cuda/transfer.cc cuda/upload.cc cuda/weights.cc)
 target_compile_definitions(agentd_model PUBLIC AGENTD_HAS_CUDA)
 
+# With rings of stages in shared memory, which whole warps give back (WarpArrive in cuda/barrier.cuh).
+set(AGENTD_RING_KERNELS cuda/attend_group.cu cuda/gemm_few.cu cuda/gemm_many.cu)
 add_subdirectory(cuda/emulator)
 
 # A test of the backend: on a device (skips with a message where none is) and, with what GTEST_FILTER names, on the emulated
@@ -34,7 +36,8 @@ function(agentd_cuda_test test source filter)
   endif()
   if(TARGET agentd_emulator AND filter)
     # Objects come before libraries: of agentd_model no kernel is linked then, nor anything of the CUDA runtime.
-    agentd_test(emulated_${test} SOURCES ${objects} $<TARGET_OBJECTS:agentd_emulated_kernels> $<TARGET_OBJECTS:agentd_emulator>
+    agentd_test(emulated_${test} SOURCES ${objects} $<TARGET_OBJECTS:agentd_emulated_kernels>
+      $<TARGET_OBJECTS:agentd_emulated_ring_kernels> $<TARGET_OBJECTS:agentd_emulator>
       DEPS agentd_model agentd_reference TIMEOUT 600)
     set_target_properties(emulated_${test} PROPERTIES LINKER_LANGUAGE CXX)
     set_property(TEST emulated_${test} APPEND PROPERTY ENVIRONMENT GTEST_FILTER=${filter})
@@ -50,3 +53,23 @@ agentd_cuda_test(exchange_test cuda/exchange_test.cc */1)
 agentd_cuda_test(golden_test cpu/golden_test.cc HfA.LogitsAtEveryPosition)
 agentd_cuda_test(engine_test cpu/engine_test.cc RunLayer.*:Draft.*:*/Determinism.ExportAndImport/LowPrecision)
 agentd_cuda_test(property_test cpu/property_test.cc "")
+
+# The same tests with kernels in which every lane arrives at the rings' barriers, as compute-sanitizer's racecheck wants them
+# (barrier.cuh). Built when asked for by name: racecheck_golden_test for a device, emulated_racecheck_{gemm,attention}_test without one.
+function(agentd_racecheck_test name test kernels)
+  add_executable(${name} EXCLUDE_FROM_ALL $<TARGET_OBJECTS:cuda_${test}_objects> ${kernels} ${ARGN})
+  target_link_libraries(${name} PRIVATE agentd_model agentd_reference GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endfunction()
+if(AGENTD_TESTS AND NOT AGENTD_CUDA STREQUAL "HEADERS")
+  add_library(agentd_racecheck_kernels OBJECT EXCLUDE_FROM_ALL ${AGENTD_RING_KERNELS})
+  target_compile_definitions(agentd_racecheck_kernels PRIVATE AGENTD_RACECHECK)
+  target_link_libraries(agentd_racecheck_kernels PRIVATE agentd_model)
+  agentd_racecheck_test(racecheck_golden_test golden_test $<TARGET_OBJECTS:agentd_racecheck_kernels>)
+endif()
+if(TARGET agentd_emulator)
+  foreach(test gemm_test attention_test)
+    agentd_racecheck_test(emulated_racecheck_${test} ${test} $<TARGET_OBJECTS:agentd_emulated_racecheck_kernels>
+      $<TARGET_OBJECTS:agentd_emulated_kernels> $<TARGET_OBJECTS:agentd_emulator>)
+  endforeach()
+endif()

@@ -341,7 +341,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void Release() const {
-    if (Lane() == 0) BarrierArrive(&shared->empty[place.stage]);
+    WarpArrive(&shared->empty[place.stage], Lane());
   }
 
   __device__ __forceinline__ void StoreSums(const Unit& u) const {
@@ -426,7 +426,7 @@ struct Consumer {
       {
         float chain[32];
         MultiplyScores(chain);
-        if (note.last && Lane() == 0) BarrierArrive(&shared->query_empty);
+        if (note.last) WarpArrive(&shared->query_empty, Lane());
         MakeWeights(chain, note.left, stats);
       }
       Factors factors[2];
@@ -457,9 +457,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared->full[i], 128);
-      BarrierInit(&shared->empty[i], 4 * kGroups);
+      BarrierInit(&shared->empty[i], 4 * kGroups * kWarpArrivals);
     }
-    BarrierInit(&shared->query_empty, 4 * kGroups);
+    BarrierInit(&shared->query_empty, 4 * kGroups * kWarpArrivals);
     FenceBarrierInit();
   }
   __syncthreads();

@@ -99,6 +99,19 @@ __device__ __forceinline__ void FenceAsyncProxy() {
 
 #endif  // !AGENTD_CUDA_EMULATED
 
+// How often each warp that calls WarpArrive counts at the barrier.
+#if defined(AGENTD_RACECHECK)
+inline constexpr int kWarpArrivals = 32;
+#else
+inline constexpr int kWarpArrivals = 1;
+#endif
+// Arrives for a warp whose reads are over: a __syncwarp or a product of the whole warp came after
+// them. One lane does it for all. compute-sanitizer's racecheck does not follow that, so in a build
+// for it every lane arrives for itself.
+__device__ __forceinline__ void WarpArrive(uint64_t* barrier, int lane) {
+  if (kWarpArrivals == 32 || lane == 0) BarrierArrive(barrier);
+}
+
 }  // namespace agentd::model::cuda
 
 #endif  // AGENTD_MODEL_CUDA_BARRIER_CUH_

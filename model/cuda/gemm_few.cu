@@ -250,7 +250,7 @@ __device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, 
                                        lane, sums);
       }
       __syncwarp();
-      if (lane == 0) BarrierArrive(&group->empty[place->stage]);
+      WarpArrive(&group->empty[place->stage], lane);
       place->Next();
     }
     *buffer ^= 1;
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < kGroups * S::kStages) {
     Group<S>& group = groups[threadIdx.x / S::kStages];
     BarrierInit(&group.full[threadIdx.x % S::kStages], 1);
-    BarrierInit(&group.empty[threadIdx.x % S::kStages], kGroupThreads / 32);
+    BarrierInit(&group.empty[threadIdx.x % S::kStages], kGroupThreads / 32 * kWarpArrivals);
     FenceBarrierInit();
   }
   __syncthreads();

@@ -205,7 +205,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void Release() {
-    if (Lane() == 0) BarrierArrive(&shared->empty[place.stage]);
+    WarpArrive(&shared->empty[place.stage], Lane());
     place.Next();
   }
 
@@ -361,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared->full[i], 1 + 128);  // the unit is there; a thread's copies are
-      BarrierInit(&shared->empty[i], 4 * kGroups);
+      BarrierInit(&shared->empty[i], 4 * kGroups * kWarpArrivals);
     }
     FenceBarrierInit();
   }

@@ -17,7 +17,7 @@ limit_mb=30
 [ -f build/build.ninja ] || cmake --preset release >/dev/null
 mapfile -t tests < <(ctest --test-dir build -N | grep -o 'cuda_[a-z_]*$')
 [ ${#tests[@]} -gt 0 ] || { echo "tests/gpu/pack.sh: build/ has no CUDA backend: no nvcc was found when it was configured" >&2; exit 1; }
-cmake --build build --target agentd agentctl v4 resume_bench agentd-init agentd-tool "${tests[@]}" >&2
+cmake --build build --target agentd agentctl v4 resume_bench agentd-init agentd-tool racecheck_golden_test "${tests[@]}" >&2
 mkdir -p "$to/bin" "$to/lib" "$to/real"
 
 # Dynamic programs lie in real/, and in bin/ a script that runs one with the packed libraries. No variable is exported: Python and
@@ -46,7 +46,7 @@ SCRIPT
   done < <(awk '$2 == "=>" { print $3 }' <<<"$needed")
 }
 for name in agentd agentctl v4 resume_bench agentd-init agentd-tool; do add_program "build/bin/$name"; done
-for name in "${tests[@]}"; do add_program "build/tests/$name"; done
+for name in racecheck_golden_test "${tests[@]}"; do add_program "build/tests/$name"; done
 add_program "$(command -v bwrap)"
 
 if [ -n "$whole" ]; then
