@@ -15,6 +15,7 @@
 #include "agentd/daemon.h"
 #include "agentd/freed_memory.h"
 #include "agentd/server.h"
+#include "base/gib_option.h"
 #include "base/status.h"
 
 namespace {
@@ -66,19 +67,6 @@ int Fail(const absl::Status& status) {
   return ExitCode(status);
 }
 
-void AddGib(CLI::App& app, const std::string& name, int64_t& bytes, const std::string& what) {
-  app.add_option_function<double>(
-         name,
-         [name, &bytes](double gib) {
-           // Not by CLI::Range, which takes NaN.
-           if (!(gib > 0 && gib <= 1e6))
-             throw CLI::ValidationError(name, "it must be more than 0, to 1000000");
-           bytes = std::max(int64_t(gib * (1 << 30)), int64_t{1});
-         },
-         what)
-      ->type_name("FLOAT");
-}
-
 void DefineFlags(CLI::App& app, Flags& flags) {
   app.add_option(
          "--model", flags.model,
@@ -102,10 +90,12 @@ void DefineFlags(CLI::App& app, Flags& flags) {
          "Layers whose experts stay in host memory (cuda backend); without it as many as do "
          "not fit")
       ->check(CLI::Range(0, 1000));
-  AddGib(app, "--expert-cache-gib", flags.expert_cache_bytes,
-         "GiB of device memory for such experts (cuda backend); without it what is left");
-  AddGib(app, "--sequence-gib", flags.state_bytes,
-         "GiB of device memory that these choices leave for sequences (cuda backend; default: 8)");
+  agentd::AddGibOption(
+      &app, "--expert-cache-gib", &flags.expert_cache_bytes,
+      "GiB of device memory for such experts (cuda backend); without it what is left");
+  agentd::AddGibOption(
+      &app, "--sequence-gib", &flags.state_bytes,
+      "GiB of device memory that these choices leave for sequences (cuda backend; default: 8)");
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();

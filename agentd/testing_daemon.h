@@ -2,6 +2,8 @@
 #ifndef AGENTD_AGENTD_TESTING_DAEMON_H_
 #define AGENTD_AGENTD_TESTING_DAEMON_H_
 
+#include <gtest/gtest.h>
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -52,6 +54,46 @@ bool Gapless(const std::vector<v1::Event>& events);
 
 // {relative path: contents} of the regular files below.
 std::map<std::string, std::string> Files(const std::filesystem::path& directory);
+
+// Lives of a daemon on one directory.
+class DaemonTest : public testing::Test {
+ protected:
+  void Start(const Script& script = {}) {
+    daemon_.reset();
+    absl::StatusOr<std::unique_ptr<Daemon>> daemon =
+        Daemon::Start(TestOptions(directory_.path() / "data", script));
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = std::move(daemon).value();
+  }
+  std::string NewSession(uint64_t seed, int64_t max_tokens = 120) {
+    v1::CreateSessionRequest request;
+    request.mutable_config()->set_seed(seed);
+    request.mutable_config()->set_max_turn_tokens(max_tokens);
+    absl::StatusOr<v1::Session> session = daemon_->Create(request);
+    EXPECT_TRUE(session.ok()) << session.status();
+    return session.ok() ? session->id() : "";
+  }
+  const v1::TurnFinished& LastTurn(const std::vector<v1::Event>& events) {
+    for (auto event = events.rbegin(); event != events.rend(); ++event) {
+      if (event->has_turn_finished()) return event->turn_finished();
+    }
+    ADD_FAILURE() << "no turn finished";
+    return v1::TurnFinished::default_instance();
+  }
+  // Starts a session inside a tool call that takes long.
+  std::string InsideLongCall() {
+    Start({CallsText({CallText("bash", {{"command", "sleep 600"}})}), "Done."});
+    const std::string id = NewSession(5, 2000);
+    EXPECT_TRUE(daemon_->Run(id, "Sleep.").ok());
+    for (bool started = false; !started;) {
+      for (const v1::Event& event : AllEvents(*daemon_, id)) started |= event.has_tool_started();
+    }
+    return id;
+  }
+
+  TemporaryDirectory directory_;
+  std::unique_ptr<Daemon> daemon_;
+};
 
 }  // namespace agentd::daemon
 

@@ -347,11 +347,7 @@ int PlainSlots(const GemmArgs& args, const Cut& cut, int slots, int tile_limit) 
 template <typename S>
 void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
   constexpr size_t kBytes = kGroups * sizeof(Group<S>);
-  static const bool allowed = [] {
-    AllowSharedBytes(FewRowsKernel<S>, kBytes);
-    return true;
-  }();
-  (void)allowed;
+  RaiseSharedMemory<FewRowsKernel<S>>();
   const int units = CountUnits(args, kCut<S>, tile_limit);
   const int blocks = std::min(Multiprocessors(), units);
   const Sharing sharing = {.plain_units = CountUnits(args, kCut<S>, 0),

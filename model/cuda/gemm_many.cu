@@ -393,11 +393,7 @@ int ChooseTile(const GemmArgs& args) {
 }  // namespace
 
 void GemmManyRows(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
-  static const bool allowed = [] {
-    AllowSharedBytes(ManyRowsKernel, sizeof(Shared));
-    return true;
-  }();
-  (void)allowed;
+  RaiseSharedMemory<ManyRowsKernel>();
   const int tile = HasGroups(args) ? kTokens : ChooseTile(args);
   const int units = CountUnits(args, CutFor(tile), tile_limit);
   Launch(ManyRowsKernel, dim3(unsigned(std::min(Multiprocessors(), units))), dim3(kThreads),

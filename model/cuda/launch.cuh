@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 
@@ -57,11 +59,19 @@ void LaunchAlone(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t 
   LaunchWith(nullptr, 0, kernel, grid, block, 0, stream, args...);
 }
 
-// Lets a kernel have more than 48 KiB of dynamic shared memory. Once per kernel.
-template <typename... Params>
-void AllowSharedBytes(void (*kernel)(Params...), size_t bytes) {
-  static_cast<void>(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(bytes)));
+// Lets a kernel have more than 48 KiB of dynamic shared memory: all of an SM's but for
+// `static_bytes` of its own. Once per kernel and device.
+template <auto kKernel>
+void RaiseSharedMemory(int static_bytes = 0) {
+  constexpr int kBytes = 227 << 10;
+  static std::atomic<uint64_t> raised{0};
+  int device = 0;
+  cudaGetDevice(&device);
+  const uint64_t bit = uint64_t{1} << (device & 63);
+  if ((raised.load() & bit) != 0) return;
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes - static_bytes);
+  raised.fetch_or(bit);
 }
 
 // Of the current device, which does not change.

@@ -240,9 +240,7 @@ void Route(const RouteArgs& args, cudaStream_t stream) {
   if (args.rows == 1) return;
   const int parts = int(std::min<int64_t>(32, DivideUp(int64_t(args.rows) * args.k, 32)));
   const size_t bytes = size_t(parts) * size_t(args.experts) * sizeof(int);
-  if (bytes > 40000) {
-    AllowSharedBytes(SortKernel, bytes);
-  }
+  RaiseSharedMemory<SortKernel>(32 * int(sizeof(unsigned long long)));
   Launch(SortKernel, dim3(1), dim3(kSortThreads), bytes, stream, args, parts);
 }
 

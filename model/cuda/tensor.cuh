@@ -5,7 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <atomic>
 #include <cstdint>
 
 #include "model/cuda/machine.cuh"
@@ -14,20 +13,6 @@
 #endif
 
 namespace agentd::model::cuda {
-
-// Lets a kernel have all the shared memory of an SM: once per kernel and device.
-template <auto kKernel>
-void RaiseSharedMemory() {
-  constexpr int kBytes = 227 << 10;
-  static std::atomic<uint64_t> raised{0};
-  int device = 0;
-  cudaGetDevice(&device);
-  const uint64_t bit = uint64_t{1} << (device & 63);
-  if ((raised.load() & bit) != 0) return;
-  cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
-                       cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  raised.fetch_or(bit);
-}
 
 __device__ inline float FirstBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float SecondBf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }

@@ -7,28 +7,11 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/gib_option.h"
 #include "base/status.h"
 #include "model/json_file.h"
 
 namespace agentd::model::v4 {
-namespace {
-
-void AddGib(CLI::App* command, const std::string& name, int64_t* bytes, const std::string& what) {
-  command
-      ->add_option_function<double>(
-          name,
-          [name, bytes](double gib) {
-            // Not by CLI::Range, which takes NaN.
-            if (!(gib > 0 && gib <= 1e6))
-              throw CLI::ValidationError(name, "it must be more than 0, to 1000000");
-            *bytes = std::max(int64_t(gib * (1 << 30)), int64_t{1});
-          },
-          what)
-      ->type_name("FLOAT");
-}
-
-}  // namespace
-
 void AddEngineOptions(CLI::App* command, EngineOptions* options) {
   command->add_option("--backend", options->backend, "What evaluates the model: cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
@@ -41,11 +24,12 @@ void AddEngineOptions(CLI::App* command, EngineOptions* options) {
                    "Layers whose experts stay in host memory (cuda backend); without it as many as "
                    "do not fit")
       ->check(CLI::Range(0, 1000));
-  AddGib(command, "--expert-cache-gib", &options->expert_cache_bytes,
-         "GiB of device memory for such experts (cuda backend); without it what is left");
-  AddGib(command, "--sequence-gib", &options->state_bytes,
-         "GiB of device memory that these choices leave for sequences (cuda backend); without it "
-         "8, or what `bench --shape` needs");
+  AddGibOption(command, "--expert-cache-gib", &options->expert_cache_bytes,
+               "GiB of device memory for such experts (cuda backend); without it what is left");
+  AddGibOption(
+      command, "--sequence-gib", &options->state_bytes,
+      "GiB of device memory that these choices leave for sequences (cuda backend); without it "
+      "8, or what `bench --shape` needs");
 }
 
 int Report(const absl::Status& status) {

@@ -307,7 +307,8 @@ TEST(Emulator, RefusesWhatADeviceRefuses) {
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
   Launch(DeadlockKernel, dim3(1), dim3(32), 49 << 10, nullptr);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
-  AllowSharedBytes(DeadlockKernel, 228 << 10);
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(DeadlockKernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
 }
 

@@ -156,23 +156,26 @@ unsigned __match_any_sync(unsigned mask, T value) {
   }
   return lanes;
 }
-template <std::integral T>
-T __reduce_max_sync(unsigned mask, T value) {
-  namespace e = agentd::model::cuda::emulator;
-  const auto all = e::Gather(e::Meeting::kReduce, mask, value);
+namespace agentd::model::cuda::emulator {
+// `choose` of two, over all lanes of the mask.
+template <typename T, typename Choose>
+T Reduce(unsigned mask, T value, Choose choose) {
+  const auto all = Gather(Meeting::kReduce, mask, value);
   for (int lane = 0; lane < 32; ++lane) {
-    if ((all.mask >> lane & 1) != 0) value = std::max(value, all.values[lane]);
+    if ((all.mask >> lane & 1) != 0) value = choose(value, all.values[lane]);
   }
   return value;
 }
+}  // namespace agentd::model::cuda::emulator
+template <std::integral T>
+T __reduce_max_sync(unsigned mask, T value) {
+  return agentd::model::cuda::emulator::Reduce(mask, value,
+                                               [](T a, T b) { return std::max(a, b); });
+}
 template <std::integral T>
 T __reduce_min_sync(unsigned mask, T value) {
-  namespace e = agentd::model::cuda::emulator;
-  const auto all = e::Gather(e::Meeting::kReduce, mask, value);
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((all.mask >> lane & 1) != 0) value = std::min(value, all.values[lane]);
-  }
-  return value;
+  return agentd::model::cuda::emulator::Reduce(mask, value,
+                                               [](T a, T b) { return std::min(a, b); });
 }
 
 // Fibers run one at a time.
