@@ -46,7 +46,7 @@ class FakeCsa final : public CsaStore {
     return results;
   }
   void Drop(int64_t block) override { dropped.insert(block); }
-  void DropDamaged() override {}
+  void DropDamaged(const std::function<bool()>&) override {}
 
   void OpenGate() {
     std::lock_guard lock(mutex_);

@@ -13,7 +13,9 @@ namespace agentd::daemon {
 namespace {
 
 // Read at once by who only wants to know whether they are whole.
-constexpr size_t kCheckedBlocks = 16;
+constexpr int64_t kCheckedBlocks = 16;
+// The index part, among a block's parts by CSA layer.
+constexpr int kIndexPart = -1;
 
 // Blocks of a restore point.
 class StoredBlocks final : public CsaStore {
@@ -28,28 +30,27 @@ class StoredBlocks final : public CsaStore {
     std::vector<sessions::BlockPart> wanted;
     wanted.reserve(parts.size());
     for (const model::CsaPart& part : parts) {
-      wanted.push_back({hashes_[static_cast<size_t>(part.block)], part.csa_layer + 1});
+      wanted.push_back({hashes_[static_cast<size_t>(part.block)], part.csa_layer - kIndexPart});
     }
     return store_.ReadBlockParts(wanted);
   }
 
   std::vector<absl::StatusOr<std::string>> ReadIndex(int64_t first, int64_t count) {
-    std::vector<sessions::BlockPart> wanted;
-    wanted.reserve(static_cast<size_t>(count));
-    for (int64_t i = first; i < first + count; ++i)
-      wanted.push_back({hashes_[static_cast<size_t>(i)], 0});
-    return store_.ReadBlockParts(wanted);
+    std::vector<model::CsaPart> parts;
+    for (int64_t block = first; block < first + count; ++block)
+      parts.push_back({block, kIndexPart});
+    return Read(parts);
   }
 
   void Drop(int64_t block) override { store_.DropBlock(hashes_[static_cast<size_t>(block)]); }
 
-  void DropDamaged() override {
-    std::vector<sessions::BlockPart> parts;
-    for (size_t block = 0; block < hashes_.size(); ++block) {
-      for (int part = 0; part <= csa_layers_; ++part) parts.push_back({hashes_[block], part});
-      if ((block + 1) % kCheckedBlocks != 0 && block + 1 < hashes_.size()) continue;
-      (void)store_.ReadBlockParts(parts);
-      parts.clear();
+  void DropDamaged(const std::function<bool()>& stop) override {
+    for (int64_t first = 0; first < blocks() && !(stop && stop()); first += kCheckedBlocks) {
+      std::vector<model::CsaPart> parts;
+      for (int64_t block = first; block < std::min(first + kCheckedBlocks, blocks()); ++block) {
+        for (int layer = kIndexPart; layer < csa_layers_; ++layer) parts.push_back({block, layer});
+      }
+      (void)Read(parts);
     }
   }
 
@@ -63,7 +64,8 @@ class StoredBlocks final : public CsaStore {
 
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
                                           std::span<const model::TokenId> tokens,
-                                          int64_t max_position, int csa_layers) {
+                                          int64_t max_position, int csa_layers,
+                                          const std::function<bool()>& stop) {
   Restored restored;
   for (int64_t limit = max_position; limit > 0;) {
     ASSIGN_OR_RETURN(sessions::RestorePoint point, store.FindRestorePoint(owner, tokens, limit));
@@ -84,7 +86,7 @@ absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_vi
     }
     if (!IsDamage(anchor.status())) return anchor.status();
     spdlog::warn("stored KV is damaged and will be recomputed: {}", Text(anchor.status()));
-    if (limit == max_position) blocks->DropDamaged();
+    if (limit == max_position) blocks->DropDamaged(stop);
     limit = point.position - 1;
   }
   return restored;

@@ -3,6 +3,7 @@
 #define AGENTD_AGENTD_RESTORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -23,10 +24,12 @@ struct Restored {
 // damaged or missing one makes it fall back to an earlier state and costs time, never an error. The
 // index parts come with StoredState::index, the CSA entries are left to StoredState::csa: who meets
 // damage there asks again for what is before it. Errors are the store's own.
-// `csa_layers`: parts after the index part in every block. The state uses the store.
+// `csa_layers`: parts after the index part in every block. `stop`: as of CsaStore::DropDamaged. The
+// state uses the store.
 absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_view owner,
                                           std::span<const model::TokenId> tokens,
-                                          int64_t max_position, int csa_layers);
+                                          int64_t max_position, int csa_layers,
+                                          const std::function<bool()>& stop);
 
 }  // namespace agentd::daemon
 

@@ -195,6 +195,29 @@ TEST(RestoreTest, ManySessionsAtOnceWithDamageInThemAll) {
   EXPECT_GT(mended.prefilled_again, 0);
 }
 
+TEST(RestoreTest, LookingForDamageStopsWhenItIsTold) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = CopyTo(directory.path() / "data");
+  ASSERT_GT(DamageParts(data, 1, Damage::kFlip, [](int64_t) { return true; }), 0);
+  const auto daemon = StartOn(data);
+  const Runtime& runtime = daemon->runtime();
+  std::vector<TokenId> tokens;
+  for (const auto& [token, sampled] : AllTokens(AllEvents(*daemon, SessionIds(*daemon).front())))
+    tokens.push_back(token);
+  const auto offered = [&] {
+    return ReadRestorePoint(*runtime.store, runtime.owner, tokens,
+                            static_cast<int64_t>(tokens.size()), runtime.csa_layers, {})
+        .value();
+  };
+  const Restored before = offered();
+  ASSERT_TRUE(before.state);
+  EXPECT_GT(before.state->position, 3 * model::kBlockTokens);
+  before.state->csa->DropDamaged([] { return true; });
+  EXPECT_EQ(offered().point.position, before.point.position);
+  before.state->csa->DropDamaged({});
+  EXPECT_LT(offered().point.position, model::kBlockTokens);
+}
+
 TEST(RestoreTest, DeletedWhileItComesBack) {
   TemporaryDirectory directory;
   CopyTo(directory.path() / "data");
@@ -244,7 +267,7 @@ class GatedCsa final : public CsaStore {
     return results;
   }
   void Drop(int64_t) override {}
-  void DropDamaged() override {}
+  void DropDamaged(const std::function<bool()>&) override {}
 
   std::atomic<bool> open = false;
   std::atomic<bool> answered = false;  // the reader ahead has got something

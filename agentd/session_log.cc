@@ -84,7 +84,9 @@ absl::Status SessionLog::AppendWithMeta(std::vector<sessions::NewEvent> events, 
 
 absl::Status SessionLog::AppendKv(KvExport kv) {
   absl::StatusOr<model::Export::State> state = kv.state->Take();
-  if (!state.ok()) {  // a cache: the log goes on, and the next step tells if the device is gone
+  // A cache: the log goes on. Only a device that is gone gives none: no later step or export comes
+  // from it either, so what is stored has no hole, and is computed and stored from there on again.
+  if (!state.ok()) {
     spdlog::warn("KV up to {} is not stored: {}", kv.position, Text(state.status()));
     return absl::OkStatus();
   }

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,8 +28,10 @@ class CsaStore {
   // For a block that is whole but that the model cannot use.
   virtual void Drop(int64_t block) = 0;
   // Where one value is damaged others may be: reads all, so that none of those is offered any more,
-  // and they are stored again when they are computed again.
-  virtual void DropDamaged() = 0;
+  // and they are stored again when they are computed again. That must be so before anything is
+  // computed again, so it is waited for: as long as a resume reads, once, and not after `stop`,
+  // asked between small reads, says so.
+  virtual void DropDamaged(const std::function<bool()>& stop) = 0;
 };
 
 // Why a sequence cannot go on with what is stored.

@@ -288,7 +288,7 @@ absl::Status Turn::FallBack(const Stretch& failed, From& from) {
     if (lost.unfit)
       lost.store->Drop(lost.block);
     else if (IsDamage(lost.status))
-      lost.store->DropDamaged();
+      lost.store->DropDamaged([this] { return Stopping(); });
     else
       return lost.status;
     from.limit = std::min(from.limit, (lost.block + 1) * model::kBlockTokens - 1);
@@ -322,7 +322,7 @@ absl::StatusOr<JobSpec> Turn::PrepareJob(From& from, std::optional<v1::Resumed>&
 
   ASSIGN_OR_RETURN(Restored restored,
                    ReadRestorePoint(*runtime_.store, runtime_.owner, spec.context, from.limit,
-                                    runtime_.csa_layers));
+                                    runtime_.csa_layers, [this] { return Stopping(); }));
   CrashPoint("agentd.restored");
   const int64_t position = restored.state ? restored.state->position : 0;
   const int64_t covered = std::max(restored.covered, from.offered);

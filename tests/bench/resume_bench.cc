@@ -252,7 +252,7 @@ absl::StatusOr<std::unique_ptr<model::Sequence>> ResumeBench::Import() {
   }
   const Clock read;
   ASSIGN_OR_RETURN(daemon::Restored restored,
-                   daemon::ReadRestorePoint(*store_, kOwner, past(), position(), csa_layers_));
+                   daemon::ReadRestorePoint(*store_, kOwner, past(), position(), csa_layers_, {}));
   if (!restored.state || restored.state->position != position())
     return Internal("the state at {} cannot be read", position());
   auto sequence = engine_->NewSequence();
