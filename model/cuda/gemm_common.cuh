@@ -46,10 +46,10 @@ struct Piece<MatrixType::kFp8> {
     // A byte as the exponent of both halves.
     const uint32_t low = __byte_perm(scale, 0, 0x0404) >> 1;
     const uint32_t high = __byte_perm(scale, 0, 0x1414) >> 1;
-    a[0] = MultiplyBf16((first & 0x80008000u) | ((first >> 4) & 0x07F007F0u), low);
-    a[1] = MultiplyBf16(((first << 8) & 0x80008000u) | ((first << 4) & 0x07F007F0u), high);
-    a[2] = MultiplyBf16((second & 0x80008000u) | ((second >> 4) & 0x07F007F0u), low);
-    a[3] = MultiplyBf16(((second << 8) & 0x80008000u) | ((second << 4) & 0x07F007F0u), high);
+    a[0] = MultiplyBf16(first & 0x87F087F0u, low);
+    a[1] = MultiplyBf16(((first << 4) & 0x80F080F0u) | ((first >> 4) & 0x07000700u), high);
+    a[2] = MultiplyBf16(second & 0x87F087F0u, low);
+    a[3] = MultiplyBf16(((second << 4) & 0x80F080F0u) | ((second >> 4) & 0x07000700u), high);
   }
 };
 

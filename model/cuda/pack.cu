@@ -43,8 +43,10 @@ __device__ uint32_t Fp4At(const Source& s, int row, int column) {
 }
 
 // A lane's word of k16 step `step` (of 4) of an m16 x k64 piece. BF16: register i. FP8: registers
-// 2i and 2i+1, low and high halves in bytes {1, 3} and {0, 2}. FP4: all four registers: signs of
-// register 0..3 in bits 14, 12, 15, 13 of each half, magnitudes in bits 3i..3i+2.
+// 2i and 2i+1, in each half the first's sign in bit 15 and magnitude in bits 4..10, where BF16 has
+// them; of the second, in what is left, the sign in bit 11 and the magnitude's bits 0..3 in bits
+// 0..3, 4..6 in bits 12..14. FP4: all four registers: signs of register 0..3 in bits 14, 12, 15, 13
+// of each half, magnitudes in bits 3i..3i+2. So that few instructions take them apart.
 __device__ uint32_t Bf16Word(const Source& s, int row, int column, int lane, int i) {
   const int r = row + RowOf(lane, i);
   return Bf16At(s, r, column + ColumnOf(lane, i, 0)) | Bf16At(s, r, column + ColumnOf(lane, i, 1))
@@ -56,7 +58,9 @@ __device__ uint32_t Fp8Word(const Source& s, int row, int column, int lane, int 
     const int reg = 2 * i + odd;
     for (int half = 0; half < 2; ++half) {
       const uint32_t code = Fp8At(s, row + RowOf(lane, reg), column + ColumnOf(lane, reg, half));
-      word |= code << (8 * (2 * half + 1 - odd));
+      const uint32_t placed = odd == 0 ? (code >> 7) << 15 | (code & 127) << 4
+                                       : (code >> 7) << 11 | (code & 15) | (code >> 4 & 7) << 12;
+      word |= placed << (16 * half);
     }
   }
   return word;
@@ -153,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
        i += int64_t(gridDim.x) * kThreads) {
     const auto bits = uint32_t(Mixed(seed ^ uint64_t(i) * 0x2545F4914F6CDD1Dull) >> 16);
     uint32_t word = bits;
-    if (type == MatrixType::kFp8) word = (bits & 0x9F9F9F9Fu) | 0x20202020u;
+    if (type == MatrixType::kFp8) word = (bits & 0x99FF99FFu) | 0x22002200u;
     if (type == MatrixType::kBf16) {
       const float low = (float(bits & 0xFFFF) / 32768.0f - 1) * magnitude;
       const float high = (float(bits >> 16) / 32768.0f - 1) * magnitude;
