@@ -16,8 +16,10 @@
 #include <fstream>
 
 #include "base/status.h"
+#include "sessions/blob_files.h"
 #include "sessions/bytes.h"
 #include "sessions/crash_point.h"
+#include "sessions/crc32c.h"
 #include "sessions/record.h"
 
 namespace agentd::sessions::internal {
@@ -26,6 +28,7 @@ namespace {
 constexpr char kFormatLine[] = "agentd-sessions ";
 constexpr int kFormatVersion = 1;
 constexpr uint64_t kSpareBytes = 4 << 20;
+constexpr size_t kEntryBytes = 32;  // of an entry in a batch, besides key and value, at most
 constexpr char kOpenedName[] = "OPENED";
 constexpr char kProbeName[] = "PROBE";
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
@@ -129,10 +132,9 @@ class NoLogFile final : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
-rocksdb::Options DbOptions(const InternalOptions& internal_options,
-                           std::shared_ptr<rocksdb::EventListener> listener) {
+rocksdb::Options DbOptions(rocksdb::Env* env, std::shared_ptr<rocksdb::EventListener> listener) {
   rocksdb::Options options;
-  if (internal_options.env != nullptr) options.env = internal_options.env;
+  options.env = env;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   options.paranoid_checks = true;
@@ -149,9 +151,6 @@ rocksdb::Options DbOptions(const InternalOptions& internal_options,
   options.avoid_flush_during_shutdown = true;
   options.max_total_wal_size = 64 << 20;
   options.max_open_files = 512;
-  // The parts of a block lie side by side in a blob file and are read in that order when a session
-  // comes back: the kernel reads ahead for whoever reads so, and reads no more for others.
-  options.advise_random_on_open = false;
   options.max_background_jobs = 2;
   options.info_log = std::make_shared<NoLogFile>();
   options.stats_dump_period_sec = 0;
@@ -288,8 +287,12 @@ absl::Status Database::RaiseEpoch() {
 }
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
+  (void)RocksDbUsesOurCrc32c();  // so that the program that links this has it
   listener_ = std::make_shared<Listener>();
-  const rocksdb::Options options = DbOptions(internal_options, listener_);
+  rocksdb::Env* const base =
+      internal_options.env != nullptr ? internal_options.env : rocksdb::Env::Default();
+  env_ = rocksdb::NewCompositeEnv(WithDirectBlobReads(base->GetFileSystem()));
+  const rocksdb::Options options = DbOptions(env_.get(), listener_);
   std::vector<rocksdb::ColumnFamilyDescriptor> columns;
   columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
   for (int i = 0; i < kColumns; ++i)
@@ -323,6 +326,29 @@ absl::StatusOr<std::optional<std::string>> Database::Get(Column column, std::str
   ASSIGN_OR_RETURN(const bool found, GetPinned(column, key, snapshot, value));
   if (!found) return std::optional<std::string>();
   return std::optional<std::string>(value.ToString());
+}
+
+std::vector<absl::StatusOr<bool>> Database::GetMany(
+    Column column, std::span<const std::string> keys, const rocksdb::Snapshot* snapshot,
+    std::vector<rocksdb::PinnableSlice>& values) const {
+  const std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
+  std::vector<rocksdb::Status> statuses(keys.size());
+  values = std::vector<rocksdb::PinnableSlice>(keys.size());
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  db_->MultiGet(options, Handle(column), keys.size(), slices.data(), values.data(),
+                statuses.data());
+  std::vector<absl::StatusOr<bool>> found;
+  found.reserve(keys.size());
+  for (const rocksdb::Status& status : statuses) {
+    if (status.ok() || status.IsNotFound()) {
+      found.emplace_back(status.ok());
+    } else {
+      found.emplace_back(Translate(
+          status, fmt::format("reading from {}", kColumnNames[static_cast<int>(column)])));
+    }
+  }
+  return found;
 }
 
 std::unique_ptr<rocksdb::Iterator> Database::Iterate(Column column,
@@ -384,7 +410,10 @@ absl::Status Database::Write(rocksdb::WriteBatch& batch, bool sync) {
 
 absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
   RETURN_IF_ERROR(MayWrite());
-  rocksdb::WriteBatch batch;
+  size_t bytes = 0;
+  for (const WriteEntry& entry : entries)
+    bytes += entry.key.size() + (entry.value.has_value() ? entry.value->size() : 0) + kEntryBytes;
+  rocksdb::WriteBatch batch(bytes);
   Fill(batch, entries);
   rocksdb::WriteOptions options;
   options.disableWAL = true;

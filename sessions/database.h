@@ -7,12 +7,14 @@
 #define AGENTD_SESSIONS_DATABASE_H_
 
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 
 #include <array>
 #include <atomic>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,6 +58,11 @@ class Database {
   absl::StatusOr<bool> GetPinned(Column column, std::string_view key,
                                  const rocksdb::Snapshot* snapshot,
                                  rocksdb::PinnableSlice& value) const;
+  // The same for several keys at once, one answer each. Values that lie side by side in a blob file
+  // are read in one go.
+  std::vector<absl::StatusOr<bool>> GetMany(Column column, std::span<const std::string> keys,
+                                            const rocksdb::Snapshot* snapshot,
+                                            std::vector<rocksdb::PinnableSlice>& values) const;
   std::unique_ptr<rocksdb::Iterator> Iterate(Column column,
                                              const rocksdb::Snapshot* snapshot = nullptr) const;
   // All entries under `prefix`, in key order, until `visit` returns an error.
@@ -139,6 +146,7 @@ class Database {
   std::string epoch_;                   // the bytes of EPOCH while we are the owner
   UniqueFd epoch_file_;                 // the file that they are in
   std::shared_ptr<Listener> listener_;  // shared with RocksDB
+  std::unique_ptr<rocksdb::Env> env_;   // outlives db_
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 

@@ -155,7 +155,8 @@ void Pipeline::StoreValues(Queue& group) {
     }
     if (!operation->error.ok()) state.values_error = operation->error;
   }
-  for (const WriteEntry& entry : values.entries) columns.insert(entry.column);
+  if (!values.blocks.empty()) columns.insert(Column::kKv);
+  if (!values.anchors.empty()) columns.insert(Column::kAnchors);
   if (columns.empty()) return;
   const absl::Status status = WriteValues(values, columns);
   if (status.ok()) return;
@@ -210,12 +211,7 @@ absl::Status Pipeline::CollectBlocks(Operation& operation, NewValues& values) {
     if (stored) continue;
     const uint32_t parts = static_cast<uint32_t>(block.parts.size());
     Intend('k', block.hash, parts, operation, values);
-    for (uint32_t part = 0; fresh && part < parts; ++part) {
-      std::string key = KvPartKey(block.hash, part);
-      std::string value =
-          EncodeKvPart(key, {identity_, block.parent, block.block, part, parts, block.parts[part]});
-      values.entries.push_back({Column::kKv, std::move(key), std::move(value)});
-    }
+    if (fresh) values.blocks.push_back(&block);
     operation.writes.push_back(
         {Column::kTimelines, name_key,
          EncodeBlockName(name_key, {identity_, block.parent, block.block, parts})});
@@ -230,12 +226,7 @@ absl::Status Pipeline::CollectAnchor(Operation& operation, NewValues& values) {
                    database_.Get(Column::kTimelines, name_key));
   if (name.has_value()) return absl::OkStatus();
   Intend('a', anchor.hash, 0, operation, values);
-  if (values.names.insert(name_key).second) {
-    const std::string key = AnchorKey(anchor.hash);
-    values.entries.push_back(
-        {Column::kAnchors, key,
-         EncodeAnchor(key, {identity_, anchor.parent, anchor.position, anchor.payload})});
-  }
+  if (values.names.insert(name_key).second) values.anchors.push_back(&anchor);
   const std::string index_key = AnchorIndexKey(anchor.parent, anchor.position, anchor.hash);
   operation.writes.push_back(
       {Column::kTimelines, name_key,
@@ -245,12 +236,34 @@ absl::Status Pipeline::CollectAnchor(Operation& operation, NewValues& values) {
   return absl::OkStatus();
 }
 
+// A batch for each block: what a value is copied through on its way is then small enough to be used
+// again by the next, and fresh memory costs more than the copy. Nobody looks at a part before the
+// block has its name.
+absl::Status Pipeline::WriteBlock(const BlockToStore& block) {
+  const uint32_t parts = static_cast<uint32_t>(block.parts.size());
+  std::vector<WriteEntry> entries;
+  entries.reserve(parts);
+  for (uint32_t part = 0; part < parts; ++part) {
+    std::string key = KvPartKey(block.hash, part);
+    std::string value =
+        EncodeKvPart(key, {identity_, block.parent, block.block, part, parts, block.parts[part]});
+    entries.push_back({Column::kKv, std::move(key), std::move(value)});
+  }
+  return database_.WriteUnlogged(entries);
+}
+
 absl::Status Pipeline::WriteValues(const NewValues& values, const std::set<Column>& columns) {
   // Not synced: the flush below closes and syncs the log that holds them before it installs its
   // files.
   if (!values.intents.empty()) RETURN_IF_ERROR(database_.Write(values.intents, /*sync=*/false));
   CrashPoint("values_intents");
-  if (!values.entries.empty()) RETURN_IF_ERROR(database_.WriteUnlogged(values.entries));
+  for (const BlockToStore* block : values.blocks) RETURN_IF_ERROR(WriteBlock(*block));
+  for (const AnchorToStore* anchor : values.anchors) {
+    const std::string key = AnchorKey(anchor->hash);
+    RETURN_IF_ERROR(database_.WriteUnlogged(
+        {{Column::kAnchors, key,
+          EncodeAnchor(key, {identity_, anchor->parent, anchor->position, anchor->payload})}}));
+  }
   CrashPoint("values_written");
   std::vector<Column> flushed(columns.begin(), columns.end());
   if (++flushes_ % kFlushesPerFullFlush == 0) {

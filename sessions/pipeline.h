@@ -116,8 +116,10 @@ class Pipeline {
   void StoreValues(Queue& group);
   // What a group of operations brings that is not stored yet.
   struct NewValues {
-    std::vector<WriteEntry> intents, entries;
-    std::set<std::string> names;  // keys of the names of `entries`
+    std::vector<WriteEntry> intents;
+    std::vector<const BlockToStore*> blocks;  // the operations'
+    std::vector<const AnchorToStore*> anchors;
+    std::set<std::string> names;  // keys of the names of both
   };
   static void Intend(char column, const Sha256Digest& digest, uint64_t parts, Operation& operation,
                      NewValues& values);
@@ -125,6 +127,7 @@ class Pipeline {
   absl::Status CollectBlocks(Operation& operation, NewValues& values);
   absl::Status CollectAnchor(Operation& operation, NewValues& values);
   absl::Status WriteValues(const NewValues& values, const std::set<Column>& columns);
+  absl::Status WriteBlock(const BlockToStore& block);
   void WriterLoop();
   bool TakeGroup(Queue& group);
   void WriteGroup(Queue& group);

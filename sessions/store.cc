@@ -51,6 +51,8 @@ namespace internal {
 namespace {
 
 constexpr size_t kMaxOwnerBytes = 1024;
+// Sessions that one thread reads in a row for a list: enough for reading on to pay.
+constexpr size_t kListedAtOnce = 1000;
 constexpr size_t kOwnerKeyBytes = 32;
 constexpr char kIdDigits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 constexpr int kIdTimeDigits = 10, kIdDigitCount = 26;
@@ -289,12 +291,17 @@ absl::StatusOr<SessionInfo> StoreImpl::Create(const NewSession& session) {
 
 absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
     std::string_view session_id, const rocksdb::Snapshot* snapshot) const {
+  PointSource source(*database_, snapshot);
+  return ReadSession(session_id, source);
+}
+
+absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
+    std::string_view session_id, RecordSource& source) {
   const std::string key = SessionKey(session_id);
-  ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                   database_->Get(Column::kTimelines, key, snapshot));
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, source.Get(key));
   if (!value.has_value()) return NotFound("session {} does not exist", session_id);
   ASSIGN_OR_RETURN(SessionRecord record, DecodeSession(key, *value));
-  absl::StatusOr<TimelineView> timeline = ReadTimeline(*database_, record.timeline, snapshot);
+  absl::StatusOr<TimelineView> timeline = ReadTimeline(source, record.timeline);
   if (absl::IsNotFound(timeline.status()))
     return DataLoss("session {}: {}", session_id, Text(timeline.status()));
   if (!timeline.ok()) return timeline.status();
@@ -303,7 +310,12 @@ absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
 
 absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id,
                                                 const rocksdb::Snapshot* snapshot) const {
-  ASSIGN_OR_RETURN(const auto session, ReadSession(session_id, snapshot));
+  PointSource source(*database_, snapshot);
+  return ReadInfo(session_id, source);
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id, RecordSource& source) {
+  ASSIGN_OR_RETURN(const auto session, ReadSession(session_id, source));
   const auto& [record, timeline] = session;
   SessionInfo info;
   info.id = std::string(session_id);
@@ -317,8 +329,7 @@ absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id,
   info.forked_from = record.forked_from;
   info.forked_at_seq = record.forked_at_seq;
   const std::string meta_key = SessionMetaKey(session_id);
-  ASSIGN_OR_RETURN(const std::optional<std::string> meta,
-                   database_->Get(Column::kTimelines, meta_key, snapshot));
+  ASSIGN_OR_RETURN(const std::optional<std::string> meta, source.Get(meta_key));
   if (!meta.has_value())
     return DataLoss("{} is missing", Describe(RecordKind::kSessionMeta, meta_key));
   ASSIGN_OR_RETURN(const std::string_view payload,
@@ -332,34 +343,52 @@ absl::StatusOr<SessionInfo> StoreImpl::Get(std::string_view session_id) {
   return ReadInfo(session_id, snapshot.get());
 }
 
-absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
-                                                         std::string_view after_id, int limit) {
-  if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
-  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+// Ids of a page, newest first.
+absl::StatusOr<std::vector<std::string>> StoreImpl::ListIds(
+    std::string_view owner, std::string_view after_id, int limit,
+    const rocksdb::Snapshot* snapshot) const {
   const std::string prefix = OwnerIndexPrefix(owner);
-  std::vector<SessionInfo> page;
+  std::vector<std::string> ids;
   const std::unique_ptr<rocksdb::Iterator> iterator =
-      database_->Iterate(Column::kTimelines, snapshot.get());
+      database_->Iterate(Column::kTimelines, snapshot);
   const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
   iterator->SeekForPrev(before);
   if (iterator->Valid() && iterator->key() == before) iterator->Prev();
   for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
-    if (page.size() == static_cast<size_t>(limit)) break;
-    const std::string id(ToView(iterator->key()).substr(prefix.size()));
-    absl::StatusOr<SessionInfo> info = ReadInfo(id, snapshot.get());
-    if (!info.ok() && !absl::IsDataLoss(info.status()) && !absl::IsNotFound(info.status()))
-      return info.status();
-    // One damaged session must not hide the others.
-    if (!info.ok()) {
-      SessionInfo damaged;
-      damaged.id = id;
-      damaged.owner = std::string(owner);
-      damaged.damage = Text(info.status());
-      info = std::move(damaged);
-    }
-    page.push_back(*std::move(info));
+    if (ids.size() == static_cast<size_t>(limit)) break;
+    ids.emplace_back(ToView(iterator->key()).substr(prefix.size()));
   }
   RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
+  return ids;
+}
+
+absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
+                                                         std::string_view after_id, int limit) {
+  if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
+  const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
+  ASSIGN_OR_RETURN(const std::vector<std::string> ids,
+                   ListIds(owner, after_id, limit, snapshot.get()));
+  std::vector<SessionInfo> page(ids.size());
+  std::vector<absl::Status> errors((ids.size() + kListedAtOnce - 1) / kListedAtOnce);
+  read_threads_.ForEach(errors.size(), [&](size_t part) {
+    AscendingSource source(*database_, snapshot.get());
+    const size_t first = part * kListedAtOnce;
+    for (size_t i = std::min(first + kListedAtOnce, ids.size()); i-- > first;) {
+      absl::StatusOr<SessionInfo> info = ReadInfo(ids[i], source);
+      if (info.ok()) {
+        page[i] = *std::move(info);
+      } else if (absl::IsDataLoss(info.status()) || absl::IsNotFound(info.status())) {
+        // One damaged session must not hide the others.
+        page[i].id = ids[i];
+        page[i].owner = std::string(owner);
+        page[i].damage = Text(info.status());
+      } else {
+        errors[part] = info.status();
+        return;
+      }
+    }
+  });
+  for (const absl::Status& error : errors) RETURN_IF_ERROR(error);
   return page;
 }
 

@@ -81,8 +81,14 @@ class StoreImpl final : public Store {
   absl::Status CheckNewSession(const NewSession& session) const;
   absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(
       std::string_view session_id, const rocksdb::Snapshot* snapshot) const;
+  static absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(
+      std::string_view session_id, RecordSource& source);
+  static absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id, RecordSource& source);
   absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id,
                                        const rocksdb::Snapshot* snapshot) const;
+  absl::StatusOr<std::vector<std::string>> ListIds(std::string_view owner,
+                                                   std::string_view after_id, int limit,
+                                                   const rocksdb::Snapshot* snapshot) const;
   std::string NewSessionId(int64_t now_us);
   // Reserves an id and adds the counter's record to `writes`.
   TimelineId NewTimeline(std::vector<WriteEntry>& writes);
@@ -126,8 +132,13 @@ class StoreImpl final : public Store {
   // ---- values
   absl::StatusOr<BlockName> ReadNameAt(const rocksdb::Snapshot* snapshot, const BlockHash& block,
                                        bool& damaged) const;
-  absl::StatusOr<std::string> ReadPartAt(const rocksdb::Snapshot* snapshot, const BlockHash& block,
-                                         const BlockName& name, int part, bool& damaged) const;
+  void ReadPartsAt(const rocksdb::Snapshot* snapshot, const BlockName& name,
+                   std::span<const BlockPart> parts, absl::StatusOr<std::string>* data,
+                   bool* damaged) const;
+  static absl::StatusOr<std::string> CheckPart(const BlockName& name, int part,
+                                               const std::string& key,
+                                               const absl::StatusOr<bool>& found,
+                                               std::string_view value);
   absl::StatusOr<std::string> ReadAnchorAt(const rocksdb::Snapshot* snapshot,
                                            const Sha256Digest& anchor, int64_t position,
                                            bool& damaged) const;

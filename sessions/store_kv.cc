@@ -95,26 +95,42 @@ absl::StatusOr<BlockName> StoreImpl::ReadNameAt(const rocksdb::Snapshot* snapsho
   return name;
 }
 
-absl::StatusOr<std::string> StoreImpl::ReadPartAt(const rocksdb::Snapshot* snapshot,
-                                                  const BlockHash& block, const BlockName& name,
-                                                  int part, bool& damaged) const {
-  if (part < 0 || static_cast<uint32_t>(part) >= name.parts) {
-    return NotFound("block {} has {} parts, not part {}", Hex(block), name.parts, part);
+// Of parts that stand side by side in a request and are of one block: so they lie on the disk.
+void StoreImpl::ReadPartsAt(const rocksdb::Snapshot* snapshot, const BlockName& name,
+                            std::span<const BlockPart> parts, absl::StatusOr<std::string>* data,
+                            bool* damaged) const {
+  std::vector<std::string> keys;
+  keys.reserve(parts.size());
+  for (const BlockPart& part : parts)
+    keys.push_back(KvPartKey(part.block, static_cast<uint32_t>(part.part)));
+  std::vector<rocksdb::PinnableSlice> values;
+  const std::vector<absl::StatusOr<bool>> found =
+      database_->GetMany(Column::kKv, keys, snapshot, values);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].part < 0 || static_cast<uint32_t>(parts[i].part) >= name.parts) {
+      data[i] = NotFound("block {} has {} parts, not part {}", Hex(parts[i].block), name.parts,
+                         parts[i].part);
+      continue;
+    }
+    data[i] = CheckPart(name, parts[i].part, keys[i], found[i], ToView(values[i]));
+    damaged[i] = !data[i].ok() && (found[i].ok() || absl::IsDataLoss(found[i].status()));
+    values[i].Reset();
   }
-  const std::string key = KvPartKey(block, static_cast<uint32_t>(part));
-  const std::string what = Describe(RecordKind::kKvPart, key);
-  rocksdb::PinnableSlice value;
-  const absl::StatusOr<bool> found = database_->GetPinned(Column::kKv, key, snapshot, value);
-  damaged = found.ok() || absl::IsDataLoss(found.status());
-  if (!found.ok()) return Annotate(found.status(), what);
-  if (!*found) return NotFound("{} is missing", what);
-  ASSIGN_OR_RETURN(const KvPart decoded, DecodeKvPart(key, ToView(value)));
+}
+
+absl::StatusOr<std::string> StoreImpl::CheckPart(const BlockName& name, int part,
+                                                 const std::string& key,
+                                                 const absl::StatusOr<bool>& found,
+                                                 std::string_view value) {
+  const auto what = [&] { return Describe(RecordKind::kKvPart, key); };
+  if (!found.ok()) return Annotate(found.status(), what());
+  if (!*found) return NotFound("{} is missing", what());
+  ASSIGN_OR_RETURN(const KvPart decoded, DecodeKvPart(key, value));
   if (decoded.identity != name.identity || decoded.parent != name.parent ||
       decoded.block != name.block || decoded.part != static_cast<uint32_t>(part) ||
       decoded.parts != name.parts) {
-    return DataLoss("{} is damaged: it does not fit its name", what);
+    return DataLoss("{} is damaged: it does not fit its name", what());
   }
-  damaged = false;
   return std::string(decoded.data);
 }
 
@@ -151,27 +167,26 @@ absl::StatusOr<std::string> StoreImpl::ReadAnchorAt(const rocksdb::Snapshot* sna
 
 std::vector<absl::StatusOr<std::string>> StoreImpl::ReadBlockParts(
     std::span<const BlockPart> parts) {
-  // Parts of one block that stand side by side share one look at its name.
-  std::vector<size_t> name_of(parts.size());
-  std::vector<size_t> first_of;  // of a name: the first part
-  for (size_t i = 0; i < parts.size(); ++i) {
+  // Parts of one block that stand side by side share one look at its name and one read.
+  std::vector<size_t> first_of;
+  for (size_t i = 0; i < parts.size(); ++i)
     if (i == 0 || parts[i].block != parts[i - 1].block) first_of.push_back(i);
-    name_of[i] = first_of.size() - 1;
-  }
-  std::vector<absl::StatusOr<BlockName>> names(first_of.size());
+  const size_t runs = first_of.size();
+  first_of.push_back(parts.size());
   std::vector<absl::StatusOr<std::string>> data(parts.size());
   std::unique_ptr<bool[]> damaged(new bool[parts.size()]());
   {
     const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
-    read_threads_.ForEach(first_of.size(), [&](size_t name) {
-      const size_t first = first_of[name];
-      names[name] = ReadNameAt(snapshot.get(), parts[first].block, damaged[first]);
-    });
-    read_threads_.ForEach(parts.size(), [&](size_t i) {
-      const absl::StatusOr<BlockName>& name = names[name_of[i]];
-      data[i] = name.ok()
-                    ? ReadPartAt(snapshot.get(), parts[i].block, *name, parts[i].part, damaged[i])
-                    : absl::StatusOr<std::string>(name.status());
+    read_threads_.ForEach(runs, [&](size_t run) {
+      const size_t first = first_of[run], count = first_of[run + 1] - first;
+      const absl::StatusOr<BlockName> name =
+          ReadNameAt(snapshot.get(), parts[first].block, damaged[first]);
+      if (name.ok()) {
+        ReadPartsAt(snapshot.get(), *name, parts.subspan(first, count), &data[first],
+                    &damaged[first]);
+      } else {
+        std::fill_n(&data[first], count, name.status());
+      }
     });
   }
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -186,7 +201,8 @@ void StoreImpl::RemoveIfDamaged(const BlockPart& part) {
   const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
   bool damaged = false;
   const absl::StatusOr<BlockName> name = ReadNameAt(snapshot.get(), part.block, damaged);
-  if (name.ok()) (void)ReadPartAt(snapshot.get(), part.block, *name, part.part, damaged);
+  absl::StatusOr<std::string> data;
+  if (name.ok()) ReadPartsAt(snapshot.get(), *name, {&part, 1}, &data, &damaged);
   if (damaged) RemoveBlock(part.block);
 }
 

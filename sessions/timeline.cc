@@ -37,16 +37,19 @@ absl::Status Missing(const std::string& key) {
 
 absl::StatusOr<TimelineView> ReadTimeline(const Database& database, TimelineId timeline,
                                           const rocksdb::Snapshot* snapshot) {
+  PointSource source(database, snapshot);
+  return ReadTimeline(source, timeline);
+}
+
+absl::StatusOr<TimelineView> ReadTimeline(RecordSource& source, TimelineId timeline) {
   TimelineView view;
   view.id = timeline;
   const std::string key = TimelineKey(timeline), head_key = HeadKey(timeline);
-  ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                   database.Get(Column::kTimelines, key, snapshot));
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, source.Get(key));
   if (!value.has_value()) return NotFound("timeline {} does not exist", timeline);
   ASSIGN_OR_RETURN(view.record, DecodeTimeline(key, *value));
   if (view.record.session.empty()) return NotFound("timeline {} does not exist", timeline);
-  ASSIGN_OR_RETURN(const std::optional<std::string> head,
-                   database.Get(Column::kTimelines, head_key, snapshot));
+  ASSIGN_OR_RETURN(const std::optional<std::string> head, source.Get(head_key));
   if (!head.has_value()) return DataLoss("{} is missing", Describe(RecordKind::kHead, head_key));
   ASSIGN_OR_RETURN(view.head, DecodeHead(head_key, *head));
   return view;

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "sessions/database.h"
 #include "sessions/record.h"
+#include "sessions/record_source.h"
 
 namespace agentd::sessions::internal {
 
@@ -22,6 +23,7 @@ struct TimelineView {
 };
 
 // NotFound names the timeline. One that is deleted and kept for its forks is not found.
+absl::StatusOr<TimelineView> ReadTimeline(RecordSource& source, TimelineId timeline);
 absl::StatusOr<TimelineView> ReadTimeline(const Database& database, TimelineId timeline,
                                           const rocksdb::Snapshot* snapshot);
 

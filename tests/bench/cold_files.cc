@@ -3,17 +3,22 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <random>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "tests/bench/figures.h"
 #ifdef AGENTD_HAS_CUDA
 #include "model/cuda/device.h"
 #endif
@@ -146,6 +151,55 @@ absl::StatusOr<RawRead> ReadRaw(const std::filesystem::path& directory, bool to_
   raw.bytes = bytes;
   for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
   return raw;
+}
+
+absl::StatusOr<RawRead> WriteRaw(const std::filesystem::path& directory, int64_t bytes,
+                                 int64_t file_bytes) {
+  const std::filesystem::path folder = directory / "raw";
+  std::filesystem::create_directories(folder);
+  std::string chunk(kChunk, '\0');
+  std::mt19937_64 random(1);
+  for (size_t i = 0; i + 8 <= chunk.size(); i += 8) {
+    const uint64_t word = random();
+    std::memcpy(chunk.data() + i, &word, sizeof(word));
+  }
+  RawRead raw;
+  const Clock clock;
+  for (int file = 0; raw.bytes < bytes; ++file) {
+    const std::string path = folder / std::to_string(file);
+    UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (!fd.valid()) return ErrnoError(errno, "open " + path);
+    for (int64_t written = 0; written < file_bytes && raw.bytes < bytes;) {
+      std::memcpy(chunk.data(), &raw.bytes, sizeof(raw.bytes));
+      const int64_t left = std::min(file_bytes - written, bytes - raw.bytes);
+      const ssize_t put =
+          ::write(fd.get(), chunk.data(), size_t(std::min<int64_t>(left, int64_t(kChunk))));
+      if (put < 0) return ErrnoError(errno, "write " + path);
+      written += put;
+      raw.bytes += put;
+    }
+    if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + path);
+  }
+  raw.seconds = clock.seconds();
+  std::filesystem::remove_all(folder);
+  return raw;
+}
+
+absl::StatusOr<std::vector<double>> TimeSyncs(const std::filesystem::path& directory, int count) {
+  const std::string path = directory / "syncs";
+  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoError(errno, "open " + path);
+  const std::string record(256, 'r');
+  std::vector<double> milliseconds;
+  for (int i = 0; i < count; ++i) {
+    const Clock clock;
+    if (::write(fd.get(), record.data(), record.size()) < 0)
+      return ErrnoError(errno, "write " + path);
+    if (::fdatasync(fd.get()) != 0) return ErrnoError(errno, "fdatasync " + path);
+    milliseconds.push_back(clock.seconds() * 1e3);
+  }
+  ::unlink(path.c_str());
+  return milliseconds;
 }
 
 }  // namespace agentd::bench

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -28,6 +27,7 @@
 #include "base/status.h"
 #include "sessions/store.h"
 #include "tests/bench/cold_files.h"
+#include "tests/bench/figures.h"
 #include "tests/bench/resume_engine.h"
 
 namespace agentd::bench {
@@ -51,27 +51,6 @@ struct Options {
   int64_t tokens = 1'000'000;
   std::string directory;
 };
-
-class Clock {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-};
-
-// Of all threads of this process.
-double ProcessorSeconds() { return double(std::clock()) / CLOCKS_PER_SEC; }
-
-std::string Rate(int64_t bytes, double seconds) {
-  return fmt::format("{:.3f} s, {:.3f} GB, {:.2f} GB/s", seconds, double(bytes) / 1e9,
-                     double(bytes) / seconds / 1e9);
-}
-void Row(const std::string& what, const std::string& figure) {
-  fmt::print("  {:<44} {}\n", what, figure);
-}
 
 // Hands the state to the sequence as it comes, like the scheduler between steps. The seconds in
 // which nothing had come.
