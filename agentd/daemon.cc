@@ -25,7 +25,10 @@ using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
 constexpr int kDefaultPage = 100;
-constexpr int kMaxPage = 1000;
+constexpr int kMaxPage = 10'000;
+// A page ends before a client's usual limit of 4 MiB a message, however long titles and system
+// texts are.
+constexpr size_t kMaxPageBytes = 3 << 20;
 constexpr char kVersion[] = "0.1.0";
 constexpr size_t kMaxTitleBytes = 80;  // of a title that nobody gave
 
@@ -251,28 +254,36 @@ absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequ
   const int limit = request.page_size() == 0 ? kDefaultPage : request.page_size();
   ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
                    store_->List(runtime_.owner, request.page_token(), limit));
-  v1::ListSessionsResponse response;
-  for (const sessions::SessionInfo& info : infos) {
+  const auto describe = [this](const sessions::SessionInfo& info) -> std::optional<v1::Session> {
     std::shared_ptr<Session> known;
     {
       std::lock_guard lock(mutex_);
       auto it = sessions_.find(info.id);
       if (it != sessions_.end()) known = it->second;
     }
-    absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
-    if (meta.ok() && meta->phase() == v1::SessionMeta::IMPORTING) continue;  // not there yet
-    if (known) {
-      *response.add_sessions() = Describe(*known);
-      continue;
-    }
-    if (!meta.ok()) spdlog::warn("{}", Text(meta.status()));
-    v1::Session& session = *response.add_sessions();
-    session = Describe(info, meta.value_or(v1::SessionMeta()), /*running=*/false);
-    if (meta.ok()) continue;
+    const absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
+    if (meta.ok() && meta->phase() == v1::SessionMeta::IMPORTING) return std::nullopt;
+    if (known) return Describe(*known);
+    v1::Session session = Describe(info, meta.ok() ? *meta : v1::SessionMeta(), /*running=*/false);
+    if (meta.ok()) return session;
+    spdlog::warn("{}", Text(meta.status()));
     session.set_state(v1::SESSION_STATE_UNSPECIFIED);
     session.set_damage(Text(meta.status()));
-  }
+    return session;
+  };
+  v1::ListSessionsResponse response;
   if (static_cast<int>(infos.size()) == limit) response.set_next_page_token(infos.back().id);
+  size_t bytes = 0;
+  for (const sessions::SessionInfo& info : infos) {
+    std::optional<v1::Session> session = describe(info);
+    if (session.has_value()) {  // else it is not there yet
+      bytes += session->ByteSizeLong();
+      *response.add_sessions() = *std::move(session);
+    }
+    if (bytes < kMaxPageBytes) continue;
+    if (info.id != infos.back().id) response.set_next_page_token(info.id);
+    break;
+  }
   return response;
 }
 

@@ -18,7 +18,7 @@ namespace {
 using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
-constexpr int kListPage = 1000;
+constexpr int kListPage = 10'000;
 constexpr size_t kMaxSessionsInMemory = 256;
 
 absl::Status NoDataDirectory(const std::error_code& error, const std::string& what) {

@@ -132,7 +132,7 @@ TEST(ReadTest, AListIsWhatGetSays) {
       ASSERT_OK(store->CommitSync(testing::TokensCommit(made.timeline, RandomTokens(random, 9))));
       ids.push_back(made.id);
     } else if (act == 3) {
-      ids.push_back(Must(store->Fork(known, testing::AtPosition(4), {owner, random(), "f"})).id);
+      ids.push_back(Must(store->Fork(known, testing::AtPosition(3), {owner, random(), "f"})).id);
     } else if (act == 4) {
       ASSERT_OK(store->Rewind(known, testing::AtPosition(3), random()));
     } else {

@@ -22,7 +22,7 @@ namespace agentd::ctl {
 namespace {
 
 constexpr size_t kSessionIdCharacters = 26;
-constexpr int kPageSize = 1000;
+constexpr int kPageSize = 10'000;
 // An import, a fork or a rewind may write many files; a daemon that takes longer is stuck.
 constexpr std::chrono::minutes kCallDeadline{10};
 // A daemon that takes connections answers them at once.

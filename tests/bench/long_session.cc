@@ -20,7 +20,7 @@ using sessions::kBlockTokens;
 using sessions::TokenId;
 
 constexpr int64_t kCommitBlocks = 32;  // between two anchors of a prefill
-constexpr int64_t kEventTokens = 1 << 12;
+constexpr int64_t kEventTokens = 8;    // as decoding leaves the log: a point is found among many
 constexpr size_t kPendingCommits = 4;
 constexpr int64_t kPage = 4096;
 constexpr int kParts = kFlashCsaLayers + 1;
@@ -80,7 +80,8 @@ class LongSession {
   absl::Status Branch();
 
  private:
-  absl::Status CommitAll(sessions::Store& store, sessions::TimelineId timeline);
+  absl::Status CommitLog(sessions::Store& store, sessions::TimelineId timeline);
+  absl::Status CommitKv(sessions::Store& store, sessions::TimelineId timeline);
   absl::Status FindPoint(sessions::Store& store);
   // Parts [first, last) of all blocks, a batch at a time as the daemon does.
   absl::Status ReadParts(sessions::Store& store, int first, int last, bool compare);
@@ -95,15 +96,18 @@ class LongSession {
   sessions::RestorePoint point_;
 };
 
-absl::Status LongSession::CommitAll(sessions::Store& store, sessions::TimelineId timeline) {
+absl::Status LongSession::CommitLog(sessions::Store& store, sessions::TimelineId timeline) {
   sessions::Commit log;
   log.timeline = timeline;
   for (int64_t at = 0; at < position(); at += kEventTokens) {
     const auto run =
         std::span(tokens_).subspan(size_t(at), size_t(std::min(kEventTokens, position() - at)));
-    log.events.push_back(sessions::NewEvent::Tokens({run.begin(), run.end()}, /*sampled=*/false));
+    log.events.push_back(sessions::NewEvent::Tokens({run.begin(), run.end()}, /*sampled=*/true));
   }
-  RETURN_IF_ERROR(store.CommitSync(std::move(log)).status());
+  return store.CommitSync(std::move(log)).status();
+}
+
+absl::Status LongSession::CommitKv(sessions::Store& store, sessions::TimelineId timeline) {
   // A few under way at once, as the daemon has them.
   std::deque<std::future<absl::Status>> pending;
   const auto await_first = [&pending] {
@@ -140,9 +144,10 @@ absl::Status LongSession::Save() {
   ASSIGN_OR_RETURN(const std::unique_ptr<sessions::Store> store, OpenBenchStore(options_));
   ASSIGN_OR_RETURN(const sessions::SessionInfo session, store->Create({kBenchOwner, 1, ""}));
   session_id_ = session.id;
+  RETURN_IF_ERROR(CommitLog(*store, session.timeline));
   const Clock clock;
   const double processor = ProcessorSeconds();
-  RETURN_IF_ERROR(CommitAll(*store, session.timeline));
+  RETURN_IF_ERROR(CommitKv(*store, session.timeline));
   const double seconds = clock.seconds();
   const int64_t anchors = (blocks_ + kCommitBlocks - 1) / kCommitBlocks;
   const int64_t saved = bytes() + anchors * kFlashAnchorBytes;
