@@ -60,7 +60,7 @@ std::pair<int, int> OpenFiles(const std::string& suffix) {
 // hand takes direct reads or not.
 TEST(ReadTest, PartsInAnyOrderPastThePageCache) {
   Random random(NewSeed());
-  for (const std::filesystem::path parent :
+  for (const std::filesystem::path& parent :
        {std::filesystem::current_path(), std::filesystem::temp_directory_path()}) {
     std::string name = (parent / "read_test-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) continue;  // not every one may be written to

@@ -28,15 +28,14 @@ namespace {
 
 using model::TokenId;
 
-// As a turn writes them (agentd/turn.cc).
-constexpr std::chrono::milliseconds kGroupTime(10);
-constexpr size_t kGroupTokens = 64;
+constexpr size_t kGroupTokens = 64;  // of an event at most, as a turn's (agentd/turn.cc)
 constexpr int64_t kPromptTokens = 256;
 
 struct Options {
   EngineChoice engine;
   int64_t tokens = 2048;
   int rounds = 5;
+  int group_ms = 10;  // how long a token waits for company, as a turn's do
   std::string directory = std::filesystem::temp_directory_path().string();
 };
 
@@ -92,6 +91,7 @@ class DecodeBench {
 absl::Status DecodeBench::Consume(daemon::Job& job, Mode mode, daemon::SessionLog* log,
                                   Cost& cost) {
   using Time = std::chrono::steady_clock;
+  const std::chrono::milliseconds group_time(options_.group_ms);
   std::vector<TokenId> group;
   Time::time_point group_started;
   int64_t sampled = 0;
@@ -107,7 +107,7 @@ absl::Status DecodeBench::Consume(daemon::Job& job, Mode mode, daemon::SessionLo
   for (bool ended = false; !ended;) {
     updates.clear();
     job.WaitUpdates(
-        group.empty() ? Time::now() + std::chrono::seconds(1) : group_started + kGroupTime,
+        group.empty() ? Time::now() + std::chrono::seconds(1) : group_started + group_time,
         updates);
     for (daemon::JobUpdate& update : updates) {
       if (update.kind == daemon::JobUpdate::Kind::kToken) {
@@ -123,7 +123,7 @@ absl::Status DecodeBench::Consume(daemon::Job& job, Mode mode, daemon::SessionLo
         RETURN_IF_ERROR(update.status);
       }
     }
-    if (!group.empty() && Time::now() >= group_started + kGroupTime) RETURN_IF_ERROR(write());
+    if (!group.empty() && Time::now() >= group_started + group_time) RETURN_IF_ERROR(write());
   }
   RETURN_IF_ERROR(write());
   if (sampled != options_.tokens) return Internal("{} tokens sampled", sampled);
@@ -234,6 +234,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rounds", options.rounds, "Stretches of each kind")
       ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--group-ms", options.group_ms, "How long a sampled token waits for company")
+      ->check(CLI::Range(0, 1000))
       ->capture_default_str();
   app.add_option("--dir", options.directory, "Where the store is made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
