@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <fstream>
+#include <utility>
 
 #include "base/status.h"
 #include "sessions/blob_files.h"
@@ -21,6 +22,7 @@
 #include "sessions/crash_point.h"
 #include "sessions/crc32c.h"
 #include "sessions/record.h"
+#include "sessions/small_file.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -33,40 +35,6 @@ constexpr char kOpenedName[] = "OPENED";
 constexpr char kProbeName[] = "PROBE";
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
                                                 "anchors",   "files",  "meta"};
-
-absl::StatusOr<std::optional<std::string>> ReadSmallFile(const std::filesystem::path& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) {
-    if (errno == ENOENT) return std::optional<std::string>();
-    return ErrnoError(errno, "open " + path.string());
-  }
-  std::string bytes(4096, '\0');
-  const ssize_t size = ::read(fd.get(), bytes.data(), bytes.size());
-  if (size < 0) return ErrnoError(errno, "read " + path.string());
-  bytes.resize(static_cast<size_t>(size));
-  return std::optional<std::string>(std::move(bytes));
-}
-
-absl::Status SyncDirectory(const std::filesystem::path& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid()) return ErrnoError(errno, "open " + path.string());
-  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + path.string());
-  return absl::OkStatus();
-}
-
-// Whole or not at all, and on disk when it returns.
-absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes) {
-  const std::string temporary = path.string() + ".new";
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
-  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
-  if (written < 0) return ErrnoError(errno, "write " + temporary);
-  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
-  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
-  if (::rename(temporary.c_str(), path.c_str()) != 0)
-    return ErrnoError(errno, "rename " + temporary);
-  return SyncDirectory(path.parent_path());
-}
 
 rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
   rocksdb::ColumnFamilyOptions options;
@@ -420,8 +388,35 @@ absl::Status Database::WriteUnlogged(const std::vector<WriteEntry>& entries) {
   return HandOver(options, batch);
 }
 
+void Database::FlushPause::Begin() {
+  std::unique_lock lock(gate_.mutex);
+  gate_.changed.wait(lock, [this] { return !gate_.closed; });
+  gate_.closed = true;
+  gate_.changed.wait(lock, [this] { return gate_.flushing == 0; });
+}
+
+void Database::FlushPause::End() {
+  std::lock_guard lock(gate_.mutex);
+  if (std::exchange(ended_, true)) return;
+  gate_.closed = false;
+  gate_.changed.notify_all();
+}
+
 absl::Status Database::Flush(const std::vector<Column>& columns) {
   RETURN_IF_ERROR(MayWrite());
+  {
+    std::unique_lock lock(flush_gate_.mutex);
+    flush_gate_.changed.wait(lock, [this] { return !flush_gate_.closed; });
+    ++flush_gate_.flushing;
+  }
+  const absl::Status status = FlushNow(columns);
+  std::lock_guard lock(flush_gate_.mutex);
+  --flush_gate_.flushing;
+  flush_gate_.changed.notify_all();
+  return status;
+}
+
+absl::Status Database::FlushNow(const std::vector<Column>& columns) {
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   for (Column column : columns) handles.push_back(Handle(column));
   rocksdb::FlushOptions options;

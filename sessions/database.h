@@ -11,8 +11,10 @@
 
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -89,6 +91,10 @@ class Database {
   // Values that a later batch will name: no log. Durable after Flush.
   absl::Status WriteUnlogged(const std::vector<WriteEntry>& entries);
   absl::Status Flush(const std::vector<Column>& columns);
+  // While it lasts no Flush begins and none is under way: whoever waits for one has not named its
+  // values. What reads the list of tables first and the log afterwards, as a backup does, so finds
+  // no name in the log whose values are in none of those tables.
+  class FlushPause;
   // Rewrites a key range so that what was deleted there leaves the disk.
   absl::Status Compact(Column column, std::string_view begin, std::string_view end);
   // Puts entries into a batch.
@@ -126,12 +132,19 @@ class Database {
  private:
   Database() = default;
   class Listener;
+  struct FlushGate {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool closed = false;  // guarded by mutex
+    int flushing = 0;     // guarded by mutex
+  };
 
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
   absl::Status Lock();
   absl::Status RaiseEpoch();
   absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
+  absl::Status FlushNow(const std::vector<Column>& columns);
   absl::Status OpenRocksDb(const InternalOptions& options);
   absl::Status MayWrite();
   absl::Status HandOver(const rocksdb::WriteOptions& options, rocksdb::WriteBatch& batch);
@@ -151,6 +164,23 @@ class Database {
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 
   std::atomic<bool> lost_ = false;  // a newer owner was seen
+  FlushGate flush_gate_;
+};
+
+// One at a time; others wait. End may be called by any thread, more than once.
+class Database::FlushPause {
+ public:
+  explicit FlushPause(Database& database) : gate_(database.flush_gate_) { Begin(); }
+  ~FlushPause() { End(); }
+  FlushPause(const FlushPause&) = delete;
+  FlushPause& operator=(const FlushPause&) = delete;
+  void End();
+
+ private:
+  void Begin();
+
+  FlushGate& gate_;
+  bool ended_ = false;  // guarded by gate_.mutex
 };
 
 }  // namespace agentd::sessions::internal

@@ -132,4 +132,51 @@ absl::Status FileObjects::Mark(const TreeId& tree, std::set<std::string>& keys) 
   return absl::OkStatus();
 }
 
+absl::Status FileObjects::Visit(
+    const TreeId& tree, std::set<std::string>& seen,
+    const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) const {
+  struct Open {
+    std::string key;
+    std::vector<DirectoryEntry> entries;
+    size_t next = 0;
+  };
+  std::vector<Open> path;
+  const auto enter = [&](const Sha256Digest& id) -> absl::Status {
+    std::string key = DirectoryKey(id);
+    if (seen.contains(key)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(std::vector<DirectoryEntry> entries, ReadDirectory(id));
+    path.push_back({std::move(key), std::move(entries)});
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(enter(tree));
+  while (!path.empty()) {
+    Open& open = path.back();
+    if (open.next == open.entries.size()) {
+      const std::string bytes = DirectoryPayload(open.entries);
+      if (DirectoryKey(Sha256Of(bytes)) != open.key)
+        return DataLoss("{} holds another one", Describe(RecordKind::kDirectory, open.key));
+      RETURN_IF_ERROR(visit(true, bytes));
+      seen.insert(open.key);
+      path.pop_back();
+      continue;
+    }
+    const DirectoryEntry& entry = open.entries[open.next++];
+    if (entry.type == EntryType::kDirectory) {
+      const Sha256Digest child = entry.chunks[0];  // `entry` moves with `path`
+      RETURN_IF_ERROR(enter(child));
+      continue;
+    }
+    for (const Sha256Digest& id : entry.chunks) {
+      const std::string key = ChunkKey(id);
+      if (seen.contains(key)) continue;
+      ASSIGN_OR_RETURN(const std::string bytes, ReadChunk(id));
+      if (Sha256Of(bytes) != id)
+        return DataLoss("{} holds another one", Describe(RecordKind::kChunk, key));
+      RETURN_IF_ERROR(visit(false, bytes));
+      seen.insert(key);
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace agentd::sessions::internal

@@ -6,6 +6,7 @@
 #ifndef AGENTD_SESSIONS_FILE_OBJECTS_H_
 #define AGENTD_SESSIONS_FILE_OBJECTS_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,6 +62,11 @@ class FileObjects {
   // Adds the keys of everything reachable from `tree` to `keys`. An object that is missing or
   // damaged has no children.
   absl::Status Mark(const TreeId& tree, std::set<std::string>& keys) const;
+
+  // As Store::VisitTree.
+  absl::Status Visit(
+      const TreeId& tree, std::set<std::string>& seen,
+      const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) const;
 
   // Snapshots and restores hold it shared, a sweep exclusively.
   std::shared_mutex& sweep_mutex() { return sweep_mutex_; }

@@ -1,22 +1,15 @@
 #include "sessions/record.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "base/status.h"
 #include "sessions/bytes.h"
+#include "sessions/checksum.h"
 
 namespace agentd::sessions::internal {
 namespace {
 
 // The checksum covers the key as well, so that a value under a wrong key is seen.
 uint64_t Checksum(std::string_view header, std::string_view key, std::string_view payload) {
-  XXH3_state_t state;
-  XXH3_64bits_reset(&state);
-  XXH3_64bits_update(&state, header.data(), header.size());
-  XXH3_64bits_update(&state, key.data(), key.size());
-  XXH3_64bits_update(&state, payload.data(), payload.size());
-  return XXH3_64bits_digest(&state);
+  return Xxh3({header, key, payload});
 }
 
 absl::Status Malformed(RecordKind kind, std::string_view key) {
@@ -403,9 +396,7 @@ bool GoodEntry(const DirectoryEntry& entry) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<DirectoryEntry>> DecodeDirectory(std::string_view key,
-                                                            std::string_view value) {
-  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kDirectory, key, value));
+std::optional<std::vector<DirectoryEntry>> ParseDirectory(std::string_view payload) {
   ByteReader reader(payload);
   const uint32_t count = reader.Get<uint32_t>();
   std::vector<DirectoryEntry> entries;
@@ -417,16 +408,22 @@ absl::StatusOr<std::vector<DirectoryEntry>> DecodeDirectory(std::string_view key
     entry.name = std::string(reader.Sized());
     entry.target = std::string(reader.Sized());
     const uint32_t chunks = reader.Get<uint32_t>();
-    if (!reader.ok() || chunks > reader.remaining() / 32)
-      return Malformed(RecordKind::kDirectory, key);
+    if (!reader.ok() || chunks > reader.remaining() / 32) return std::nullopt;
     for (uint32_t j = 0; j < chunks; ++j) entry.chunks.push_back(reader.Digest());
-    if (!GoodEntry(entry) || (!entries.empty() && entries.back().name >= entry.name)) {
-      return Malformed(RecordKind::kDirectory, key);
-    }
+    if (!GoodEntry(entry) || (!entries.empty() && entries.back().name >= entry.name))
+      return std::nullopt;
     entries.push_back(std::move(entry));
   }
-  if (!reader.Done()) return Malformed(RecordKind::kDirectory, key);
+  if (!reader.Done()) return std::nullopt;
   return entries;
+}
+
+absl::StatusOr<std::vector<DirectoryEntry>> DecodeDirectory(std::string_view key,
+                                                            std::string_view value) {
+  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kDirectory, key, value));
+  std::optional<std::vector<DirectoryEntry>> entries = ParseDirectory(payload);
+  if (!entries.has_value()) return Malformed(RecordKind::kDirectory, key);
+  return *std::move(entries);
 }
 
 }  // namespace agentd::sessions::internal

@@ -7,6 +7,7 @@
 #define AGENTD_SESSIONS_RECORD_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -167,6 +168,7 @@ absl::StatusOr<KvPart> DecodeKvPart(std::string_view key, std::string_view value
 absl::StatusOr<AnchorValue> DecodeAnchor(std::string_view key, std::string_view value);
 // Refuses names that are empty, ".", "..", unsorted or hold '/' or NUL: a restore would write
 // outside.
+std::optional<std::vector<DirectoryEntry>> ParseDirectory(std::string_view payload);
 absl::StatusOr<std::vector<DirectoryEntry>> DecodeDirectory(std::string_view key,
                                                             std::string_view value);
 

@@ -76,6 +76,33 @@ void Increment(std::string& id) {
   }
 }
 
+class ImportedTree final : public TreeWriter {
+ public:
+  explicit ImportedTree(FileObjects& files)
+      : files_(files), sweep_lock_(files.sweep_mutex()), writer_(files) {}
+
+  absl::Status PutChunk(std::string_view bytes) override {
+    if (bytes.empty() || bytes.size() > kChunkBytes)
+      return InvalidArgument("a file's chunk of {} bytes", bytes.size());
+    return writer_.PutChunk(bytes).status();
+  }
+  absl::Status PutDirectory(std::string_view bytes) override {
+    const auto entries = ParseDirectory(bytes);
+    if (!entries.has_value()) return InvalidArgument("no directory: {} bytes", bytes.size());
+    return writer_.PutDirectory(*entries).status();
+  }
+  absl::StatusOr<WorkspaceSnapshot> Finish(const TreeId& tree) override {
+    ASSIGN_OR_RETURN(FileObjects::Hold hold, writer_.Finish(tree));
+    RETURN_IF_ERROR(files_.CheckTree(tree));
+    return WorkspaceSnapshot{tree, std::move(hold)};
+  }
+
+ private:
+  FileObjects& files_;
+  const std::shared_lock<std::shared_mutex> sweep_lock_;  // as a snapshot
+  FileObjects::Writer writer_;
+};
+
 }  // namespace
 
 int64_t NowUs() {
@@ -101,6 +128,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& di
 
 StoreImpl::StoreImpl(std::unique_ptr<Database> database, const StoreOptions& options)
     : database_(std::move(database)),
+      kv_identity_(options.kv_identity),
       identity_(Sha256Of(options.kv_identity)),
       identity_tag_(BigEndianAt(View(identity_), 0)),
       files_(*database_),
@@ -419,6 +447,11 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
   return stats;
 }
 
+absl::StatusOr<BackupInfo> StoreImpl::Backup(const std::filesystem::path& directory,
+                                             uint32_t keep) {
+  return CreateBackup(*database_, directory, keep);
+}
+
 absl::StatusOr<WorkspaceSnapshot> StoreImpl::SnapshotWorkspace(
     const std::filesystem::path& directory) {
   std::shared_lock lock(files_.sweep_mutex());
@@ -429,6 +462,16 @@ absl::Status StoreImpl::RestoreWorkspace(const TreeId& tree,
                                          const std::filesystem::path& directory) {
   std::shared_lock lock(files_.sweep_mutex());
   return workspaces_.Restore(tree, directory);
+}
+
+absl::Status StoreImpl::VisitTree(
+    const TreeId& tree, std::set<std::string>& seen,
+    const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) {
+  return files_.Visit(tree, seen, visit);
+}
+
+std::unique_ptr<TreeWriter> StoreImpl::WriteTree() {
+  return std::make_unique<ImportedTree>(files_);
 }
 
 absl::Status StoreImpl::ClearWorkspace(const std::filesystem::path& directory) {

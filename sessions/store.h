@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +29,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/sha256.h"
+#include "sessions/backup.h"
 
 namespace agentd::sessions {
 
@@ -67,13 +69,14 @@ struct WorkspaceSnapshot {
   std::shared_ptr<const void> hold;  // shared, so that events can be copied
 };
 
-// An event to append; seq, position and time are set by the store.
+// An event to append; seq and position are set by the store.
 struct NewEvent {
   uint8_t kind = 0;
   bool sampled = false;
   std::vector<TokenId> tokens;
   std::string payload;
   std::shared_ptr<const void> hold = nullptr;  // of the tree it names; shared as above
+  int64_t time_us = 0;  // 0: now; an event that comes from elsewhere keeps its own
 
   static NewEvent Tokens(std::vector<TokenId> tokens, bool sampled);
   static NewEvent Workspace(const WorkspaceSnapshot& snapshot);
@@ -184,6 +187,18 @@ struct StoreOptions {
   bool create_if_missing = true;
 };
 
+// Stores a tree that comes from elsewhere piece by piece, what is in a directory before it. No
+// Delete gets on while one lives. One thread's.
+class TreeWriter {
+ public:
+  virtual ~TreeWriter() = default;
+  virtual absl::Status PutChunk(std::string_view bytes) = 0;  // 1 to 1 MiB of a file
+  // As VisitTree gave them. InvalidArgument: no directory.
+  virtual absl::Status PutDirectory(std::string_view bytes) = 0;
+  // The last call. NotFound: its root was not put and is not stored.
+  virtual absl::StatusOr<WorkspaceSnapshot> Finish(const TreeId& tree) = 0;
+};
+
 class Store {
  public:
   // Takes ownership of the directory: a second opener of a live store gets FailedPrecondition
@@ -244,6 +259,8 @@ class Store {
   virtual std::vector<absl::StatusOr<std::string>> ReadBlockParts(
       std::span<const BlockPart> parts) = 0;
   absl::StatusOr<std::string> ReadBlockPart(const BlockHash& block, int part);
+  // How many parts the block has, by its name. NotFound, DataLoss as above.
+  virtual absl::StatusOr<int> CountBlockParts(const BlockHash& block) = 0;
   virtual absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) = 0;
   // For a value that is whole but of no use to the caller: it is no more offered, and stored again
   // when it is computed again.
@@ -263,7 +280,25 @@ class Store {
   // Removes all that is in `directory`, read-only directories of ours too. NotFound: there is none.
   virtual absl::Status ClearWorkspace(const std::filesystem::path& directory) = 0;
 
+  // Each directory and each chunk of a file in the tree, what is in a directory before it; none
+  // whose key is in `seen` already. Their ids are the SHA-256 of the bytes, which are checked.
+  // DataLoss names the piece that is damaged or missing.
+  virtual absl::Status VisitTree(
+      const TreeId& tree, std::set<std::string>& seen,
+      const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) = 0;
+  virtual std::unique_ptr<TreeWriter> WriteTree() = 0;
+
+  virtual const std::string& kv_identity() const = 0;  // StoreOptions::kv_identity
   virtual absl::StatusOr<StoreStats> Stats() = 0;
+
+  // Adds a backup of the store as it is now to `directory` (made if missing; not in the store's),
+  // while the store goes on: every commit that was acknowledged before the call is in it, and of
+  // later ones whole commits or nothing. Commits with values wait for some milliseconds. `keep` >
+  // 0: of the backups there, the newest `keep` stay. After a crash the store is untouched, the
+  // backups before are whole, and the next call clears away what was left. FailedPrecondition:
+  // another call works in the directory, it holds another store's backups, or anything else.
+  virtual absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory,
+                                            uint32_t keep) = 0;
 };
 
 }  // namespace agentd::sessions

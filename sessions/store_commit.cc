@@ -173,7 +173,7 @@ void StoreImpl::AppendEvents(TimelineState& state, Commit& commit, int64_t now_u
     event.seq = ++state.last_seq;
     event.kind = added.kind;
     event.sampled = added.sampled;
-    event.time_us = now_us;
+    event.time_us = added.time_us != 0 ? added.time_us : now_us;
     event.tokens = std::move(added.tokens);
     event.payload = std::move(added.payload);
     state.tokens.insert(state.tokens.end(), event.tokens.begin(), event.tokens.end());

@@ -60,6 +60,7 @@ class StoreImpl final : public Store {
                                                 int64_t max_position) override;
   std::vector<absl::StatusOr<std::string>> ReadBlockParts(
       std::span<const BlockPart> parts) override;
+  absl::StatusOr<int> CountBlockParts(const BlockHash& block) override;
   absl::StatusOr<std::string> ReadAnchor(const Sha256Digest& anchor, int64_t position) override;
   void DropBlock(const BlockHash& block) override;
   void DropAnchor(const Sha256Digest& anchor) override;
@@ -68,7 +69,13 @@ class StoreImpl final : public Store {
   absl::Status RestoreWorkspace(const TreeId& tree,
                                 const std::filesystem::path& directory) override;
   absl::Status ClearWorkspace(const std::filesystem::path& directory) override;
+  absl::Status VisitTree(
+      const TreeId& tree, std::set<std::string>& seen,
+      const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) override;
+  std::unique_ptr<TreeWriter> WriteTree() override;
+  const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<StoreStats> Stats() override;
+  absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory, uint32_t keep) override;
 
  private:
   struct Removal;  // what Delete takes away, store_branch.cc
@@ -153,6 +160,7 @@ class StoreImpl final : public Store {
 
   // Constant after construction.
   std::unique_ptr<Database> database_;
+  const std::string kv_identity_;
   const Sha256Digest identity_;  // digest of the kv_identity
   const uint64_t identity_tag_;  // its first eight bytes
 

@@ -206,6 +206,13 @@ void StoreImpl::RemoveIfDamaged(const BlockPart& part) {
   if (damaged) RemoveBlock(part.block);
 }
 
+absl::StatusOr<int> StoreImpl::CountBlockParts(const BlockHash& block) {
+  bool damaged = false;
+  ASSIGN_OR_RETURN(const BlockName name,
+                   ReadNameAt(database_->TakeSnapshot().get(), block, damaged));
+  return static_cast<int>(name.parts);
+}
+
 absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, int64_t position) {
   bool damaged = false;
   const absl::StatusOr<std::string> data =
