@@ -72,13 +72,17 @@ absl::Status StillWanted(Session& session, const std::function<bool()>& abandone
 }  // namespace
 
 absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id, const std::string& text,
-                                            const std::function<bool()>& abandoned) {
-  ASSIGN_OR_RETURN(Hold hold, Acquire(session_id, /*to_start_a_turn=*/true));
+                                            const std::function<bool()>& abandoned, bool adopt) {
+  ASSIGN_OR_RETURN(Hold hold, Acquire(session_id, /*to_start_a_turn=*/true, adopt));
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return absl::UnavailableError("the daemon is shutting down");
   }
-  RETURN_IF_ERROR(StartTurn(hold, text, abandoned));
+  if (hold.another_model) {
+    RETURN_IF_ERROR(StartWithAnotherModel(hold, text, abandoned));
+  } else {
+    RETURN_IF_ERROR(StartTurn(hold, text, abandoned, {}));
+  }
   Started started;
   started.session = hold.session;
   started.turn_seq = hold.hot->transcript.turn_started_seq();
@@ -87,8 +91,10 @@ absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id, const
 }
 
 // Makes the turn's beginning durable: from here on a crash goes on with it.
+// `events` come before it, in the same commit.
 absl::Status Daemon::StartTurn(Hold& hold, const std::string& text,
-                               const std::function<bool()>& abandoned) {
+                               const std::function<bool()>& abandoned,
+                               std::vector<NewEvent> events) {
   Transcript& transcript = hold.hot->transcript;
   if (text.empty()) {
     if (transcript.phase() == Phase::kIdle) {
@@ -96,7 +102,7 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text,
           FailedPrecondition("session {}: no turn was interrupted; give a text", hold.session->id),
           "NO_TURN");
     }
-    return Commit(hold, {}, v1::SessionMeta::RUNNING);
+    return Commit(hold, std::move(events), v1::SessionMeta::RUNNING);
   }
   if (transcript.phase() != Phase::kIdle) {
     return WithReason(FailedPrecondition("session {}: a turn was interrupted; go on with it (Run "
@@ -127,10 +133,10 @@ absl::Status Daemon::StartTurn(Hold& hold, const std::string& text,
     if (config.title().empty()) config.set_title(TitleOf(text));
   }
   CrashPoint("agentd.turn_starting");
-  RETURN_IF_ERROR(Commit(hold,
-                         {MakeEvent(started), MakeEvent(message),
-                          NewEvent::Tokens(std::move(prompt).value(), /*sampled=*/false)},
-                         v1::SessionMeta::RUNNING));
+  events.push_back(MakeEvent(started));
+  events.push_back(MakeEvent(message));
+  events.push_back(NewEvent::Tokens(std::move(prompt).value(), /*sampled=*/false));
+  RETURN_IF_ERROR(Commit(hold, std::move(events), v1::SessionMeta::RUNNING));
   CrashPoint("agentd.turn_started");
   return absl::OkStatus();
 }
@@ -207,6 +213,7 @@ absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& reque
   *meta.mutable_config() = config;
   meta.set_model_fingerprint(model_->fingerprint_hex);
   meta.set_model_name(model_->name);
+  meta.set_tokenizer_fingerprint(model_->tokenizer_fingerprint_hex);
   if (!request.import_directory().empty()) meta.set_phase(v1::SessionMeta::IMPORTING);
   fresh.meta = meta.SerializeAsString();
   ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Create(fresh)));

@@ -16,7 +16,9 @@
 #include "agentd/scheduler.h"
 #include "agentd/session.h"
 #include "agentd/v1/agentd.pb.h"
+#include "base/unique_fd.h"
 #include "sandbox/sandbox.h"
+#include "sessions/bundle.h"
 #include "sessions/store.h"
 #include "tools/tool.h"
 
@@ -65,12 +67,25 @@ class Daemon {
   };
   // Starts a turn with `text`, or goes on with an interrupted one without. The turn's beginning is
   // durable on return. `abandoned`: asked right before that whether the turn is still wanted.
-  // Cancelled, with nothing written, if it is not or somebody called Cancel meanwhile.
+  // Cancelled, with nothing written, if it is not or somebody called Cancel meanwhile. `adopt`:
+  // another model's session goes on with this one, if their tokenizers are equal; else it is
+  // FailedPrecondition.
   absl::StatusOr<Started> Run(const std::string& session_id, const std::string& text,
-                              const std::function<bool()>& abandoned = {});
+                              const std::function<bool()>& abandoned = {}, bool adopt = false);
   // Ends the running (or interrupted) turn, also one that Run is about to begin; `done` gets the
   // outcome once that is durable, perhaps on another thread.
   void Cancel(const std::string& session_id, std::function<void(absl::Status)> done);
+
+  // The session's bundle, piece by piece. `sink` may wait.
+  absl::Status Export(const v1::ExportSessionRequest& request, const sessions::ByteSink& sink);
+  // An empty file of the data directory without a name, for a bundle that arrives.
+  absl::StatusOr<UniqueFd> NewSpool() const;
+  // A new session from the bundle in `file`, all of which is checked first.
+  absl::StatusOr<v1::ImportSessionResponse> Import(int file, bool no_kv);
+  // These read or write all of a backup. Their errors say nothing of the daemon's own store.
+  absl::StatusOr<v1::Backup> CreateBackup(const v1::CreateBackupRequest& request);
+  absl::StatusOr<v1::ListBackupsResponse> ListBackups(const v1::ListBackupsRequest& request) const;
+  absl::StatusOr<v1::Backup> VerifyBackup(const v1::VerifyBackupRequest& request) const;
 
   // The session, brought into memory if need be. NotFound names it.
   absl::StatusOr<std::shared_ptr<Session>> Find(const std::string& session_id);
@@ -87,9 +102,19 @@ class Daemon {
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
   absl::Status Undone(const std::string& session_id, absl::Status why);
   absl::Status FillWorkspace(Session& session, const std::string& import_directory);
-  absl::StatusOr<Hold> Acquire(const std::string& session_id, bool to_start_a_turn = false);
+  absl::StatusOr<Hold> Acquire(const std::string& session_id, bool to_start_a_turn = false,
+                               bool adopt = false);
   absl::Status StartTurn(Hold& hold, const std::string& text,
-                         const std::function<bool()>& abandoned);
+                         const std::function<bool()>& abandoned,
+                         std::vector<sessions::NewEvent> events);
+  absl::Status StartWithAnotherModel(Hold& hold, const std::string& text,
+                                     const std::function<bool()>& abandoned);
+  absl::StatusOr<v1::ModelAdopted> Adopt(Hold& hold);
+  void TakeBack(Hold& hold, const v1::ModelAdopted& adopted);
+  absl::StatusOr<v1::SessionMeta> CheckBundle(int file) const;
+  absl::Status FinishImport(const sessions::ImportedBundle& imported,
+                            const sessions::BundleSession& origin, const v1::SessionMeta& meta);
+  absl::Status CheckBackupDirectory(const std::string& directory) const;
   absl::Status CloseTurn(Hold& hold);
   void Launch(Hold hold);
   absl::Status Commit(Hold& hold, std::vector<sessions::NewEvent> events,

@@ -189,7 +189,8 @@ absl::StatusOr<std::shared_ptr<Session>> Daemon::Find(const std::string& session
   return Remember(std::move(info).value(), std::move(meta));
 }
 
-absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id, bool to_start_a_turn) {
+absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id, bool to_start_a_turn,
+                                             bool adopt) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
   Hold hold(nullptr, nullptr);
   v1::SessionMeta meta;
@@ -203,7 +204,9 @@ absl::StatusOr<Daemon::Hold> Daemon::Acquire(const std::string& session_id, bool
     hold.hot = std::move(session->hot);
     meta = session->meta;
   }
-  RETURN_IF_ERROR(CheckModel(*model_, session_id, meta));
+  const absl::Status model = CheckModel(*model_, session_id, meta);
+  hold.another_model = adopt && CanAdopt(*model_, meta);
+  if (!hold.another_model) RETURN_IF_ERROR(model);
   if (!hold.hot) {
     ASSIGN_OR_RETURN(hold.hot, LoadHot(runtime_, *session, meta.config()));
     // Nobody in this process stopped this turn, and the last one did not say good-bye.
@@ -226,6 +229,9 @@ absl::Status Daemon::Commit(Hold& hold, std::vector<NewEvent> events,
   {
     std::lock_guard lock(session.mutex);
     meta = WithPhase(session.meta, phase);
+    // Sessions of an earlier version do not say; the model is the same, as was checked.
+    if (meta.model_fingerprint() == model_->fingerprint_hex)
+      meta.set_tokenizer_fingerprint(model_->tokenizer_fingerprint_hex);
     commit.timeline = session.info.timeline;
   }
   commit.events = std::move(events);

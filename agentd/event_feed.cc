@@ -81,6 +81,9 @@ v1::Event EventRenderer::Render(const sessions::Event& event, sessions::Timeline
     case KindOf<v1::Note>::value:
       Copy(event, out.mutable_note());
       break;
+    case KindOf<v1::ModelAdopted>::value:
+      Copy(event, out.mutable_model_adopted());
+      break;
     default:
       out.mutable_note()->set_text("an event of a newer version");
       break;

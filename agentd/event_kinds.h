@@ -29,6 +29,7 @@ AGENTD_EVENT_KIND(Resumed, v1::Event::kResumedFieldNumber);
 AGENTD_EVENT_KIND(Rewound, v1::Event::kRewoundFieldNumber);
 AGENTD_EVENT_KIND(SeedChanged, v1::Event::kSeedChangedFieldNumber);
 AGENTD_EVENT_KIND(Note, v1::Event::kNoteFieldNumber);
+AGENTD_EVENT_KIND(ModelAdopted, v1::Event::kModelAdoptedFieldNumber);
 #undef AGENTD_EVENT_KIND
 
 template <typename Message>

@@ -251,6 +251,7 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
       session_id_ = request_.start().session_id();
       events_from_start_ = request_.start().events_from_start();
       total_text_bytes_ = request_.start().total_text_bytes();
+      adopt_ = request_.start().adopt();
       chunk = request_.mutable_start()->mutable_text();
     } else if (request_.request_case() == v1::RunRequest::kText) {
       chunk = request_.mutable_text();
@@ -275,8 +276,8 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
       return pump_->Fail(InvalidArgument("text: {} of {} bytes arrived, the turn was not begun",
                                          text_.size(), total_text_bytes_));
     }
-    absl::StatusOr<Daemon::Started> turn =
-        daemon_->Run(session_id_, text_, [this] { return context_->IsCancelled(); });
+    absl::StatusOr<Daemon::Started> turn = daemon_->Run(
+        session_id_, text_, [this] { return context_->IsCancelled(); }, adopt_);
     if (!turn.ok()) return pump_->Fail(turn.status());
     const uint64_t from = events_from_start_ ? 1 : turn->turn_seq;
     pump_->Follow(turn->session, from, /*timeline=*/0,
@@ -294,6 +295,7 @@ class RunStream final : public grpc::ServerBidiReactor<v1::RunRequest, v1::Event
   bool started_ = false;
   int64_t total_text_bytes_ = 0;
   bool events_from_start_ = false;
+  bool adopt_ = false;
   bool refused_ = false;
 };
 

@@ -39,6 +39,7 @@ class Daemon::Hold {
 
   std::shared_ptr<Session> session;
   std::unique_ptr<HotState> hot;
+  bool another_model = false;  // made it; whoever started this consents to go on with ours
 };
 
 }  // namespace agentd::daemon

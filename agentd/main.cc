@@ -10,13 +10,16 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <string_view>
 
 #include "agentd/daemon.h"
 #include "agentd/freed_memory.h"
 #include "agentd/server.h"
 #include "base/gib_option.h"
 #include "base/status.h"
+#include "sessions/backup.h"
 
 namespace {
 
@@ -195,12 +198,58 @@ int Serve(const Flags& flags) {
   return store_failed.load() ? kExitStore : kExitOk;
 }
 
+// A data directory from a backup; no daemon has to run.
+int RestoreMain(int argc, char** argv) {
+  CLI::App app("agentd restore: makes a data directory from a backup of agentctl backup");
+  app.footer(
+      "The backup is read and compared with its checksums before anything is written, and nothing "
+      "is ever written over.\nWorkspaces come back with each session's next turn. A turn that was "
+      "under way goes on when a daemon is started on the\ncopy, as it does in the original: start "
+      "it with --resume manual to decide for yourself.\n\n"
+      "Exit codes: 0 done, 2 command line, 3 no such backup, 4 the target is there already or the "
+      "backups are in use, 5 the backup is damaged or the disk full, 1 anything else.");
+  std::string backup, data;
+  uint32_t id = 0;
+  bool list = false;
+  app.add_option("--backup", backup, "The directory that backups were made to")->required();
+  auto* target = app.add_option("--data", data, "A new data directory, for agentd --data");
+  app.add_option("--id", id, "Which backup (default: the newest)")->check(CLI::PositiveNumber);
+  auto* listing = app.add_flag("--list", list, "List the backups instead")->excludes(target);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("agentd"));
+  spdlog::set_pattern("%v");
+  if (listing->count() > 0) {
+    const auto backups = agentd::sessions::ListBackups(backup);
+    if (!backups.ok()) return Fail(backups.status());
+    for (const agentd::sessions::BackupInfo& info : *backups)
+      fmt::print("{} {} s since 1970, {} bytes{}\n", info.id, info.created_us / 1'000'000,
+                 info.bytes, info.damage.empty() ? "" : ", damaged: " + info.damage);
+    return kExitOk;
+  }
+  if (data.empty()) {
+    spdlog::critical("--data is required");
+    return kExitUsage;
+  }
+  const auto restored =
+      agentd::sessions::RestoreBackup(backup, id, std::filesystem::path(data) / "store");
+  if (!restored.ok()) return Fail(restored.status());
+  fmt::print("backup {} is restored ({} bytes): agentd --data {} ...\n", restored->id,
+             restored->bytes, data);
+  return kExitOk;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "restore") return RestoreMain(argc - 1, argv + 1);
   agentd::daemon::KeepFreedMemory();
   CLI::App app("agentd: runs long-lived agents on DeepSeek-V4; sessions survive any crash");
   app.footer(
+      "agentd restore --help: how to make a data directory from a backup.\n\n"
       "Exit codes: 0 stopped by a signal, 2 command line, 3 model or configuration, 4 another "
       "daemon holds the socket or the data, 5 store damaged, full or unable to sync, 1 anything "
       "else.");

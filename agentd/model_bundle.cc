@@ -11,6 +11,7 @@
 #include <sstream>
 #include <utility>
 
+#include "base/sha256.h"
 #include "base/status.h"
 #include "model/json_file.h"
 
@@ -48,6 +49,14 @@ absl::StatusOr<AgentDefaults> LoadDefaults(const std::filesystem::path& director
   text << file.rdbuf();
   if (!file) return InvalidArgument("{}: cannot be read", path.string());
   return ParseAgentDefaults(text.str(), path.string());
+}
+
+absl::StatusOr<std::string> FileFingerprint(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) return InvalidArgument("{}: cannot be read", path.string());
+  return Hex(Sha256Of(text.str()));
 }
 
 template <typename T>
@@ -122,6 +131,8 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
   bundle->name = plain.filename().string();
   ASSIGN_OR_RETURN(bundle->defaults, LoadDefaults(directory));
   ASSIGN_OR_RETURN(bundle->tokenizer, model::Tokenizer::Load(directory));
+  ASSIGN_OR_RETURN(bundle->tokenizer_fingerprint_hex,
+                   FileFingerprint(directory / "tokenizer.json"));
   ASSIGN_OR_RETURN(bundle->special, FindSpecialTokens(*bundle->tokenizer, directory));
   ASSIGN_OR_RETURN(engine, model::Engine::Load(directory, options));
   ASSIGN_OR_RETURN(const model::HostExperts experts, engine->host_experts());
@@ -132,6 +143,7 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
                            directory.string(), bundle->tokenizer->vocab_size() - 1,
                            config.vocab_size);
   }
+  bundle->vocab_size = config.vocab_size;
   bundle->context_limit_tokens = config.max_position_embeddings;
   bundle->fingerprint_hex = Hex(engine->fingerprint());
   bundle->numerics_id = engine->numerics_id();

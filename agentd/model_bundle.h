@@ -49,7 +49,9 @@ struct ModelBundle {
   AgentDefaults defaults;
   SpecialTokens special;
   int64_t context_limit_tokens = 0;
-  std::string fingerprint_hex;
+  std::string fingerprint_hex;            // of configuration and weights
+  std::string tokenizer_fingerprint_hex;  // of tokenizer.json
+  int64_t vocab_size = 0;                 // ids that the engine takes
   std::string numerics_id;
 
   // `engine` receives the loaded engine. Errors name the file and what is missing in it.

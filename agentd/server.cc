@@ -12,7 +12,8 @@ namespace agentd::daemon {
 Server::Server(Daemon* daemon, std::unique_ptr<UnixListener> listener, ServerOptions options)
     : listener_(std::move(listener)),
       pool_(static_cast<size_t>(options.pool_threads)),
-      service_(daemon, &pool_, options.service) {}
+      transfers_(static_cast<size_t>(options.transfer_threads)),
+      service_(daemon, &pool_, &transfers_, options.service) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(Daemon* daemon,
                                                       std::unique_ptr<UnixListener> listener,
@@ -52,6 +53,7 @@ void Server::Stop(std::chrono::milliseconds grace) {
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
   pool_.join();
+  transfers_.join();
   server_.reset();
 }
 

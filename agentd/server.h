@@ -18,6 +18,7 @@ namespace agentd::daemon {
 
 struct ServerOptions {
   int pool_threads = 8;             // run the calls; each may wait for the disk
+  int transfer_threads = 4;         // bundles and backups; each may wait for its client
   int max_message_bytes = 5 << 20;  // longer prompts come in chunks
   ServiceOptions service;
 };
@@ -39,7 +40,7 @@ class Server {
   explicit Server(Daemon* daemon, std::unique_ptr<UnixListener> listener, ServerOptions options);
 
   std::unique_ptr<UnixListener> listener_;
-  boost::asio::thread_pool pool_;
+  boost::asio::thread_pool pool_, transfers_;
   AgentdService service_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;

@@ -3,6 +3,7 @@
 #include <boost/asio/post.hpp>
 #include <utility>
 
+#include "agentd/bundle_stream.h"
 #include "agentd/event_stream.h"
 #include "agentd/rpc_status.h"
 
@@ -26,10 +27,11 @@ void Assign(absl::StatusOr<Response> result, Response* response,
 
 // Request, response and context live until Finish.
 template <typename Response, typename Call>
-grpc::ServerUnaryReactor* AgentdService::Unary(Context* context, Response* response, Call call) {
+grpc::ServerUnaryReactor* AgentdService::UnaryOn(boost::asio::thread_pool* pool, Context* context,
+                                                 Response* response, Call call) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   boost::asio::post(
-      *pool_, [response, reactor, call = std::move(call)] { Assign(call(), response, reactor); });
+      *pool, [response, reactor, call = std::move(call)] { Assign(call(), response, reactor); });
   return reactor;
 }
 
@@ -93,6 +95,37 @@ grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* AgentdService::Run(Context* 
 grpc::ServerWriteReactor<v1::Event>* AgentdService::Watch(Context* context,
                                                           const v1::WatchRequest* request) {
   return StartWatchStream(daemon_, pool_, context, *request);
+}
+
+grpc::ServerWriteReactor<v1::BundleData>* AgentdService::ExportSession(
+    Context*, const v1::ExportSessionRequest* request) {
+  return StartExportStream(daemon_, transfers_, *request);
+}
+
+grpc::ServerReadReactor<v1::ImportSessionRequest>* AgentdService::ImportSession(
+    Context* context, v1::ImportSessionResponse* response) {
+  return StartImportStream(daemon_, transfers_, context, response);
+}
+
+grpc::ServerUnaryReactor* AgentdService::CreateBackup(Context* context,
+                                                      const v1::CreateBackupRequest* request,
+                                                      v1::Backup* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->CreateBackup(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::ListBackups(Context* context,
+                                                     const v1::ListBackupsRequest* request,
+                                                     v1::ListBackupsResponse* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->ListBackups(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::VerifyBackup(Context* context,
+                                                      const v1::VerifyBackupRequest* request,
+                                                      v1::Backup* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->VerifyBackup(*request); });
 }
 
 }  // namespace agentd::daemon

@@ -5,6 +5,7 @@
 
 #include <boost/asio/thread_pool.hpp>
 #include <cstdint>
+#include <utility>
 
 #include "agentd/daemon.h"
 #include "agentd/v1/agentd.grpc.pb.h"
@@ -15,11 +16,13 @@ struct ServiceOptions {
   int64_t max_prompt_bytes = int64_t{64} << 20;  // of one turn, all its chunks together
 };
 
-// Outlives the server that it is registered with; the pool outlives it.
+// Outlives the server that it is registered with; the pools outlive it. Calls that last as long as
+// much data takes run on `transfers`.
 class AgentdService final : public v1::Agentd::CallbackService {
  public:
-  AgentdService(Daemon* daemon, boost::asio::thread_pool* pool, ServiceOptions options)
-      : daemon_(daemon), pool_(pool), options_(options) {}
+  AgentdService(Daemon* daemon, boost::asio::thread_pool* pool, boost::asio::thread_pool* transfers,
+                ServiceOptions options)
+      : daemon_(daemon), pool_(pool), transfers_(transfers), options_(options) {}
 
   using Context = grpc::CallbackServerContext;
   grpc::ServerUnaryReactor* GetServerInfo(Context* context, const v1::GetServerInfoRequest* request,
@@ -41,13 +44,29 @@ class AgentdService final : public v1::Agentd::CallbackService {
   grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* Run(Context* context) override;
   grpc::ServerWriteReactor<v1::Event>* Watch(Context* context,
                                              const v1::WatchRequest* request) override;
+  grpc::ServerWriteReactor<v1::BundleData>* ExportSession(
+      Context* context, const v1::ExportSessionRequest* request) override;
+  grpc::ServerReadReactor<v1::ImportSessionRequest>* ImportSession(
+      Context* context, v1::ImportSessionResponse* response) override;
+  grpc::ServerUnaryReactor* CreateBackup(Context* context, const v1::CreateBackupRequest* request,
+                                         v1::Backup* response) override;
+  grpc::ServerUnaryReactor* ListBackups(Context* context, const v1::ListBackupsRequest* request,
+                                        v1::ListBackupsResponse* response) override;
+  grpc::ServerUnaryReactor* VerifyBackup(Context* context, const v1::VerifyBackupRequest* request,
+                                         v1::Backup* response) override;
 
  private:
   template <typename Response, typename Call>
-  grpc::ServerUnaryReactor* Unary(Context* context, Response* response, Call call);
+  grpc::ServerUnaryReactor* Unary(Context* context, Response* response, Call call) {
+    return UnaryOn(pool_, context, response, std::move(call));
+  }
+  template <typename Response, typename Call>
+  grpc::ServerUnaryReactor* UnaryOn(boost::asio::thread_pool* pool, Context* context,
+                                    Response* response, Call call);
 
   Daemon* const daemon_;
   boost::asio::thread_pool* const pool_;
+  boost::asio::thread_pool* const transfers_;
   const ServiceOptions options_;
 };
 

@@ -41,16 +41,40 @@ v1::SessionMeta WithPhase(v1::SessionMeta meta, v1::SessionMeta::Phase phase) {
 
 absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
                         const v1::SessionMeta& meta) {
-  if (meta.model_fingerprint().empty() || meta.model_fingerprint() == model.fingerprint_hex) {
-    return absl::OkStatus();
+  const bool same_model =
+      meta.model_fingerprint().empty() || meta.model_fingerprint() == model.fingerprint_hex;
+  const bool same_tokenizer = meta.tokenizer_fingerprint().empty() ||
+                              meta.tokenizer_fingerprint() == model.tokenizer_fingerprint_hex;
+  if (same_model && same_tokenizer) return absl::OkStatus();
+  const std::string both = fmt::format(
+      "session {} was made with the model {} (fingerprint {:.12}...), this daemon runs {} "
+      "({:.12}...)",
+      session_id, meta.model_name(), meta.model_fingerprint(), model.name, model.fingerprint_hex);
+  if (CanAdopt(model, meta)) {
+    return WithReason(FailedPrecondition("{}: start agentd with that model to go on as before, or "
+                                         "go on with this one",
+                                         both),
+                      "MODEL_CHANGED");
   }
   return WithReason(
       FailedPrecondition(
-          "session {} was made with the model {} (fingerprint {:.12}...), this daemon runs {} "
-          "({:.12}...): start agentd with that model to go on, or make a new session",
-          session_id, meta.model_name(), meta.model_fingerprint(), model.name,
-          model.fingerprint_hex),
-      "MODEL_CHANGED");
+          "{}, and {}: its tokens may mean something else. Start agentd with that model, and the "
+          "tokenizer.json it had, to go on, or make a new session",
+          both,
+          meta.tokenizer_fingerprint().empty()
+              ? "does not know the tokenizer"
+              : fmt::format("the tokenizer was another one ({:.12}..., here {:.12}...)",
+                            meta.tokenizer_fingerprint(), model.tokenizer_fingerprint_hex)),
+      "TOKENIZER_CHANGED");
+}
+
+bool CanAdopt(const ModelBundle& model, const v1::SessionMeta& meta) {
+  return !meta.model_fingerprint().empty() && meta.model_fingerprint() != model.fingerprint_hex &&
+         meta.tokenizer_fingerprint() == model.tokenizer_fingerprint_hex;
+}
+
+Transcript NewTranscript(const Runtime& runtime, const v1::SessionConfig& config) {
+  return Transcript(*runtime.model, config, ToolSchemas(*runtime.registry, config));
 }
 
 absl::Status TurnRunning(const std::string& session_id) {
@@ -71,8 +95,7 @@ absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info) {
 absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,
                                                   const v1::SessionConfig& config) {
   ASSIGN_OR_RETURN(sessions::LoadedTimeline loaded, runtime.store->Load(session.id));
-  auto hot = std::make_unique<HotState>(
-      Transcript(*runtime.model, config, ToolSchemas(*runtime.registry, config)));
+  auto hot = std::make_unique<HotState>(NewTranscript(runtime, config));
   for (uint64_t next = 1; next <= loaded.session.last_seq;) {
     ASSIGN_OR_RETURN(std::vector<sessions::Event> events,
                      runtime.store->ReadEvents(loaded.session.timeline, next, kEventsPerRead));

@@ -79,15 +79,20 @@ class Session {
 };
 
 v1::SessionMeta WithPhase(v1::SessionMeta meta, v1::SessionMeta::Phase phase);
-// The session can go on only with the model that it was made with: its tokens mean nothing to
-// another, and the same answers would not come. FailedPrecondition names both.
+// The session goes on only with the model that it was made with: from another the same answers
+// would not come, and where its tokenizer differs the tokens mean something else.
+// FailedPrecondition names both and says what can be done.
 absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
                         const v1::SessionMeta& meta);
+// Another model made it, with a tokenizer known to be equal: with consent it goes on with ours.
+bool CanAdopt(const ModelBundle& model, const v1::SessionMeta& meta);
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info);
 
 // Somebody works on the session already.
 absl::Status TurnRunning(const std::string& session_id);
 
+// The empty beginning of a session's log.
+Transcript NewTranscript(const Runtime& runtime, const v1::SessionConfig& config);
 // Reads and folds the session's log. DataLoss names the damaged event. `config` as stored.
 absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,
                                                   const v1::SessionConfig& config);

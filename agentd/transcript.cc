@@ -51,7 +51,8 @@ absl::Status Transcript::Apply(const sessions::Event& event) {
       turn_open_ = false;
       return absl::OkStatus();
     default:
-      return absl::OkStatus();  // Resumed, Rewound, SeedChanged, Note change nothing here
+      return absl::OkStatus();  // Resumed, Rewound, SeedChanged, Note, ModelAdopted change nothing
+                                // here
   }
 }
 

@@ -27,14 +27,17 @@ class Client {
 
   api::Agentd::Stub& stub() { return *stub_; }
 
+  // How long a call may take: what reads or writes the whole store has no end that one could name.
+  enum class Patience { kUsual, kEndless };
+
   // One unary call. Example: Call(&api::Agentd::Stub::GetSession, request).
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (api::Agentd::Stub::*method)(grpc::ClientContext*,
                                                                           const Request&,
                                                                           Response*),
-                                const Request& request) {
+                                const Request& request, Patience patience = Patience::kUsual) {
     grpc::ClientContext context;
-    SetDeadline(&context);
+    if (patience == Patience::kUsual) SetDeadline(&context);
     Response response;
     const grpc::Status status = ((*stub_).*method)(&context, request, &response);
     if (!status.ok()) return ToStatus(status);

@@ -39,6 +39,7 @@ struct RunOptions {
   std::string session_id;
   std::optional<std::string> text;  // "-": standard input
   std::string file;
+  bool adopt = false;
   bool json = false;
   bool quiet = false;
 };
@@ -72,6 +73,26 @@ struct ListOptions {
   bool json = false;
 };
 
+struct ExportOptions {
+  std::string session_id;
+  std::string file;  // must not be there
+  bool no_kv = false;
+};
+
+struct ImportOptions {
+  std::string file;
+  bool no_kv = false;
+  bool json = false;
+};
+
+struct BackupOptions {
+  std::string directory;
+  bool list = false, verify = false;  // one of them at most; else a backup is made
+  uint32_t id = 0;                    // verify: 0 is the newest
+  uint32_t keep = 0;                  // 0: all
+  bool json = false;
+};
+
 int RunCommand(const GlobalOptions& global, const RunOptions& options);
 int ChatCommand(const GlobalOptions& global, const RunOptions& options);
 int WatchCommand(const GlobalOptions& global, const WatchOptions& options);
@@ -82,6 +103,9 @@ int RewindCommand(const GlobalOptions& global, const PointOptions& options);
 int CancelCommand(const GlobalOptions& global, const std::string& session_id);
 int DeleteCommand(const GlobalOptions& global, const std::string& session_id);
 int InfoCommand(const GlobalOptions& global, bool json);
+int ExportCommand(const GlobalOptions& global, const ExportOptions& options);
+int ImportCommand(const GlobalOptions& global, const ImportOptions& options);
+int BackupCommand(const GlobalOptions& global, const BackupOptions& options);
 
 // Parts of the commands that tests look at.
 // InvalidArgument names the option.

@@ -47,6 +47,7 @@ constexpr char kRunFooter[] =
     "  rewound        from_timeline, to_seq, to_position\n"
     "  seed_changed   seed\n"
     "  note           text\n"
+    "  model_adopted  from_model, from_fingerprint, to_model, to_fingerprint\n"
     "  progress       what, done, total (not stored: seq 0)\n"
     "  tool_output    call_id, chunk (not stored: seq 0)\n"
     "If the command fails, the last has \"type\":\"error\" with code, message, exit_code. Later\n"
@@ -112,6 +113,9 @@ void AddRun(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* c
   run->add_option("--file", o->file, "Read the task from a file")->type_name("FILE");
   run->add_flag("--new", o->make_new, "In a new session (the default)");
   run->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  run->add_flag("--adopt", o->adopt,
+                "Go on with the daemon's model if another made the session: its tokens stay, their "
+                "state is computed again");
   run->add_flag("--json", o->json, "One event a line, as JSON (see below)");
   run->add_flag("-q,--quiet", o->quiet, "The answer only");
   AddSessionOptions(run, &o->session);
@@ -124,6 +128,7 @@ void AddChat(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* 
   CLI::App* chat = app->add_subcommand("chat", "Talk, line by line; reads a pipe as well");
   chat->add_flag("--new", o->make_new, "In a new session (the default)");
   chat->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  chat->add_flag("--adopt", o->adopt, "With the daemon's model if another made the session");
   chat->add_flag("-q,--quiet", o->quiet, "Answers only");
   AddSessionOptions(chat, &o->session);
   chat->footer("The exit code is the last turn's.");
@@ -219,6 +224,51 @@ void AddRest(CLI::App* app, const GlobalOptions& global, std::string* id, bool* 
   });
 }
 
+void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundle,
+                ImportOptions* import, BackupOptions* backup, Chosen* chosen) {
+  CLI::App* exporting =
+      app->add_subcommand("export", "Write a session to a file, for another store or machine");
+  exporting->add_option("id", bundle->session_id, "The session")->required();
+  exporting->add_option("file", bundle->file, "A new file; it is not encrypted")->required();
+  exporting->add_flag("--no-kv", bundle->no_kv,
+                      "Without the state of its tokens: smaller, but to be computed again");
+  exporting->callback([&global, bundle, chosen] {
+    *chosen = [&global, bundle] { return ExportCommand(global, *bundle); };
+  });
+
+  CLI::App* importing =
+      app->add_subcommand("import", "Make a session from such a file; prints its id");
+  importing->add_option("file", import->file, "What export wrote")->required();
+  importing->add_flag("--no-kv", import->no_kv,
+                      "Compute the state of its tokens again: for files of people whom you would "
+                      "not let choose your answers");
+  importing->add_flag("--json", import->json, "Print the session as JSON");
+  importing->callback([&global, import, chosen] {
+    *chosen = [&global, import] { return ImportCommand(global, *import); };
+  });
+
+  CLI::App* backing = app->add_subcommand("backup", "Back the whole store up while it is in use");
+  backing->add_option("dir", backup->directory, "A directory for this store's backups")
+      ->type_name("DIR")
+      ->required();
+  auto* list = backing->add_flag("--list", backup->list, "List the backups there instead");
+  auto* verify = backing->add_flag("--verify", backup->verify, "Read all of one there instead")
+                     ->excludes(list);
+  backing->add_option("--id", backup->id, "Which one to verify (default: the newest)")
+      ->needs(verify)
+      ->check(AboveZero());
+  backing->add_option("--keep", backup->keep, "Keep the newest N, remove older ones (default: all)")
+      ->type_name("N")
+      ->check(AboveZero())
+      ->excludes(list)
+      ->excludes(verify);
+  backing->add_flag("--json", backup->json, "As JSON");
+  backing->footer("A store is made of a backup by agentd: see agentd restore --help");
+  backing->callback([&global, backup, chosen] {
+    *chosen = [&global, backup] { return BackupCommand(global, *backup); };
+  });
+}
+
 int Main(int argc, char** argv) {
   GlobalOptions global;
   RunOptions run, chat;
@@ -226,6 +276,9 @@ int Main(int argc, char** argv) {
   ShowOptions show;
   WatchOptions watch;
   PointOptions fork, rewind;
+  ExportOptions bundle;
+  ImportOptions import;
+  BackupOptions backup;
   std::string id;
   bool info_json = false;
   Chosen chosen;
@@ -250,6 +303,7 @@ int Main(int argc, char** argv) {
   AddViews(&app, global, &list, &show, &watch, &chosen);
   AddTimeTravel(&app, global, &fork, &rewind, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
+  AddKeeping(&app, global, &bundle, &import, &backup, &chosen);
 
   // CLI11 reports by throwing; nothing else here does.
   try {

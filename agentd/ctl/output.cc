@@ -76,6 +76,8 @@ void TextOutput::Event(const api::Event& event) {
       return Side(fmt::format("seed {}", event.seed_changed().seed()));
     case api::Event::kNote:
       return Side(OneLine(event.note().text(), 4 * options_.max_columns));
+    case api::Event::kModelAdopted:
+      return Side(AdoptedLine(event.model_adopted()));
     case api::Event::kProgress:
       return OnProgress(event.progress());
     case api::Event::kWorkspace:   // seen in what the tools say

@@ -52,6 +52,8 @@ absl::StatusOr<std::string> MessageText(const RunOptions& options) {
 }
 
 absl::Status CheckSessionChoice(const RunOptions& options) {
+  if (options.session_id.empty() && options.adopt)
+    return InvalidArgument("--adopt is for an existing session: give --session ID too");
   if (options.session_id.empty()) return absl::OkStatus();
   if (options.make_new) return InvalidArgument("give --session or --new, not both");
   if (options.session.any())
@@ -177,7 +179,7 @@ class Chat {
     }
     const auto before = client_->GetSession(session_id_);
     if (before.ok()) before_turn_ = before->last_seq();
-    const TurnResult result = turns_->Run(client_, session_id_, message);
+    const TurnResult result = turns_->Run(client_, session_id_, message, options_.adopt);
     if (!result.status.ok()) output_->Error(result.status, result.exit_code());
     if (NothingBegan(result) && options_.session_id.empty() && before.ok() &&
         before->last_seq() == 0) {
@@ -293,7 +295,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   // A person who names the session knows it.
   if (options.json || options.session_id.empty()) output->Session(*session);
 
-  const TurnResult result = turns.Run(client->get(), session->id(), *text);
+  const TurnResult result = turns.Run(client->get(), session->id(), *text, options.adopt);
   if (!result.status.ok()) {
     output->Error(result.status, result.exit_code());
     if (options.session_id.empty() && NothingBegan(result))

@@ -222,6 +222,13 @@ std::string ResumedLine(const api::Resumed& resumed) {
                      resumed.prefilled_again(), Duration(resumed.duration_us()));
 }
 
+std::string AdoptedLine(const api::ModelAdopted& adopted) {
+  return OneLine(
+      fmt::format("another model goes on: {} ({:.12}) instead of {} ({:.12})", adopted.to_model(),
+                  adopted.to_fingerprint(), adopted.from_model(), adopted.from_fingerprint()),
+      200);
+}
+
 std::string ProgressLine(const api::Progress& progress, int bar_columns) {
   const int64_t total = std::max<int64_t>(progress.total(), 1);
   const int64_t done = std::clamp<int64_t>(progress.done(), 0, total);

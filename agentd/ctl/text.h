@@ -51,6 +51,8 @@ std::string TurnSummary(const api::TurnFinished& turn);
 // "resumed after a crash: 1024 tokens restored, 12 replayed, 0 prefilled again, 35.0 ms"; without a
 // crash "from the cache: ..."
 std::string ResumedLine(const api::Resumed& resumed);
+// "another model goes on: shipped (0123456789ab) instead of other (ba9876543210)"
+std::string AdoptedLine(const api::ModelAdopted& adopted);
 // "prefill [######--------] 4096/8192 tokens"; `done` above `total` counts as all of it.
 std::string ProgressLine(const api::Progress& progress, int bar_columns);
 

@@ -134,6 +134,16 @@ TEST(TurnSummary, CountsWhatHappened) {
             "token limit · 812 prompt + 46 sampled tokens · 2 tool calls (1 repaired) · 1.20 s");
 }
 
+TEST(AdoptedLine, NamesBothModels) {
+  api::ModelAdopted adopted;
+  adopted.set_from_model("old");
+  adopted.set_from_fingerprint("0123456789abcdef");
+  adopted.set_to_model("new");
+  adopted.set_to_fingerprint("fedcba9876543210");
+  EXPECT_EQ(AdoptedLine(adopted),
+            "another model goes on: new (fedcba987654) instead of old (0123456789ab)");
+}
+
 TEST(ResumedLine, HasTheThreeCounters) {
   api::Resumed resumed;
   resumed.set_restored(1024);

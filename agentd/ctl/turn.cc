@@ -43,11 +43,12 @@ TurnRunner::~TurnRunner() = default;
 
 // Stops early when the daemon has already answered: the reason then comes with the stream's status.
 void TurnRunner::SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
-                             const std::string& session_id, std::string_view text) {
+                             const std::string& session_id, std::string_view text, bool adopt) {
   api::RunRequest request;
   size_t cut = CutAtCharacter(text, kChunkBytes);
   request.mutable_start()->set_session_id(session_id);
   request.mutable_start()->set_text(std::string(text.substr(0, cut)));
+  request.mutable_start()->set_adopt(adopt);
   // So that a client that dies while sending does not start a turn with half a message.
   request.mutable_start()->set_total_text_bytes(static_cast<int64_t>(text.size()));
   bool open = stream->Write(request);
@@ -66,7 +67,8 @@ void TurnRunner::SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Even
   stream->WritesDone();
 }
 
-TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::string_view text) {
+TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::string_view text,
+                           bool adopt) {
   grpc::ClientContext context;
   TurnResult result;
   if (!BeginStream(client, &context, session_id)) {
@@ -74,7 +76,7 @@ TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::s
     return result;
   }
   auto stream = client->stub().Run(&context);
-  SendRequest(stream.get(), session_id, text);
+  SendRequest(stream.get(), session_id, text, adopt);
   api::Event event;
   while (stream->Read(&event)) {
     Note(event, &result);

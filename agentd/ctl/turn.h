@@ -44,8 +44,9 @@ class TurnRunner {
   // without asking the daemon: for what has to be undone. Called with false, or after that Run, all
   // is as before.
   void HoldInterrupts(bool hold);
-  // Empty text goes on with an interrupted turn. Text must be valid UTF-8.
-  TurnResult Run(Client* client, const std::string& session_id, std::string_view text);
+  // Empty text goes on with an interrupted turn. Text must be valid UTF-8. `adopt`: also if another
+  // model made the session.
+  TurnResult Run(Client* client, const std::string& session_id, std::string_view text, bool adopt);
   // Shows events from `from_seq` on until the daemon ends the stream or Ctrl-C, which here never
   // cancels the turn. With `stop_at`, ends after that event, or when it may never come because the
   // session was rewound.
@@ -59,7 +60,7 @@ class TurnRunner {
   void EndStream();
   // Sends the request and half-closes.
   void SendRequest(grpc::ClientReaderWriter<api::RunRequest, api::Event>* stream,
-                   const std::string& session_id, std::string_view text);
+                   const std::string& session_id, std::string_view text, bool adopt);
   void AskToCancel(Client* client, const std::string& session_id);
   // Whether to ask again after this answer.
   bool CancelGoesOn(const grpc::Status& answer);

@@ -42,14 +42,16 @@ class Result:
 class Daemon:
     """Started by start(); any number of kills and restarts on the same data."""
 
-    def __init__(self, *arguments, limits=None):
-        """`limits`: {resource.RLIMIT_...: (soft, hard)} of the daemon's process."""
+    def __init__(self, *arguments, limits=None, model=MODEL, environment=None):
+        """`limits`: {resource.RLIMIT_...: (soft, hard)} of the daemon's process; `environment`: more variables for it."""
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agentd-e2e."))
         self.socket = self.directory / "agentd.sock"
         self.data = self.directory / "data"
         self.log = self.directory / "agentd.log"
         self.arguments = list(arguments)
         self.limits = limits or {}
+        self.model = model
+        self.environment = environment or {}
         self.process = None
 
     def __enter__(self):
@@ -62,8 +64,8 @@ class Daemon:
 
     def start(self, *more):
         with open(self.log, "ab") as log:
-            command = [BIN / "agentd", "--model", MODEL, "--backend", BACKEND, "--data", self.data, "--socket", self.socket]
-            self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.limit)
+            command = [BIN / "agentd", "--model", self.model, "--backend", BACKEND, "--data", self.data, "--socket", self.socket]
+            self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.limit, env={**os.environ, **self.environment})
         up = self.ctl("--wait", "60", "info")
         if up.code != 0:
             raise RuntimeError(f"the daemon does not come up: {up}\n{self.log.read_text(errors='replace')[-4000:]}")
