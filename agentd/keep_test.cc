@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -107,12 +108,16 @@ class KeepTest : public testing::Test {
     std::ofstream(model / file, std::ios::binary) << change(text.str());
     return model;
   }
-  // Equal weights that count as another model.
+  // Another model that says the same: a weight of the head for further tokens, which agents do
+  // without, differs in its last bit.
   fs::path OtherModel() {
-    return ModelWith("other model", "config.json", [](const std::string& text) {
-      nlohmann::ordered_json config = nlohmann::ordered_json::parse(text);
-      config["max_position_embeddings"] = 16000;
-      return config.dump(1);
+    return ModelWith("other model", "model.safetensors", [](std::string bytes) {
+      uint64_t header_bytes = 0;
+      std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
+      const auto header = nlohmann::json::parse(bytes.substr(sizeof(header_bytes), header_bytes));
+      const uint64_t begin = header.at("mtp.0.norm.weight").at("data_offsets").at(0);
+      bytes[sizeof(header_bytes) + header_bytes + begin] ^= 1;
+      return bytes;
     });
   }
 
@@ -276,8 +281,8 @@ TEST_F(KeepTest, ARestoredStoreGoesOnWithItsTurn) {
   EXPECT_THAT(Files(daemon->runtime().WorkspaceOf(id)), testing::Contains(testing::Key("n.txt")));
 }
 
-// Equal weights, so the tokens show that what was kept was kept; another fingerprint, so nothing
-// that is stored may be used.
+// It says the same, so the tokens show that what was kept was kept; it has another fingerprint, so
+// nothing that is stored may be used.
 TEST_F(KeepTest, AnotherModelNeedsConsent) {
   const fs::path other = OtherModel();
   std::string id;

@@ -135,7 +135,7 @@ class Keep(unittest.TestCase):
         model = self.directory / "other-model"
         shutil.copytree(MODEL, model)
         config = json.loads((model / "config.json").read_text())
-        config["max_position_embeddings"] //= 2
+        config["rms_norm_eps"] *= 1.0001  # another model by its fingerprint, as good as this one by what it says
         (model / "config.json").write_text(json.dumps(config))
         with Daemon() as daemon:
             session = self.run_task(daemon, "--workspace", folder(FILES), TASK).events[0]["id"]
