@@ -4,7 +4,12 @@
 
 #include <condition_variable>
 #include <deque>
+#include <filesystem>
+#include <functional>
+#include <memory>
 #include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -81,11 +86,22 @@ class SlowStore final : public sessions::Store {
   absl::Status RestoreWorkspace(const sessions::TreeId&, const std::filesystem::path&) override {
     return No();
   }
+  absl::StatusOr<int> CountBlockParts(const sessions::BlockHash&) override { return No(); }
+  absl::Status VisitTree(const sessions::TreeId&, std::set<std::string>&,
+                         const std::function<absl::Status(bool, std::string_view)>&) override {
+    return No();
+  }
+  std::unique_ptr<sessions::TreeWriter> WriteTree() override { return nullptr; }
+  const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<sessions::StoreStats> Stats() override { return No(); }
+  absl::StatusOr<sessions::BackupInfo> Backup(const std::filesystem::path&, uint32_t) override {
+    return No();
+  }
 
  private:
   static absl::Status No() { return Internal("a log only commits"); }
 
+  const std::string kv_identity_ = "none";
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<sessions::CommitCallback> waiting_;  // guarded by mutex_
