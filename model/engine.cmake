@@ -4,12 +4,12 @@ find_package(hwy REQUIRED)
 agentd_library(agentd_model
   SOURCES anchor.cc config.cc checkpoint.cc engine.cc engine_base.cc kv_format.cc math.cc sequence_base.cc state_layout.cc weight_plan.cc
           cpu/ceiling.cc cpu/engine.cc cpu/forward.cc cpu/forward_attention.cc cpu/forward_moe.cc cpu/forward_mtp.cc
-          cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_linear.cc
+          cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_index.cc cpu/kernels_linear.cc
           cpu/memory.cc cpu/packed_matrix.cc cpu/sequence.cc cpu/thread_pool.cc
-          cpu/weights.cc
+          cpu/top_k.cc cpu/weights.cc
   PUBLIC agentd_base agentd_json hwy::hwy nlohmann_json::nlohmann_json Threads::Threads)
 # The kernels' loops over registers must unroll.
-set_source_files_properties(cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_linear.cc
+set_source_files_properties(cpu/kernels_attention.cc cpu/kernels_elementwise.cc cpu/kernels_index.cc cpu/kernels_linear.cc
   PROPERTIES COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)
 
 # The engine's operations in scalar code, for tests.

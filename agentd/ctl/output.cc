@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "agentd/ctl/json.h"
 #include "base/status.h"
@@ -126,12 +127,15 @@ void TextOutput::OnProgress(const api::Progress& progress) {
   // Over an open line the bar would overwrite text.
   if (!progress_shown_) EndLine();
   if (progress.done() >= progress.total()) return ClearProgress();
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  pace_.Note(std::chrono::duration_cast<std::chrono::microseconds>(now).count(), progress.done());
+  const double pace = pace_.per_second();
   // A line that wraps could not be drawn over: the bar shrinks, then the rest is cut.
   const size_t width = Width() - 1;
-  const size_t others = Columns(ProgressLine(progress, 0));
+  const size_t others = Columns(ProgressLine(progress, 0, pace));
   const size_t bar = width > others ? std::min(width - others, kBarColumns) : 0;
   const std::string line =
-      side_style_.Dim(OneLine(ProgressLine(progress, static_cast<int>(bar)), width));
+      side_style_.Dim(OneLine(ProgressLine(progress, static_cast<int>(bar), pace), width));
   Write(side_, fmt::format("\r{}\033[K", line));
   std::fflush(side_);
   progress_shown_ = true;

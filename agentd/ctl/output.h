@@ -94,6 +94,7 @@ class TextOutput : public Output {
   std::string held_;       // the answer's trailing white space, shown only if more text follows
   bool answered_ = false;  // some answer text of this turn was shown
   bool progress_shown_ = false;
+  Pace pace_;
   uint64_t seq_ = 0;         // of the event being shown
   std::string waiting_for_;  // what the turn stands still for, and was said
 };

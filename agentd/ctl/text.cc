@@ -229,14 +229,35 @@ std::string AdoptedLine(const api::ModelAdopted& adopted) {
       200);
 }
 
-std::string ProgressLine(const api::Progress& progress, int bar_columns) {
+void Pace::Note(int64_t now_us, int64_t done) {
+  constexpr int64_t kLookBackUs = 30'000'000;
+  if (!points_.empty() && done < points_.back().done) points_.clear();
+  points_.push_back({now_us, done});
+  while (points_.size() > 2 && now_us - points_[1].us >= kLookBackUs) points_.pop_front();
+}
+
+double Pace::per_second() const {
+  constexpr int64_t kLeastUs = 1'000'000;  // less says little
+  if (points_.empty() || points_.back().us - points_.front().us < kLeastUs) return 0;
+  return static_cast<double>(points_.back().done - points_.front().done) * 1e6 /
+         static_cast<double>(points_.back().us - points_.front().us);
+}
+
+std::string ProgressLine(const api::Progress& progress, int bar_columns, double per_second) {
   const int64_t total = std::max<int64_t>(progress.total(), 1);
   const int64_t done = std::clamp<int64_t>(progress.done(), 0, total);
   const auto filled = static_cast<size_t>(static_cast<double>(done) / static_cast<double>(total) *
                                           static_cast<double>(bar_columns));
-  return fmt::format("{} [{}{}] {}/{} tokens", OneLine(progress.what(), 20),
-                     std::string(filled, '#'),
-                     std::string(static_cast<size_t>(bar_columns) - filled, '-'), done, total);
+  std::string line =
+      fmt::format("{} [{}{}] {}/{} tokens", OneLine(progress.what(), 20), std::string(filled, '#'),
+                  std::string(static_cast<size_t>(bar_columns) - filled, '-'), done, total);
+  if (per_second > 0) {
+    // Whole seconds: tenths of a guess would only flicker.
+    const auto left = static_cast<int64_t>(static_cast<double>(total - done) / per_second);
+    const std::string time = left < 60 ? fmt::format("{} s", left) : Duration(left * 1'000'000);
+    line += fmt::format(", {:.0f} tokens/s, {} left", per_second, time);
+  }
+  return line;
 }
 
 std::string Duration(int64_t us) {

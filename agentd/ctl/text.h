@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <deque>
 #include <string>
 #include <string_view>
 
@@ -53,8 +54,25 @@ std::string TurnSummary(const api::TurnFinished& turn);
 std::string ResumedLine(const api::Resumed& resumed);
 // "another model goes on: shipped (0123456789ab) instead of other (ba9876543210)"
 std::string AdoptedLine(const api::ModelAdopted& adopted);
-// "prefill [######--------] 4096/8192 tokens"; `done` above `total` counts as all of it.
-std::string ProgressLine(const api::Progress& progress, int bar_columns);
+// How fast long work goes: by what its last half minute did, as a prefill slows down with its
+// length.
+class Pace {
+ public:
+  // now_us: of a clock that only rises. Work that falls back begins anew.
+  void Note(int64_t now_us, int64_t done);
+  double per_second() const;  // 0: not known yet
+
+ private:
+  struct Point {
+    int64_t us = 0;
+    int64_t done = 0;
+  };
+  std::deque<Point> points_;
+};
+
+// "prefill [######--------] 4096/8192 tokens"; `done` above `total` counts as all of it. With a
+// pace also ", 850 tokens/s, 2 min 5 s left".
+std::string ProgressLine(const api::Progress& progress, int bar_columns, double per_second = 0);
 
 std::string Duration(int64_t microseconds);  // "350 us", "35.0 ms", "1.20 s", "2 min 5 s"
 std::string Bytes(int64_t bytes);            // "512 B", "1.5 KiB"

@@ -166,6 +166,28 @@ TEST(ProgressLine, StaysWithinItsBar) {
   EXPECT_THAT(ProgressLine(progress, 10), HasSubstr("prefill ["));
 }
 
+TEST(ProgressLine, SaysThePaceOfTheLastHalfMinute) {
+  Pace pace;
+  EXPECT_EQ(pace.per_second(), 0);
+  pace.Note(0, 0);
+  pace.Note(500'000, 1000);
+  EXPECT_EQ(pace.per_second(), 0);  // too short to say
+  pace.Note(20'000'000, 40'000);
+  EXPECT_EQ(pace.per_second(), 2000);
+  pace.Note(50'000'000, 70'000);  // slower: what was before does not count
+  EXPECT_EQ(pace.per_second(), 1000);
+  pace.Note(51'000'000, 10'000);  // begun anew
+  EXPECT_EQ(pace.per_second(), 0);
+
+  api::Progress progress;
+  progress.set_what("prefill");
+  progress.set_done(4096);
+  progress.set_total(8192);
+  EXPECT_EQ(ProgressLine(progress, 2, 850.4),
+            "prefill [#-] 4096/8192 tokens, 850 tokens/s, 4 s left");
+  EXPECT_THAT(ProgressLine(progress, 2, 10), HasSubstr(", 10 tokens/s, 6 min 49 s left"));
+}
+
 TEST(Units, ReadNaturally) {
   EXPECT_EQ(Duration(999), "999 us");
   EXPECT_EQ(Duration(35'000), "35.0 ms");

@@ -10,7 +10,7 @@ CONFIG = {
     "rope_theta": 10000.0,
     "rope_scaling": {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1},
     "index_n_heads": 4, "index_head_dim": 128, "index_topk": 96, "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-06,
-    "rms_norm_eps": 1e-06, "max_position_embeddings": 65536, "bos_token_id": 0, "eos_token_id": 1, "expert_dtype": "fp4",
+    "rms_norm_eps": 1e-06, "max_position_embeddings": 1048576, "bos_token_id": 0, "eos_token_id": 1, "expert_dtype": "fp4",
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
                             "scale_fmt": "ue8m0"},
     "torch_dtype": "bfloat16",

@@ -15,6 +15,11 @@ constexpr char kNumericsId[] = "cpu/1/exact";
 
 }  // namespace
 
+std::vector<PartTime> TakePartTimes(Engine* engine) {
+  auto* cpu = dynamic_cast<CpuEngine*>(engine);
+  return cpu == nullptr ? std::vector<PartTime>() : cpu->TakePartTimes();
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> CpuEngine::Load(const std::filesystem::path& model_dir,
                                                         const EngineOptions& options) {
   ASSIGN_OR_RETURN(Config config, Config::Load(model_dir));

@@ -22,6 +22,8 @@ class CpuEngine final : public EngineBase {
     return std::make_unique<CpuSequence>(layout());
   }
 
+  std::vector<PartTime> TakePartTimes() { return forward_.TakePartTimes(); }
+
  private:
   CpuEngine(Identity identity, std::unique_ptr<const Checkpoint> checkpoint, Weights weights,
             int max_batch_rows, std::unique_ptr<ThreadPool> pool);

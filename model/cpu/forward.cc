@@ -22,8 +22,7 @@ Forward::Forward(const Config& config, const Weights& weights, const StateLayout
       frequencies_(RopeFrequencies(config, /*compressed=*/false)),
       compressed_frequencies_(RopeFrequencies(config, /*compressed=*/true)),
       scratch_(size_t(pool->threads())),
-      entry_lists_(size_t(pool->threads())),
-      order_(size_t(pool->threads())) {}
+      entry_lists_(size_t(pool->threads())) {}
 
 float* Forward::Scratch(int worker, size_t floats) {
   return scratch_[size_t(worker)].Reserve(floats);
@@ -74,7 +73,27 @@ void Forward::RunJobs(std::span<const Job> jobs) {
   }
 }
 
+void Forward::Spent(Part part) {
+  const auto now = std::chrono::steady_clock::now();
+  part_seconds_[part] += std::chrono::duration<double>(now - last_spent_).count();
+  last_spent_ = now;
+}
+
+std::vector<PartTime> Forward::TakePartTimes() {
+  // In the order of Part.
+  constexpr std::string_view kNames[kParts] = {
+      "stream mixing", "products of attention", "compressors", "indexer",  "attention SWA",
+      "attention CSA", "attention HCA",         "experts",     "MTP keys", "head",
+      "other"};
+  std::vector<PartTime> times;
+  for (int part = 0; part < kParts; ++part)
+    times.push_back({kNames[part], part_seconds_[size_t(part)]});
+  part_seconds_ = {};
+  return times;
+}
+
 void Forward::Begin(Batch* batch) {
+  last_spent_ = std::chrono::steady_clock::now();
   batch_ = batch;
   const size_t rows = size_t(batch->rows);
   key_rows_ = batch->rows;
@@ -106,6 +125,7 @@ void Forward::Embed(float* streams) {
     EmbeddingRow(batch_->tokens[size_t(row)], out);
     for (int s = 1; s < h_; ++s) std::copy(out, out + d_, out + size_t(s) * size_t(d_));
   });
+  Spent(kOther);
 }
 
 const float* Forward::EmbeddingRow(TokenId token, float* out) const {
@@ -194,11 +214,15 @@ void Forward::MixStreamsOut(float* streams, const float* sub, int rows) {
 void Forward::Layer(int layer, float* streams) {
   const LayerWeights& w = weights_.layer(layer);
   MixStreamsIn(w.hc_attn, w.attn_norm, streams, batch_->rows);
+  Spent(kStreams);
   Attention(layer, w);
   MixStreamsOut(streams, sub_.data(), batch_->rows);
   MixStreamsIn(w.hc_ffn, w.ffn_norm, streams, batch_->rows);
+  Spent(kStreams);
   Moe(w);
+  Spent(kExperts);
   MixStreamsOut(streams, sub_.data(), batch_->rows);
+  Spent(kStreams);
 }
 
 void Forward::Logits(const float* streams, int rows, bool mtp, float* logits) {
@@ -225,6 +249,7 @@ void Forward::Logits(const float* streams, int rows, bool mtp, float* logits) {
   const Job head = {
       &weights_.head, head_x_.data(), size_t(d_), rows, logits, size_t(config_.vocab_size), false};
   RunJobs({&head, 1});
+  Spent(kHead);
 }
 
 }  // namespace agentd::model

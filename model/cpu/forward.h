@@ -6,6 +6,8 @@
 #ifndef AGENTD_MODEL_CPU_FORWARD_H_
 #define AGENTD_MODEL_CPU_FORWARD_H_
 
+#include <array>
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,8 +16,10 @@
 #include "model/config.h"
 #include "model/cpu/buffer.h"
 #include "model/cpu/kernels.h"
+#include "model/cpu/part_times.h"
 #include "model/cpu/sequence.h"
 #include "model/cpu/thread_pool.h"
+#include "model/cpu/top_k.h"
 #include "model/cpu/weights.h"
 
 namespace agentd::model {
@@ -48,6 +52,9 @@ class Forward {
   // Logits [rows][V] of `rows` streams. mtp: by the MTP block's mix and norm.
   void Logits(const float* streams, int rows, bool mtp, float* logits);
 
+  // Since the last call.
+  std::vector<PartTime> TakePartTimes();
+
   const uint8_t* window_keys() const { return window_keys_.data(); }
   size_t window_key_stride() const {
     return size_t(key_rows_) * size_t(layout_.entry.bytes);
@@ -74,6 +81,35 @@ class Forward {
     int number;  // among CSA or HCA layers
   };
 
+  enum Part {
+    kStreams,
+    kProducts,
+    kCompressors,
+    kIndexer,
+    kSwa,
+    kCsa,
+    kHca,
+    kExperts,
+    kMtp,
+    kHead,
+    kOther,
+    kParts
+  };
+  // What has passed since the last call went into `part`.
+  void Spent(Part part);
+
+  struct RowGroup {  // consecutive rows of one segment
+    int first;
+    int count;
+  };
+  struct EntryLists {
+    std::vector<const uint8_t*> window;
+    std::vector<const uint8_t*> compressed;
+    std::vector<AttendRow> rows;
+  };
+  // Rows that share decoded indexer keys: their queries stay in L1.
+  static constexpr int kScoreRows = 32;
+
   void RunJobs(std::span<const Job> jobs);
   template <typename Function>
   void ForRows(int rows, const Function& function);  // function(row, worker)
@@ -92,10 +128,17 @@ class Forward {
   void Fold(const Pooling& p, int begin, int end);
   void Emit(const Pooling& p, int64_t entry, const float* pooled, float* scratch);
   void Select(int layer);
-  void ScoreEntries(int layer, std::span<const int> rows);
+  void ScoreEntries(int layer, std::span<const RowGroup> groups);
+  void ScoreBlocks(int layer, const RowGroup& group, int64_t begin, int64_t end, int part,
+                   int parts, float* scratch);
+  // CSA entries that a row of the batch sees.
+  int64_t VisibleCsa(int row) const { return (batch_->positions[size_t(row)] + 1) / 4; }
   void Fetch(int layer);
   void AttendRows(int layer, const LayerWeights& w, const float* cosine, const float* sine);
-  int ListEntries(int layer, int row, std::vector<const uint8_t*>* entries);
+  std::vector<RowGroup> AttendGroups(int layer) const;
+  void AttendGroup(int layer, const LayerWeights& w, const RowGroup& group, int first_head,
+                   int heads, const float* cosine, const float* sine, int worker);
+  void ListEntries(int layer, const RowGroup& group, EntryLists* lists);
 
   void Moe(const LayerWeights& w);
   void Route(const LayerWeights& w, int row, const float* scores);
@@ -120,6 +163,9 @@ class Forward {
   std::vector<double> frequencies_;             // SWA layers
   std::vector<double> compressed_frequencies_;  // layers with a compressor
 
+  std::array<double, kParts> part_seconds_ = {};
+  std::chrono::steady_clock::time_point last_spent_;
+
   Batch* batch_ = nullptr;
   int key_rows_ = 0;
 
@@ -134,8 +180,9 @@ class Forward {
   Buffer<float> o_low_;              // [groups * o_lora]
   Buffer<float> k_, gate_, index_k_, index_gate_, pooled_, index_pooled_;
   Buffer<float> index_q_, index_weights_;
-  Buffer<float> scores_;      // of entries, for some rows at a time
-  Buffer<int32_t> selected_;  // [index_topk]
+  Buffer<uint8_t> packed_queries_;  // [IndexQueryBytes]
+  std::vector<TopK> top_k_;         // [row][part of the entries]
+  Buffer<int32_t> selected_;        // [index_topk]
   std::vector<int> selected_count_;
   Buffer<float> gate_scores_;  // [experts]
   std::vector<int> chosen_;    // [experts per token], ascending
@@ -149,9 +196,8 @@ class Forward {
   Buffer<float> mtp_x_, mtp_e_, mtp_h_;
   Buffer<uint8_t> window_keys_;  // [layers][rows][entry bytes]
 
-  std::vector<Buffer<float>> scratch_;                    // per worker
-  std::vector<std::vector<const uint8_t*>> entry_lists_;  // per worker
-  std::vector<std::vector<uint32_t>> order_;              // per worker, of top-k
+  std::vector<Buffer<float>> scratch_;   // per worker
+  std::vector<EntryLists> entry_lists_;  // per worker
   std::vector<Job> jobs_;
 };
 
@@ -167,10 +213,6 @@ void RotatePairs(float* x, int pairs, const float* cosine, const float* sine, bo
 void ChooseExperts(const float* gate, const float* bias, int experts, int k, int* chosen);
 // Their weights: sqrt(softplus(gate)) over the sum of the chosen, times `factor`.
 void ExpertWeights(const float* gate, const int* chosen, int k, float factor, float* weights);
-
-// The k best of n scores, ascending by index; of equals the lower index. `order` is scratch.
-// Returns how many: min(k, n).
-int SelectTopK(const float* scores, int n, int k, std::vector<uint32_t>* order, int32_t* selected);
 
 }  // namespace agentd::model
 

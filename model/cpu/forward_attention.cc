@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 
 #include "model/cpu/forward-inl.h"
@@ -35,12 +36,16 @@ void Forward::Attention(int layer, const LayerWeights& w) {
   Project(w);
   WindowKeys(layer, w, cosine, sine);
   Queries(w, cosine, sine);
+  Spent(kProducts);
   if (compressed) Compress(layer, w);
+  Spent(kCompressors);
   if (w.indexer) {
     Select(layer);
     Fetch(layer);
+    Spent(kIndexer);
   }
   AttendRows(layer, w, cosine, sine);
+  Spent(!compressed ? kSwa : w.indexer ? kCsa : kHca);
 
   const int groups = config_.o_groups;
   const size_t wide = size_t(config_.num_attention_heads) * size_t(config_.head_dim);
@@ -61,6 +66,7 @@ void Forward::Attention(int layer, const LayerWeights& w) {
   }
   const Job out = {&w.wo_b, o_low_.data(), low_rank, rows, sub_.data(), size_t(d_), low_};
   RunJobs({&out, 1});
+  Spent(kProducts);
 }
 
 // Everything that multiplies the sublayer's input.
@@ -279,116 +285,105 @@ void Forward::Emit(const Pooling& p, int64_t entry, const float* pooled, float* 
   }
 }
 
-int SelectTopK(const float* scores, int n, int k, std::vector<uint32_t>* order, int32_t* selected) {
-  if (n <= k) {
-    for (int i = 0; i < n; ++i) selected[i] = i;
-    return n;
-  }
-  // An unsigned number that orders as the float does, with -0 equal to 0.
-  auto rank = [](float score) {
-    const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);
-    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  };
-  order->resize(size_t(n));
-  for (int i = 0; i < n; ++i) (*order)[size_t(i)] = rank(scores[i]);
-  std::nth_element(order->begin(), order->begin() + (k - 1), order->end(),
-                   std::greater<uint32_t>());
-  const uint32_t threshold = (*order)[size_t(k - 1)];
-  int above = 0;
-  for (int i = 0; i < k; ++i) above += (*order)[size_t(i)] > threshold ? 1 : 0;
-  int equal = k - above;
-  int count = 0;
-  for (int i = 0; i < n && count < k; ++i) {
-    const uint32_t value = rank(scores[i]);
-    if (value > threshold || (value == threshold && equal-- > 0)) selected[count++] = i;
-  }
-  return count;
-}
-
 // Which CSA entries each row attends to.
 void Forward::Select(int layer) {
   const int topk = config_.index_topk;
   selected_.Reserve(size_t(batch_->rows) * size_t(topk));
   selected_count_.assign(size_t(batch_->rows), 0);
-  std::vector<int> scored;
+  std::vector<RowGroup> groups;
   for (int row = 0; row < batch_->rows; ++row) {
-    const int64_t visible = (batch_->positions[size_t(row)] + 1) / 4;
-    if (visible > topk) {
-      scored.push_back(row);
+    const int64_t visible = VisibleCsa(row);
+    if (visible <= topk) {
+      selected_count_[size_t(row)] = static_cast<int>(visible);
+      int32_t* selected = selected_.data() + size_t(row) * size_t(topk);
+      std::iota(selected, selected + visible, 0);
+    } else if (!groups.empty() && groups.back().first + groups.back().count == row &&
+               groups.back().count < kScoreRows &&
+               batch_->segment_of[size_t(row)] == batch_->segment_of[size_t(row - 1)]) {
+      ++groups.back().count;
     } else {
-      selected_count_[size_t(row)] = SelectTopK(nullptr, int(visible), topk, nullptr,
-                                                selected_.data() + size_t(row) * size_t(topk));
+      groups.push_back({row, 1});
     }
   }
-  // As many rows at a time as 16 MiB of scores hold.
-  constexpr int64_t kScores = 4 << 20;
-  for (size_t begin = 0; begin < scored.size();) {
-    size_t end = begin;
-    int64_t widest = 0;
-    while (end < scored.size()) {
-      widest = std::max(widest, batch_->positions[size_t(scored[end])] / 4 + 1);
-      if (end > begin && int64_t(end + 1 - begin) * widest > kScores) break;
-      ++end;
-    }
-    ScoreEntries(layer, std::span(scored).subspan(begin, end - begin));
-    begin = end;
-  }
+  if (!groups.empty()) ScoreEntries(layer, groups);
 }
 
-void Forward::ScoreEntries(int layer, std::span<const int> rows) {
-  constexpr int kRowsPerTask = 8;  // rows that share a decoded tile of keys
-  constexpr int kTilesPerTask = 16;
+// Every group's rows against all entries that they see, block by block; what a row keeps of them is
+// a few hundred candidates. Few groups: the entries are split too.
+void Forward::ScoreEntries(int layer, std::span<const RowGroup> groups) {
+  constexpr int kLeastBlocks = 16;  // of one task
+  const int topk = config_.index_topk;
+  const int heads = config_.index_n_heads;
+  const int channels = config_.index_head_dim;
+  const size_t wide = size_t(heads) * size_t(channels);
+  const size_t query_bytes = low_ ? IndexQueryBytes(heads, channels) : 0;
+  packed_queries_.Reserve(size_t(batch_->rows) * query_bytes);
+  ForRows(int(groups.size()) * kScoreRows, [&](int i, int) {
+    const RowGroup& group = groups[size_t(i / kScoreRows)];
+    const size_t row = size_t(group.first + i % kScoreRows);
+    if (i % kScoreRows >= group.count || query_bytes == 0) return;
+    PackIndexQueries(index_q_.data() + row * wide, heads, channels,
+                     packed_queries_.data() + row * query_bytes);
+  });
+  int64_t blocks = 0;  // of the longest
+  for (const RowGroup& group : groups)
+    blocks = std::max(blocks, DivideUp(VisibleCsa(group.first + group.count - 1), kCsaPerBlock));
+  const auto parts = int(std::clamp<int64_t>(DivideUp(4 * pool_->threads(), int64_t(groups.size())),
+                                             1, DivideUp(blocks, kLeastBlocks)));
+  if (top_k_.size() < size_t(batch_->rows * parts)) top_k_.resize(size_t(batch_->rows * parts));
+  pool_->Run(int(groups.size()) * parts, [&](int task, int worker) {
+    const RowGroup& group = groups[size_t(task / parts)];
+    const int64_t of_group = DivideUp(VisibleCsa(group.first + group.count - 1), kCsaPerBlock);
+    const int part = task % parts;
+    ScoreBlocks(layer, group, of_group * part / parts, of_group * (part + 1) / parts, part, parts,
+                Scratch(worker, IndexScratch(channels) + size_t(kScoreRows * kCsaPerBlock)));
+  });
+  ForRows(int(groups.size()) * kScoreRows, [&](int i, int) {
+    const RowGroup& group = groups[size_t(i / kScoreRows)];
+    const int row = group.first + i % kScoreRows;
+    if (i % kScoreRows >= group.count) return;
+    TopK& best = top_k_[size_t(row * parts)];
+    for (int part = 1; part < parts; ++part) best.Add(top_k_[size_t(row * parts + part)]);
+    selected_count_[size_t(row)] = best.Finish(selected_.data() + size_t(row) * size_t(topk));
+  });
+}
+
+// Blocks [begin, end) for a group's rows, into top_k_ [row][part]. scratch: of IndexScores, and a
+// block's scores for every row.
+void Forward::ScoreBlocks(int layer, const RowGroup& group, int64_t begin, int64_t end, int part,
+                          int parts, float* scratch) {
   const int number = layout_.layers[size_t(layer)].number;
   const int heads = config_.index_n_heads;
   const int channels = config_.index_head_dim;
-  struct Task {
-    int first;  // of `rows`
-    int count;
-    int tile;
-  };
-  std::vector<Task> tasks;
-  int64_t widest = 0;
-  for (size_t i = 0; i < rows.size();) {
-    size_t j = i + 1;
-    while (j < rows.size() && j - i < kRowsPerTask && rows[j] == rows[j - 1] + 1 &&
-           batch_->segment_of[size_t(rows[j])] == batch_->segment_of[size_t(rows[i])]) {
-      ++j;
+  const size_t row = size_t(group.first);
+  const size_t query_bytes = low_ ? IndexQueryBytes(heads, channels) : 0;
+  CpuSequence& sequence = SequenceOf(batch_->segments[size_t(batch_->segment_of[row])]);
+  const int64_t visible = VisibleCsa(group.first + group.count - 1);
+  float* scores = scratch + IndexScratch(channels);
+  for (int i = 0; i < group.count; ++i)
+    top_k_[(row + size_t(i)) * size_t(parts) + size_t(part)].Begin(config_.index_topk);
+  for (int64_t first = begin * kCsaPerBlock; first < std::min(visible, end * kCsaPerBlock);
+       first += kCsaPerBlock) {
+    IndexScores({.channels = channels,
+                 .low_precision = low_,
+                 .keys = sequence.IndexKey(number, first),
+                 .key_bytes = layout_.key_bytes,
+                 .count = int(std::min<int64_t>(kCsaPerBlock, visible - first)),
+                 .q = index_q_.data() + row * size_t(heads) * size_t(channels),
+                 .packed = query_bytes == 0 ? nullptr : packed_queries_.data() + row * query_bytes,
+                 .weights = index_weights_.data() + row * size_t(heads),
+                 .rows = group.count,
+                 .heads = heads,
+                 .out = scores,
+                 .out_stride = kCsaPerBlock,
+                 .scratch = scratch});
+    for (int i = 0; i < group.count; ++i) {
+      const int64_t seen = std::min<int64_t>(kCsaPerBlock, VisibleCsa(group.first + i) - first);
+      if (seen <= 0) continue;
+      top_k_[(row + size_t(i)) * size_t(parts) + size_t(part)].Add(scores + i * kCsaPerBlock,
+                                                                   int(seen), first);
     }
-    const int64_t visible = (batch_->positions[size_t(rows[j - 1])] + 1) / 4;
-    for (int tile = 0; tile * kPanel < visible; tile += kTilesPerTask)
-      tasks.push_back({int(i), int(j - i), tile});
-    widest = std::max(widest, visible);
-    i = j;
   }
-  scores_.Reserve(rows.size() * size_t(widest));
-  pool_->Run(int(tasks.size()), [&](int index, int worker) {
-    const Task& task = tasks[size_t(index)];
-    const int row = rows[size_t(task.first)];
-    CpuSequence& sequence = SequenceOf(batch_->segments[size_t(batch_->segment_of[size_t(row)])]);
-    const int64_t visible = (batch_->positions[size_t(row + task.count - 1)] + 1) / 4;
-    for (int64_t first = int64_t(task.tile) * kPanel;
-         first < std::min(visible, int64_t(task.tile + kTilesPerTask) * kPanel); first += kPanel) {
-      IndexScores({.channels = channels,
-                   .low_precision = low_,
-                   .keys = sequence.IndexKey(number, first),
-                   .key_bytes = layout_.key_bytes,
-                   .count = int(std::min<int64_t>(kPanel, visible - first)),
-                   .q = index_q_.data() + size_t(row) * size_t(heads) * size_t(channels),
-                   .weights = index_weights_.data() + size_t(row) * size_t(heads),
-                   .rows = task.count,
-                   .heads = heads,
-                   .out = scores_.data() + size_t(task.first) * size_t(widest) + first,
-                   .out_stride = size_t(widest),
-                   .scratch = Scratch(worker, IndexScratch(channels))});
-    }
-  });
-  ForRows(int(rows.size()), [&](int i, int worker) {
-    const int row = rows[size_t(i)];
-    const auto visible = static_cast<int>((batch_->positions[size_t(row)] + 1) / 4);
-    selected_count_[size_t(row)] = SelectTopK(
-        scores_.data() + size_t(i) * size_t(widest), visible, config_.index_topk,
-        &order_[size_t(worker)], selected_.data() + size_t(row) * size_t(config_.index_topk));
-  });
 }
 
 // Brings selected entries of imported blocks into memory. A segment whose source fails is marked
@@ -412,74 +407,127 @@ void Forward::Fetch(int layer) {
   }
 }
 
-// The entries that a row sees: window keys, oldest first, then compressed ones, oldest first.
-int Forward::ListEntries(int layer, int row, std::vector<const uint8_t*>* entries) {
+// What a group's rows see: their window keys together, oldest first, and each row's compressed
+// entries, oldest first. HCA's are one list, of which a row sees a beginning.
+void Forward::ListEntries(int layer, const RowGroup& group, EntryLists* lists) {
   const StateLayout::Layer& place = layout_.layers[size_t(layer)];
-  const Segment& segment = batch_->segments[size_t(batch_->segment_of[size_t(row)])];
+  const Segment& segment = batch_->segments[size_t(batch_->segment_of[size_t(group.first)])];
   CpuSequence& sequence = SequenceOf(segment);
-  const int64_t t = batch_->positions[size_t(row)];
+  const int64_t last = batch_->positions[size_t(group.first + group.count - 1)];
+  const int64_t oldest =
+      std::max<int64_t>(0, batch_->positions[size_t(group.first)] - layout_.window + 1);
   const uint8_t* own = window_keys_.data() + size_t(layer) * window_key_stride();
-  entries->clear();
-  for (int64_t p = std::max<int64_t>(0, t - layout_.window + 1); p <= t; ++p) {
-    entries->push_back(p < segment.start ? sequence.WindowKey(layer, p)
-                                         : own + size_t(segment.row_begin + (p - segment.start)) *
-                                                     size_t(layout_.entry.bytes));
+  lists->window.clear();
+  for (int64_t p = oldest; p <= last; ++p) {
+    lists->window.push_back(p < segment.start
+                                ? sequence.WindowKey(layer, p)
+                                : own + size_t(segment.row_begin + (p - segment.start)) *
+                                            size_t(layout_.entry.bytes));
   }
+  lists->compressed.clear();
   if (place.kind == LayerKind::kHca) {
-    for (int64_t i = 0; i < (t + 1) / 128; ++i)
-      entries->push_back(sequence.HcaEntry(place.number, i));
+    for (int64_t i = 0; i < (last + 1) / 128; ++i)
+      lists->compressed.push_back(sequence.HcaEntry(place.number, i));
   }
-  if (place.kind == LayerKind::kCsa) {
-    const int32_t* selected = selected_.data() + size_t(row) * size_t(config_.index_topk);
-    for (int i = 0; i < selected_count_[size_t(row)]; ++i)
-      entries->push_back(sequence.CsaEntry(place.number, selected[i]));
+  lists->rows.assign(size_t(group.count), {});
+  for (int i = 0; i < group.count; ++i) {
+    const int row = group.first + i;
+    const int64_t t = batch_->positions[size_t(row)];
+    AttendRow& to = lists->rows[size_t(i)];
+    to.window_begin = static_cast<int>(std::max<int64_t>(0, t - layout_.window + 1) - oldest);
+    to.window_count = static_cast<int>(t - oldest + 1) - to.window_begin;
+    if (place.kind == LayerKind::kHca) to.compressed_count = static_cast<int>((t + 1) / 128);
+    if (place.kind == LayerKind::kCsa) {
+      to.compressed_count = selected_count_[size_t(row)];
+      const int32_t* selected = selected_.data() + size_t(row) * size_t(config_.index_topk);
+      for (int j = 0; j < to.compressed_count; ++j)
+        lists->compressed.push_back(sequence.CsaEntry(place.number, selected[j]));
+    }
   }
-  return static_cast<int>(entries->size());
+  const uint8_t* const* next = lists->compressed.data();
+  for (AttendRow& row : lists->rows) {
+    row.compressed = next;
+    if (place.kind == LayerKind::kCsa) next += row.compressed_count;
+  }
+}
+
+// Rows that attend together: they share decoded entries, and their scores are to stay in a cache.
+std::vector<Forward::RowGroup> Forward::AttendGroups(int layer) const {
+  constexpr int kMostRows = 16;
+  constexpr int64_t kScoreBytes = 4 << 20;
+  const bool hca = layout_.layers[size_t(layer)].kind == LayerKind::kHca;
+  const int few = batch_->rows / (4 * pool_->threads());
+  std::vector<RowGroup> groups;
+  for (const Segment& segment : batch_->segments) {
+    const int64_t entries =
+        layout_.window + (hca ? (segment.start + segment.rows) / 128 : config_.index_topk);
+    const int64_t row_bytes = entries * config_.num_attention_heads * int64_t{sizeof(float)};
+    const int most =
+        int(std::clamp<int64_t>(kScoreBytes / row_bytes, 1, std::clamp(few, 1, kMostRows)));
+    for (int i = 0; i < segment.rows; i += most)
+      groups.push_back({segment.row_begin + i, std::min(most, segment.rows - i)});
+  }
+  return groups;
 }
 
 void Forward::AttendRows(int layer, const LayerWeights& w, const float* cosine, const float* sine) {
   const int rows = batch_->rows;
   const int heads = config_.num_attention_heads;
-  const int c = config_.head_dim;
-  const int r = config_.qk_rope_head_dim;
-  const size_t wide = size_t(heads) * size_t(c);
-  const size_t pairs = frequencies_.size();
-  attended_.Reserve(size_t(rows) * wide);
+  attended_.Reserve(size_t(rows) * size_t(heads) * size_t(config_.head_dim));
+  const std::vector<RowGroup> groups = AttendGroups(layer);
   // Few rows: heads are split too, in fours, as the kernel takes them.
   const int parts = rows >= 2 * pool_->threads()
                         ? 1
                         : int(std::clamp<int64_t>(DivideUp(heads, 4), 1, pool_->threads()));
   const int step = int(RoundUp(DivideUp(heads, parts), 4));
-  const auto scale = static_cast<float>(1 / std::sqrt(double(c)));
-  ForRows(rows * parts, [&](int task, int worker) {
-    const int row = task / parts;
+  pool_->Run(int(groups.size()) * parts, [&](int task, int worker) {
     const int first = task % parts * step;
-    if (first >= heads) return;
-    const int count = std::min(step, heads - first);
-    if (!batch_->segments[size_t(batch_->segment_of[size_t(row)])].status.ok()) {
-      // The row means nothing any more, but what follows should compute with numbers.
-      std::fill_n(attended_.data() + size_t(row) * wide + size_t(first) * size_t(c),
-                  size_t(count) * size_t(c), 0.0f);
-      return;
-    }
-    auto& entries = entry_lists_[size_t(worker)];
-    const int n = ListEntries(layer, row, &entries);
-    float* out = attended_.data() + size_t(row) * wide + size_t(first) * size_t(c);
-    Attend({.shape = layout_.entry,
-            .entries = entries.data(),
-            .n = n,
-            .q = q_.data() + size_t(row) * wide + size_t(first) * size_t(c),
-            .heads = count,
-            .scale = scale,
-            .sinks = w.sinks.data() + first,
-            .out = out,
-            .scratch = Scratch(worker, AttendScratch(layout_.entry, count, n))});
-    if (low_) RoundToBf16(out, count * c);
-    for (int head = 0; head < count; ++head) {
-      Rope(out + size_t(head) * size_t(c) + c - r, cosine + size_t(row) * pairs,
-           sine + size_t(row) * pairs, true);
+    if (first < heads) {
+      AttendGroup(layer, w, groups[size_t(task / parts)], first, std::min(step, heads - first),
+                  cosine, sine, worker);
     }
   });
+}
+
+// Heads [first_head, first_head + heads) of a group's rows.
+void Forward::AttendGroup(int layer, const LayerWeights& w, const RowGroup& group, int first_head,
+                          int heads, const float* cosine, const float* sine, int worker) {
+  const int c = config_.head_dim;
+  const int r = config_.qk_rope_head_dim;
+  const size_t wide = size_t(config_.num_attention_heads) * size_t(c);
+  const size_t pairs = frequencies_.size();
+  const size_t begin = size_t(group.first) * wide + size_t(first_head) * size_t(c);
+  if (!batch_->segments[size_t(batch_->segment_of[size_t(group.first)])].status.ok()) {
+    // The rows mean nothing any more, but what follows should compute with numbers.
+    for (int i = 0; i < group.count; ++i)
+      std::fill_n(attended_.data() + begin + size_t(i) * wide, size_t(heads) * size_t(c), 0.0f);
+    return;
+  }
+  EntryLists& lists = entry_lists_[size_t(worker)];
+  ListEntries(layer, group, &lists);
+  for (int i = 0; i < group.count; ++i) {
+    lists.rows[size_t(i)].q = q_.data() + begin + size_t(i) * wide;
+    lists.rows[size_t(i)].out = attended_.data() + begin + size_t(i) * wide;
+  }
+  AttendArgs args = {.shape = layout_.entry,
+                     .window = lists.window.data(),
+                     .window_entries = int(lists.window.size()),
+                     .rows = lists.rows.data(),
+                     .row_count = group.count,
+                     .shared = layout_.layers[size_t(layer)].kind != LayerKind::kCsa,
+                     .heads = heads,
+                     .scale = static_cast<float>(1 / std::sqrt(double(c))),
+                     .sinks = w.sinks.data() + first_head};
+  args.scratch = Scratch(worker, AttendScratch(args));
+  Attend(args);
+  for (int i = 0; i < group.count; ++i) {
+    float* out = lists.rows[size_t(i)].out;
+    const size_t row = size_t(group.first + i);
+    if (low_) RoundToBf16(out, heads * c);
+    for (int head = 0; head < heads; ++head) {
+      Rope(out + size_t(head) * size_t(c) + c - r, cosine + row * pairs, sine + row * pairs, true);
+    }
+  }
 }
 
 }  // namespace agentd::model

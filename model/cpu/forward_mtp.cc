@@ -84,6 +84,7 @@ void Forward::MtpKeys(const float* streams) {
                 window_keys_.data() + size_t(layer) * window_key_stride() +
                     size_t(rows[size_t(i)].row) * size_t(layout_.entry.bytes));
   });
+  Spent(kMtp);
 }
 
 }  // namespace agentd::model

@@ -68,23 +68,33 @@ void FoldPooling(const float* in, const float* k, const float* gate, const float
 // weighted / sum of one state, or of two joined (a == nullptr: b alone).
 void FinishPooling(const float* a, const float* b, int n, size_t stride, float* out);
 
-// Attention of some heads of one token over `n` entries in a given order, with a sink without
-// value.
+// Attention of some heads of some tokens, each over its window entries and then its compressed
+// ones, in the order given, with a sink without value. A token's result does not depend on the
+// others; they share the decoding of entries.
+struct AttendRow {
+  const float* q = nullptr;  // [heads, c], contiguous
+  float* out = nullptr;      // [heads, c]
+  int window_begin = 0;      // of AttendArgs::window: the first that it sees
+  int window_count = 0;
+  const uint8_t* const* compressed = nullptr;  // [compressed_count]
+  int compressed_count = 0;
+};
 struct AttendArgs {
   EntryShape shape;
-  const uint8_t* const* entries = nullptr;  // [n]
-  int n = 0;
-  const float* q = nullptr;  // [heads, c], contiguous
+  const uint8_t* const* window = nullptr;  // [window_entries], those of all rows, oldest first
+  int window_entries = 0;
+  const AttendRow* rows = nullptr;  // each sees one entry at least
+  int row_count = 0;
+  bool shared = false;  // the rows' compressed entries are beginnings of one list
   int heads = 0;
   float scale = 1;               // c^-0.5
   const float* sinks = nullptr;  // [heads]
-  float* out = nullptr;          // [heads, c]
-  float* scratch = nullptr;      // AttendScratch() floats
+  float* scratch = nullptr;      // AttendScratch(*this) floats
 };
 void Attend(const AttendArgs& args);
-size_t AttendScratch(const EntryShape& shape, int heads, int n);  // floats
+size_t AttendScratch(const AttendArgs& args);
 
-// Scores of 16 indexer keys for some tokens: out[row][key] = sum over heads of weight[h] *
+// Scores of indexer keys for some tokens: out[row][key] = sum over heads of weight[h] *
 // relu(q[h] . key). Low precision: the dot, each term and the sum are rounded to BF16, as in the
 // published code; with that the fixture's CSA layers agree with it bit for bit on most tokens.
 struct IndexArgs {
@@ -92,8 +102,10 @@ struct IndexArgs {
   bool low_precision = false;     // keys: 4-bit with scales (kv_format.h), otherwise F32
   const uint8_t* keys = nullptr;  // [count] keys one after another
   int key_bytes = 0;
-  int count = 0;                   // <= 16; out of the others is not written
-  const float* q = nullptr;        // [rows, heads, channels]
+  int count = 0;
+  const float* q = nullptr;  // [rows, heads, channels]
+  // Low precision: [rows] times IndexQueryBytes() of PackIndexQueries(q); nullptr if those are 0.
+  const uint8_t* packed = nullptr;
   const float* weights = nullptr;  // [rows, heads]
   int rows = 0;
   int heads = 0;
@@ -103,12 +115,23 @@ struct IndexArgs {
 };
 void IndexScores(const IndexArgs& args);
 size_t IndexScratch(int channels);  // floats
+// One token's low-precision queries [heads, channels] as bytes to multiply, at a multiple of 4.
+void PackIndexQueries(const float* q, int heads, int channels, uint8_t* packed);
+size_t IndexQueryBytes(int heads, int channels);  // 0: channels that are not packed
+
+// Of the n scores of entries first, first + 1, ...: the ranks that are `least` or more and whose
+// they are, ascending by entry. A rank orders as the scores do, -0 as 0. Returns how many. ranks,
+// entries: room for n + 16.
+int CollectRanked(const float* scores, int n, int32_t first, int32_t least, int32_t* ranks,
+                  int32_t* entries);
 
 // Instruction sets that this machine and this build both have, as Highway's bits, the best first;
 // one by name; and forcing one for a test (0: the best again). Not while kernels run.
 std::vector<int64_t> SimdTargets();
 const char* SimdTargetName();  // of the one that runs now
 void ForceSimdTarget(int64_t target);
+// For a test: whether byte products (AVX512_VNNI) are used where AVX3 runs and has them.
+void AllowVnni(bool allow);
 
 }  // namespace agentd::model
 

@@ -1,4 +1,4 @@
-// Attention over stored entries, and the lightning indexer's scores.
+// Attention over stored entries.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -17,12 +17,44 @@
 #define AGENTD_MODEL_CPU_KERNELS_ATTENTION_ONCE_
 namespace agentd::model {
 
-// Entries that stay decoded between scores and values; beyond, they are decoded a second time, tile
-// by tile.
-inline size_t KeptEntries(int n, int padded_channels) {
-  const size_t fits = (size_t{512} << 10) / (size_t(padded_channels) * sizeof(float));
+// Decoded compressed entries: all that a block of rows sees when they fit, so that they are decoded
+// once, else tile by tile, once for the scores and once for the values.
+inline size_t KeptEntries(int n, size_t stride) {
+  const size_t fits = (size_t{512} << 10) / (stride * sizeof(float));
   const size_t whole = size_t(RoundUp(n, kPanel));
   return whole <= fits ? whole : size_t(4 * kPanel);
+}
+
+// Where things lie in an AttendArgs' scratch.
+struct AttendPlan {
+  size_t stride = 0;        // floats of a decoded entry or of a sum
+  size_t score_stride = 0;  // of the scores of one head: 16 floats of slack at both ends
+  int most = 0;             // compressed entries of one row
+  size_t window = 0, kept = 0, columns = 0, scores = 0, sums = 0, totals = 0, end = 0;  // floats
+
+  AttendPlan(const EntryShape& shape, int heads, int rows, int window_entries, int window_of_row,
+             int compressed)
+      : stride(size_t(RoundUp(shape.channels, kPanel))),
+        score_stride(size_t(RoundUp(window_of_row + compressed, kPanel) + 2 * kPanel)),
+        most(compressed) {
+    const size_t all = size_t(rows) * size_t(heads);
+    kept = window + size_t(RoundUp(window_entries, kPanel)) * stride;
+    columns = kept + KeptEntries(compressed, stride) * stride;
+    scores = columns + size_t(shape.channels) * kPanel;
+    sums = scores + all * score_stride;
+    totals = sums + all * stride;
+    end = totals + all;
+  }
+};
+
+inline AttendPlan PlanOf(const AttendArgs& a) {
+  int window_of_row = 0;
+  int compressed = 0;
+  for (int r = 0; r < a.row_count; ++r) {
+    window_of_row = std::max(window_of_row, a.rows[r].window_count);
+    compressed = std::max(compressed, a.rows[r].compressed_count);
+  }
+  return {a.shape, a.heads, a.row_count, a.window_entries, window_of_row, compressed};
 }
 
 }  // namespace agentd::model
@@ -62,23 +94,39 @@ void DecodeEntryLanes(const EntryShape& shape, const uint8_t* HWY_RESTRICT entry
   }
 }
 
-// Entries [begin, begin + count) of the list into rows of `stride` floats.
-void DecodeTile(const AttendArgs& a, int begin, int count, size_t stride, float* out) {
-  for (int i = 0; i < count; ++i)
-    DecodeEntryLanes(a.shape, a.entries[begin + i], out + size_t(i) * stride);
+// Rows of 16 entries, `count` of them and zeros, and their transpose [c][16].
+void DecodeTile(const EntryShape& shape, const uint8_t* const* entries, int count, size_t stride,
+                float* rows) {
+  for (int i = 0; i < count; ++i) {
+    float* row = rows + size_t(i) * stride;
+    DecodeEntryLanes(shape, entries[i], row);
+    // What lies beyond c is multiplied by something: it must be a number.
+    std::fill(row + shape.channels, row + stride, 0.0f);
+  }
 }
+
+void DecodeColumns(const EntryShape& shape, const uint8_t* const* entries, int count, size_t stride,
+                   float* rows, float* columns) {
+  DecodeTile(shape, entries, count, stride, rows);
+  if (count < kPanel)
+    std::memset(rows + size_t(count) * stride, 0, size_t(kPanel - count) * stride * sizeof(float));
+  Transpose16(rows, stride, shape.channels, columns);
+}
+
+// Heads that are multiplied side by side: enough sums to hide an addition's latency.
+constexpr int kHeadStep = kVectors == 1 ? 8 : 4;
 
 // scores[h][16 keys] for kRows heads; columns [c][16].
 template <int kRows, bool kExact>
-HWY_INLINE void ScoreRows(const AttendArgs& a, int head, const float* columns, float* scores,
-                          size_t stride) {
+HWY_INLINE void ScoreRows(const AttendArgs& a, const float* q, int head, const float* columns,
+                          float* scores, size_t stride) {
   const F d;
   V acc[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
   }
   const size_t c = size_t(a.shape.channels);
-  Accumulate<kRows, kExact>(a.q + size_t(head) * c, c, columns, kPanel, a.shape.channels, acc);
+  Accumulate<kRows, kExact>(q + size_t(head) * c, c, columns, kPanel, a.shape.channels, acc);
   const V scale = hn::Set(d, a.scale);
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
@@ -88,11 +136,24 @@ HWY_INLINE void ScoreRows(const AttendArgs& a, int head, const float* columns, f
 }
 
 template <bool kExact>
-void ScoreTile(const AttendArgs& a, const float* columns, float* scores, size_t stride) {
+void ScoreHeads(const AttendArgs& a, const float* q, const float* columns, float* scores,
+                size_t stride) {
   int head = 0;
-  for (; head + 4 <= a.heads; head += 4) ScoreRows<4, kExact>(a, head, columns, scores, stride);
-  for (; head + 2 <= a.heads; head += 2) ScoreRows<2, kExact>(a, head, columns, scores, stride);
-  for (; head < a.heads; ++head) ScoreRows<1, kExact>(a, head, columns, scores, stride);
+  for (; head + kHeadStep <= a.heads; head += kHeadStep)
+    ScoreRows<kHeadStep, kExact>(a, q, head, columns, scores, stride);
+  for (; head + 4 <= a.heads; head += 4) ScoreRows<4, kExact>(a, q, head, columns, scores, stride);
+  for (; head + 2 <= a.heads; head += 2) ScoreRows<2, kExact>(a, q, head, columns, scores, stride);
+  for (; head < a.heads; ++head) ScoreRows<1, kExact>(a, q, head, columns, scores, stride);
+}
+
+// One token's scores of 16 entries, [heads] times `stride` apart.
+void ScoreTile(const AttendArgs& a, const float* q, const float* columns, float* scores,
+               size_t stride) {
+  if (a.shape.low_precision) {
+    ScoreHeads<true>(a, q, columns, scores, stride);
+  } else {
+    ScoreHeads<false>(a, q, columns, scores, stride);
+  }
 }
 
 // sums[h][16 channels] += sum over keys of p[h][key] * values[key][.], in key order.
@@ -118,10 +179,14 @@ void ValueTile(int heads, const float* p, size_t p_stride, const float* values, 
   int head = 0;
   while (head < heads) {
     const int left = heads - head;
-    const int step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const int step = left >= kHeadStep ? kHeadStep : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     for (size_t g = 0; g < stride; g += kPanel) {
       const float* from = p + size_t(head) * p_stride;
       float* to = sums + size_t(head) * stride + g;
+      if (step == kHeadStep) {
+        ValueRows<kHeadStep>(from, p_stride, values + g, stride, keys, to);
+        continue;
+      }
       if (step == 4) ValueRows<4>(from, p_stride, values + g, stride, keys, to);
       if (step == 2) ValueRows<2>(from, p_stride, values + g, stride, keys, to);
       if (step == 1) ValueRows<1>(from, p_stride, values + g, stride, keys, to);
@@ -154,152 +219,100 @@ float Softmax(float* scores, int padded, float sink) {
   return SumTree(lanes) + ExpF32(sink - max);
 }
 
+// Where a token's scores of one head begin.
+float* ScoresOf(const AttendArgs& a, const AttendPlan& plan, int row) {
+  return a.scratch + plan.scores + size_t(row) * size_t(a.heads) * plan.score_stride + kPanel;
+}
+
+// Scores of all rows' window entries. A tile lies anywhere against a row's own window: what it
+// writes before the first falls into slack, what it writes after the last is written over later.
+void ScoreWindows(const AttendArgs& a, const AttendPlan& plan) {
+  float* columns = a.scratch + plan.columns;
+  for (int begin = 0; begin < a.window_entries; begin += kPanel) {
+    const int count = std::min(kPanel, a.window_entries - begin);
+    DecodeColumns(a.shape, a.window + begin, count, plan.stride,
+                  a.scratch + plan.window + size_t(begin) * plan.stride, columns);
+    for (int r = 0; r < a.row_count; ++r) {
+      const AttendRow& row = a.rows[r];
+      if (begin + kPanel <= row.window_begin || begin >= row.window_begin + row.window_count)
+        continue;
+      ScoreTile(a, row.q, columns, ScoresOf(a, plan, r) + begin - row.window_begin,
+                plan.score_stride);
+    }
+  }
+}
+
+// Rows [first, end) over the list of compressed entries whose beginnings they all see, after
+// ScoreWindows.
+void AttendTogether(const AttendArgs& a, const AttendPlan& plan, int first, int end) {
+  const size_t stride = plan.stride;
+  int most = 0;
+  const uint8_t* const* entries = nullptr;
+  for (int r = first; r < end; ++r) {
+    if (a.rows[r].compressed_count < most) continue;
+    most = a.rows[r].compressed_count;
+    entries = a.rows[r].compressed;
+  }
+  float* decoded = a.scratch + plan.kept;
+  float* columns = a.scratch + plan.columns;
+  const int kept = int(KeptEntries(plan.most, stride));
+  const bool keep_all = kept >= most;
+  for (int begin = 0; begin < most; begin += kPanel) {
+    DecodeColumns(a.shape, entries + begin, std::min(kPanel, most - begin), stride,
+                  decoded + (keep_all ? size_t(begin) * stride : 0), columns);
+    for (int r = first; r < end; ++r) {
+      const AttendRow& row = a.rows[r];
+      if (begin >= row.compressed_count) continue;
+      ScoreTile(a, row.q, columns, ScoresOf(a, plan, r) + row.window_count + begin,
+                plan.score_stride);
+    }
+  }
+  const size_t heads = size_t(a.heads);
+  for (int r = first; r < end; ++r) {
+    const AttendRow& row = a.rows[r];
+    const int n = row.window_count + row.compressed_count;
+    const int padded = int(RoundUp(n, kPanel));
+    float* scores = ScoresOf(a, plan, r);
+    float* sums = a.scratch + plan.sums + size_t(r) * heads * stride;
+    for (size_t h = 0; h < heads; ++h) {
+      float* of_head = scores + h * plan.score_stride;
+      std::fill(of_head + n, of_head + padded, -std::numeric_limits<float>::infinity());
+      a.scratch[plan.totals + size_t(r) * heads + h] = Softmax(of_head, padded, a.sinks[h]);
+    }
+    std::memset(sums, 0, heads * stride * sizeof(float));
+    ValueTile(a.heads, scores, plan.score_stride,
+              a.scratch + plan.window + size_t(row.window_begin) * stride, stride, row.window_count,
+              sums);
+  }
+  const int tile = keep_all ? std::max(most, 1) : kept;
+  for (int begin = 0; begin < most; begin += tile) {
+    if (!keep_all)
+      DecodeTile(a.shape, entries + begin, std::min(tile, most - begin), stride, decoded);
+    for (int r = first; r < end; ++r) {
+      const AttendRow& row = a.rows[r];
+      const int count = std::min(tile, row.compressed_count - begin);
+      if (count <= 0) continue;
+      ValueTile(a.heads, ScoresOf(a, plan, r) + row.window_count + begin, plan.score_stride,
+                decoded, stride, count, a.scratch + plan.sums + size_t(r) * heads * stride);
+    }
+  }
+  const size_t c = size_t(a.shape.channels);
+  for (int r = first; r < end; ++r) {
+    for (size_t h = 0; h < heads; ++h) {
+      const size_t at = size_t(r) * heads + h;
+      const float inverse = 1.0f / a.scratch[plan.totals + at];
+      const float* from = a.scratch + plan.sums + at * stride;
+      float* to = a.rows[r].out + h * c;
+      for (size_t i = 0; i < c; ++i) to[i] = from[i] * inverse;
+    }
+  }
+}
+
 void AttendTarget(const AttendArgs& a) {
-  const int c = a.shape.channels;
-  const size_t stride = size_t(RoundUp(c, kPanel));
-  const size_t padded = size_t(RoundUp(a.n, kPanel));
-  const size_t kept = KeptEntries(a.n, int(stride));
-  const bool keep_all = kept >= padded;
-  float* rows = a.scratch;                          // [kept][stride]
-  float* columns = rows + kept * stride;            // [c][16]
-  float* scores = columns + size_t(c) * kPanel;     // [heads][padded]
-  float* sums = scores + size_t(a.heads) * padded;  // [heads][stride]
-  // What lies beyond c or n is multiplied by something: it must be a number.
-  std::memset(sums, 0, size_t(a.heads) * stride * sizeof(float));
-  if (stride != size_t(c)) std::memset(rows, 0, kept * stride * sizeof(float));
-  for (int begin = 0; begin < a.n; begin += kPanel) {
-    const int count = std::min(kPanel, a.n - begin);
-    float* tile = keep_all ? rows + size_t(begin) * stride : rows;
-    DecodeTile(a, begin, count, stride, tile);
-    if (count < kPanel)
-      std::memset(tile + size_t(count) * stride, 0,
-                  size_t(kPanel - count) * stride * sizeof(float));
-    Transpose16(tile, stride, c, columns);
-    if (a.shape.low_precision) {
-      ScoreTile<true>(a, columns, scores + begin, padded);
-    } else {
-      ScoreTile<false>(a, columns, scores + begin, padded);
-    }
-  }
-  for (int head = 0; head < a.heads; ++head) {
-    float* row = scores + size_t(head) * padded;
-    std::fill(row + a.n, row + padded, -std::numeric_limits<float>::infinity());
-  }
-  HWY_ALIGN float totals[16];
-  for (int first = 0; first < a.heads; first += 16) {
-    const int heads = std::min(16, a.heads - first);
-    for (int h = 0; h < heads; ++h) {
-      totals[h] = Softmax(scores + size_t(first + h) * padded, int(padded), a.sinks[first + h]);
-    }
-    const int tile = keep_all ? a.n : int(kept);
-    for (int begin = 0; begin < a.n; begin += tile) {
-      const int count = std::min(tile, a.n - begin);
-      if (!keep_all) DecodeTile(a, begin, count, stride, rows);
-      ValueTile(heads, scores + size_t(first) * padded + begin, padded, rows, stride, count,
-                sums + size_t(first) * stride);
-    }
-    for (int h = 0; h < heads; ++h) {
-      const float inverse = 1.0f / totals[h];
-      const float* from = sums + size_t(first + h) * stride;
-      float* to = a.out + size_t(first + h) * size_t(c);
-      for (int i = 0; i < c; ++i) to[i] = from[i] * inverse;
-    }
-  }
-}
-
-// One indexer key to F32.
-void DecodeKeyLanes(int channels, bool low_precision, const uint8_t* HWY_RESTRICT key,
-                    float* HWY_RESTRICT out) {
-  if (!low_precision) {
-    std::memcpy(out, key, size_t(channels) * sizeof(float));
-    return;
-  }
-  const uint8_t* scales = key + channels / 2;
-  for (int begin = 0; begin < channels; begin += 32) {
-    const int end = std::min(channels, begin + 32);
-    const float scale = E8M0ToFloat(scales[begin / 32]);
-    int i = begin;
-#if HWY_TARGET != HWY_SCALAR
-    const F d;
-    const hn::Rebind<uint8_t, F> d8;
-    const hn::Rebind<uint16_t, F> d16;
-    const V factor = hn::Set(d, scale * 16384.0f);
-    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-      const auto pairs = hn::PromoteTo(d16, hn::LoadU(d8, key + i / 2));
-      const V even = hn::Mul(DecodeE2M1(hn::And(pairs, hn::Set(d16, uint16_t{15}))), factor);
-      const V odd = hn::Mul(DecodeE2M1(hn::ShiftRight<4>(pairs)), factor);
-      hn::StoreInterleaved2(even, odd, d, out + i);
-    }
-#endif
-    for (; i < end; ++i)
-      out[i] = E2M1ToFloat(static_cast<uint8_t>(key[i / 2] >> (i % 2 * 4) & 15)) * scale;
-  }
-}
-
-// Adds weight * relu(q . key) of kRows heads, in head order.
-template <int kRows, bool kExact>
-HWY_INLINE void IndexHeads(const float* q, int channels, const float* columns, const float* weights,
-                           V (&total)[kVectors]) {
-  const F d;
-  V acc[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
-  }
-  Accumulate<kRows, kExact>(q, size_t(channels), columns, kPanel, channels, acc);
-  for (int r = 0; r < kRows; ++r) {
-    const V weight = hn::Set(d, weights[r]);
-    for (int v = 0; v < kVectors; ++v) {
-      V dot = acc[r][v];
-      if constexpr (kExact) dot = RoundBf16Lanes(d, dot);
-      V term = hn::Mul(hn::Max(dot, hn::Zero(d)), weight);
-      if constexpr (kExact) term = RoundBf16Lanes(d, term);
-      total[v] = hn::Add(total[v], term);
-    }
-  }
-}
-
-template <bool kExact>
-void IndexRows(const IndexArgs& a, const float* columns) {
-  const F d;
-  for (int row = 0; row < a.rows; ++row) {
-    const float* q = a.q + size_t(row) * size_t(a.heads) * size_t(a.channels);
-    const float* weights = a.weights + size_t(row) * size_t(a.heads);
-    V total[kVectors];
-    for (int v = 0; v < kVectors; ++v) total[v] = hn::Zero(d);
-    int head = 0;
-    for (; head + 4 <= a.heads; head += 4) {
-      IndexHeads<4, kExact>(q + size_t(head) * size_t(a.channels), a.channels, columns,
-                            weights + head, total);
-    }
-    for (; head < a.heads; ++head) {
-      IndexHeads<1, kExact>(q + size_t(head) * size_t(a.channels), a.channels, columns,
-                            weights + head, total);
-    }
-    HWY_ALIGN float lanes[kPanel];
-    for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kExact) total[v] = RoundBf16Lanes(d, total[v]);
-      hn::StoreU(total[v], d, lanes + v * kLanes);
-    }
-    std::copy(lanes, lanes + a.count, a.out + size_t(row) * a.out_stride);
-  }
-}
-
-void IndexScoresTarget(const IndexArgs& a) {
-  const size_t stride = size_t(a.channels);
-  float* rows = a.scratch;                  // [16][channels]
-  float* columns = rows + kPanel * stride;  // [channels][16]
-  for (int i = 0; i < a.count; ++i) {
-    DecodeKeyLanes(a.channels, a.low_precision, a.keys + size_t(i) * size_t(a.key_bytes),
-                   rows + size_t(i) * stride);
-  }
-  std::memset(rows + size_t(a.count) * stride, 0,
-              size_t(kPanel - a.count) * stride * sizeof(float));
-  Transpose16(rows, stride, a.channels, columns);
-  if (a.low_precision) {
-    IndexRows<true>(a, columns);
-  } else {
-    IndexRows<false>(a, columns);
-  }
+  const AttendPlan plan = PlanOf(a);
+  ScoreWindows(a, plan);
+  if (a.shared) return AttendTogether(a, plan, 0, a.row_count);
+  for (int r = 0; r < a.row_count; ++r) AttendTogether(a, plan, r, r + 1);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -310,17 +323,9 @@ HWY_AFTER_NAMESPACE();
 namespace agentd::model {
 
 HWY_EXPORT(AttendTarget);
-HWY_EXPORT(IndexScoresTarget);
 
 void Attend(const AttendArgs& args) { HWY_DYNAMIC_DISPATCH(AttendTarget)(args); }
-size_t AttendScratch(const EntryShape& shape, int heads, int n) {
-  const size_t stride = size_t(RoundUp(shape.channels, kPanel));
-  return KeptEntries(n, int(stride)) * stride + size_t(shape.channels) * kPanel +
-         size_t(heads) * (size_t(RoundUp(n, kPanel)) + stride);
-}
-
-void IndexScores(const IndexArgs& args) { HWY_DYNAMIC_DISPATCH(IndexScoresTarget)(args); }
-size_t IndexScratch(int channels) { return size_t(2 * kPanel) * size_t(channels); }
+size_t AttendScratch(const AttendArgs& args) { return PlanOf(args).end; }
 
 }  // namespace agentd::model
 #endif  // HWY_ONCE

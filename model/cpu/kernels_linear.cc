@@ -160,11 +160,19 @@ HWY_INLINE void SliceRows(const float* x, size_t x_stride, const float* w, int l
 template <bool kExact>
 void SliceAllRows(const float* x, size_t x_stride, const float* w, int length, int s, int rows,
                   float* levels) {
-  constexpr int kStep = kVectors <= 2 ? 6 : 2;  // accumulators fit the registers of AVX2 and SSE4
+  // As many sums as fit the registers: fewer than 8 of AVX-512's would wait for each other.
+  constexpr int kStep = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 2;
   int r = 0;
   for (; r + kStep <= rows; r += kStep) {
     SliceRows<kStep, kExact>(x + size_t(r) * x_stride, x_stride, w, length, s,
                              levels + r * kLevels * kPanel);
+  }
+  if constexpr (kStep > 6) {
+    if (r + 6 <= rows) {
+      SliceRows<6, kExact>(x + size_t(r) * x_stride, x_stride, w, length, s,
+                           levels + r * kLevels * kPanel);
+      r += 6;
+    }
   }
   if constexpr (kStep > 2) {
     if (r + 4 <= rows) {

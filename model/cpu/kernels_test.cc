@@ -12,6 +12,7 @@
 
 #include "model/cpu/forward.h"
 #include "model/cpu/test_util.h"
+#include "model/cpu/top_k.h"
 #include "model/kv_format.h"
 #include "model/reference/reference.h"
 
@@ -254,65 +255,114 @@ TEST_F(Kernels, AttentionOverStoredEntries) {
     const int rotary = 2 * Draw(1, 40);
     const int c = rotary + 2 * Draw(0, 90);
     const EntryShape shape = MakeEntryShape(c, rotary, low);
-    // Now and then more than stays decoded at once.
-    const int n = Draw(0, 9) == 0 ? Draw(600, 900) : Draw(1, 90);
     const int heads = Draw(1, 19);
+    const int rows = Draw(1, 5);
+    const bool shared = Draw(0, 1) == 1;
+    const int window = Draw(1, 40);
+    const int seen = Draw(1, window);
+    // Now and then more than stays decoded at once.
+    const int n = Draw(0, 9) == 0 ? Draw(600, 900) : Draw(0, 90);
     std::vector<std::vector<uint8_t>> stored;
-    std::vector<const uint8_t*> pointers;
-    std::vector<Floats> decoded;
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < window + n; ++i) {
       stored.emplace_back(size_t(shape.bytes));
       EncodeEntry(shape, Values(size_t(c), low).data(), stored.back().data());
-      decoded.emplace_back(size_t(c));
-      DecodeEntry(shape, stored.back().data(), decoded.back().data());
     }
+    std::vector<const uint8_t*> pointers;
     for (const auto& entry : stored) pointers.push_back(entry.data());
-    const Floats q = Values(size_t(heads * c), low);
+    const Floats q = Values(size_t(rows * heads * c), low);
     const Floats sinks = Values(size_t(heads));
-    Floats out = Poisoned(size_t(heads * c));
-    Floats scratch(AttendScratch(shape, heads, n), std::numeric_limits<float>::quiet_NaN());
-    Attend({.shape = shape,
-            .entries = pointers.data(),
-            .n = n,
-            .q = q.data(),
-            .heads = heads,
-            .scale = 0.11f,
-            .sinks = sinks.data(),
-            .out = out.data(),
-            .scratch = scratch.data()});
-    Floats want;
-    for (size_t h = 0; h < size_t(heads); ++h) {
-      const Floats one = reference::Attend(std::span(q).subspan(h * size_t(c), size_t(c)), decoded,
-                                           0.11f, sinks[h]);
-      want.insert(want.end(), one.begin(), one.end());
+    std::vector<Floats> outs;
+    std::vector<AttendRow> row(static_cast<size_t>(rows));
+    for (size_t r = 0; r < row.size(); ++r) {
+      outs.push_back(Poisoned(size_t(heads * c)));
+      row[r].q = q.data() + r * size_t(heads * c);
+      row[r].window_begin = Draw(0, window - seen);
+      row[r].window_count = Draw(1, seen);
+      row[r].compressed_count = Draw(0, n);
+      const int from = shared ? 0 : Draw(0, n - row[r].compressed_count);
+      row[r].compressed = pointers.data() + window + from;
     }
-    Same(out, want,
-         fmt::format("attention over {} entries, c {} r {} heads {} low {}", n, c, rotary, heads,
-                     low));
+    for (size_t r = 0; r < row.size(); ++r) row[r].out = outs[r].data();
+    AttendArgs args = {.shape = shape,
+                       .window = pointers.data(),
+                       .window_entries = window,
+                       .rows = row.data(),
+                       .row_count = rows,
+                       .shared = shared,
+                       .heads = heads,
+                       .scale = 0.11f,
+                       .sinks = sinks.data()};
+    Floats scratch(AttendScratch(args), std::numeric_limits<float>::quiet_NaN());
+    args.scratch = scratch.data();
+    Attend(args);
+    for (size_t r = 0; r < row.size(); ++r) {
+      std::vector<const uint8_t*> seen_entries(
+          pointers.begin() + row[r].window_begin,
+          pointers.begin() + row[r].window_begin + row[r].window_count);
+      seen_entries.insert(seen_entries.end(), row[r].compressed,
+                          row[r].compressed + row[r].compressed_count);
+      std::vector<Floats> decoded;
+      for (const uint8_t* entry : seen_entries) {
+        decoded.emplace_back(size_t(c));
+        DecodeEntry(shape, entry, decoded.back().data());
+      }
+      Floats want;
+      for (size_t h = 0; h < size_t(heads); ++h) {
+        const Floats one =
+            reference::Attend(std::span(q).subspan((r * size_t(heads) + h) * size_t(c), size_t(c)),
+                              decoded, 0.11f, sinks[h]);
+        want.insert(want.end(), one.begin(), one.end());
+      }
+      Same(outs[r], want,
+           fmt::format("attention over {}+{} entries, row {} of {}, c {} r {} heads {} low {} "
+                       "shared {}",
+                       row[r].window_count, row[r].compressed_count, r, rows, c, rotary, heads, low,
+                       shared));
+    }
   });
 }
 
 TEST_F(Kernels, IndexerScores) {
   OnEveryTarget([&] {
-    const bool low = Draw(0, 1) == 1;
-    const int channels = low ? 32 << Draw(0, 2) : 2 * Draw(1, 80);
+    AllowVnni(Draw(0, 1) == 1);
+    const bool low = Draw(0, 3) != 0;
+    const int channels = low ? 16 << Draw(0, 4) : 2 * Draw(1, 80);
     const int bytes = IndexKeyBytes(channels, low);
-    const int count = Draw(1, 16);
+    const int count = Draw(1, 40);
     const int rows = Draw(1, 9);
     const int heads = Draw(1, 9);
+    // Groups of 32 channels of one magnitude have sums that are exact in any order; of very
+    // different ones they do not, and some of each lie in one tile.
+    const int apart = Draw(0, 2) * 8;
+    auto numbers = [&](int vectors) {
+      Floats out = Values(size_t(vectors * channels));
+      for (size_t i = 0; i < out.size(); i += 16) {
+        const float scale = std::exp2(float(Draw(-apart, Draw(0, 3) == 0 ? apart : 0)));
+        for (size_t j = i; j < std::min(i + 16, out.size()); ++j) out[j] *= scale;
+      }
+      if (Draw(0, 9) == 0) std::fill_n(out.begin(), channels, Draw(0, 1) == 0 ? 0.0f : 1e-30f);
+      return out;
+    };
     std::vector<uint8_t> keys(size_t(bytes * count));
     std::vector<Floats> decoded;
+    const Floats key_numbers = numbers(count);
     for (int i = 0; i < count; ++i) {
-      EncodeIndexKey(channels, low, Values(size_t(channels)).data(), keys.data() + i * bytes);
+      EncodeIndexKey(channels, low, key_numbers.data() + i * channels, keys.data() + i * bytes);
       decoded.emplace_back(size_t(channels));
       DecodeIndexKey(channels, low, keys.data() + i * bytes, decoded.back().data());
     }
-    Floats q = Values(size_t(rows * heads * channels));
+    Floats q = numbers(rows * heads);
+    const size_t query_bytes = low ? IndexQueryBytes(heads, channels) : 0;
+    std::vector<uint8_t> packed(size_t(rows) * query_bytes);
     if (low) {
       for (int i = 0; i < rows * heads; ++i) QuantizeFp4(q.data() + i * channels, channels);
     }
+    for (int row = 0; row < rows && query_bytes != 0; ++row) {
+      PackIndexQueries(q.data() + row * heads * channels, heads, channels,
+                       packed.data() + size_t(row) * query_bytes);
+    }
     const Floats weights = Values(size_t(rows * heads), low);
-    const size_t stride = 16;
+    const size_t stride = 48;
     Floats out = Poisoned(size_t(rows) * stride);
     Floats scratch(IndexScratch(channels), std::numeric_limits<float>::quiet_NaN());
     IndexScores({.channels = channels,
@@ -321,6 +371,7 @@ TEST_F(Kernels, IndexerScores) {
                  .key_bytes = bytes,
                  .count = count,
                  .q = q.data(),
+                 .packed = query_bytes == 0 ? nullptr : packed.data(),
                  .weights = weights.data(),
                  .rows = rows,
                  .heads = heads,
@@ -342,26 +393,45 @@ TEST_F(Kernels, IndexerScores) {
         const float want = reference::IndexScore(
             of_row, std::span(weights).subspan(size_t(row * heads), size_t(heads)),
             decoded[size_t(i)], low);
-        ASSERT_EQ(got, want) << SimdTargetName() << " row " << row << " key " << i << " low "
-                             << low;
+        ASSERT_EQ(got, want) << SimdTargetName() << " row " << row << " key " << i << " low " << low
+                             << " channels " << channels;
       }
     }
   });
+  AllowVnni(true);
 }
 
 TEST_F(Kernels, TopKTakesLowerIndexOfEquals) {
-  std::vector<uint32_t> scratch;
-  for (int round = 0; round < 2000; ++round) {
-    const int n = Draw(1, 200);
+  OnEveryTarget([&] {
+    const int n = Draw(1, 3000);
     const int k = Draw(1, 80);
     Floats scores(static_cast<size_t>(n));
-    const int distinct = Draw(1, 6);
-    for (float& s : scores)
-      s = float(Draw(-distinct, distinct)) * (Draw(0, 1) == 0 ? 1.0f : -1.0f);  // -0 too
+    const int distinct = Draw(1, 600);
+    const bool rising = Draw(0, 3) == 0;  // the worst order: each is better than all before
+    for (int i = 0; i < n; ++i) {
+      scores[size_t(i)] =
+          float(Draw(-distinct, distinct)) * (Draw(0, 1) == 0 ? 1.0f : -1.0f);  // -0 too
+      if (rising) scores[size_t(i)] = float(i / distinct);
+    }
+    // In parts of their own, each handed over in pieces.
+    TopK best;
+    best.Begin(k);
+    for (int begin = 0; begin < n;) {
+      const int end = std::min(n, begin + Draw(1, n));
+      TopK part;
+      part.Begin(k);
+      for (int at = begin; at < end;) {
+        const int count = std::min(end - at, Draw(1, 200));
+        part.Add(scores.data() + at, count, at);
+        at += count;
+      }
+      best.Add(part);
+      begin = end;
+    }
     std::vector<int32_t> got(static_cast<size_t>(k), -1);
-    got.resize(size_t(SelectTopK(scores.data(), n, k, &scratch, got.data())));
+    got.resize(size_t(best.Finish(got.data())));
     ASSERT_EQ(got, reference::TopK(scores, k));
-  }
+  });
 }
 
 }  // namespace

@@ -2,9 +2,14 @@
 #ifndef AGENTD_MODEL_V4_BENCH_H_
 #define AGENTD_MODEL_V4_BENCH_H_
 
+#include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/engine.h"
@@ -41,6 +46,24 @@ ExpertTraffic CountTraffic(const HostExperts& before, const HostExperts& after, 
 
 // Bytes of the cache that a decode step reads at a position: indexer keys, entries, window keys.
 double CountCache(const Config& config, int64_t position);
+
+// A past as long as one likes without evaluating all of it: kSeedTokens tokens are, and their
+// blocks repeat. As much state as any past of that length has, and as much work for the tokens
+// after it.
+class RepeatedPast {
+ public:
+  static constexpr int kSeedTokens = 4096;
+
+  // Evaluates the tokens, kSeedTokens of them.
+  static absl::StatusOr<RepeatedPast> Make(Engine* engine, std::span<const TokenId> tokens);
+  // A sequence of the whole blocks of `context` tokens.
+  absl::StatusOr<std::unique_ptr<Sequence>> NewSequence(int64_t context);
+
+ private:
+  Engine* engine_ = nullptr;
+  std::vector<BlockPayload> blocks_;
+  std::string anchor_;
+};
 
 // Made-up weights of a published shape, or of its first layers, on a device.
 absl::Status BenchShape(const BenchOptions& options);

@@ -2,7 +2,6 @@
 // do.
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <random>
 #include <utility>
@@ -32,11 +31,6 @@ absl::Status BenchShape(const BenchOptions&) {
 
 namespace {
 
-// Evaluated for real, then repeated as the past of longer contexts.
-constexpr int kSeedTokens = 4096;
-// Where an anchor has its position (model/anchor.h).
-constexpr size_t kAnchorPosition = 32;
-
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -50,27 +44,12 @@ class ShapeBench {
 
   // Sequences at position `context`.
   absl::Status Fill() {
-    ASSIGN_OR_RETURN(auto seed, NewSequence(kSeedTokens));
-    std::vector<BlockPayload> blocks;
-    for (int64_t i = 0; i < kSeedTokens / kBlockTokens; ++i) {
-      ASSIGN_OR_RETURN(BlockPayload block, seed->ExportBlock(i));
-      blocks.push_back(std::move(block));
-    }
-    ASSIGN_OR_RETURN(std::string anchor, seed->ExportAnchor());
-    seed.reset();
-    const int64_t count = options_.context / kBlockTokens;
-    const int64_t position = count * kBlockTokens;
-    std::memcpy(anchor.data() + kAnchorPosition, &position, sizeof(position));
+    ASSIGN_OR_RETURN(RepeatedPast past,
+                     RepeatedPast::Make(engine_.get(), Draw(RepeatedPast::kSeedTokens)));
     for (int i = 0; i < options_.batch; ++i) {
-      if (options_.context < kSeedTokens) {
-        ASSIGN_OR_RETURN(auto sequence, NewSequence(options_.context));
-        sequences_.push_back(std::move(sequence));
-        continue;
-      }
-      auto sequence = engine_->NewSequence();
-      for (int64_t b = 0; b < count; ++b)
-        RETURN_IF_ERROR(sequence->ImportBlock(blocks[size_t(b) % blocks.size()]));
-      RETURN_IF_ERROR(sequence->ImportAnchor(anchor));
+      ASSIGN_OR_RETURN(auto sequence, options_.context < RepeatedPast::kSeedTokens
+                                          ? NewSequence(options_.context)
+                                          : past.NewSequence(options_.context));
       sequences_.push_back(std::move(sequence));
     }
     return absl::OkStatus();
@@ -185,7 +164,7 @@ absl::Status BenchShape(const BenchOptions& options) {
   const StepCost prefill_cost = CountStep(config, *checkpoint, options.prefill);
   const double weight_bytes = double(checkpoint->weight_bytes());
   EngineOptions engine_options = options.engine;
-  engine_options.max_batch_rows = std::max(kSeedTokens, options.batch);
+  engine_options.max_batch_rows = std::max(RepeatedPast::kSeedTokens, options.batch);
   if (engine_options.state_bytes == 0) engine_options.state_bytes = StateBytes(config, options);
   const double begin = Now();
   ASSIGN_OR_RETURN(auto engine, LoadCudaEngine(config, std::move(checkpoint), engine_options));

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "model/checkpoint.h"
 #include "model/cpu/ceiling.h"
+#include "model/cpu/part_times.h"
 #include "model/kv_format.h"
 #include "model/v4/bench.h"
 #include "model/v4/command.h"
@@ -84,6 +85,21 @@ void PrintTraffic(const HostExperts& experts, const ExpertTraffic& prefill,
   }
 }
 
+// What took 1% or more, the longest first.
+void PrintParts(std::string_view what, std::vector<PartTime> parts) {
+  double total = 0;
+  for (const PartTime& part : parts) total += part.seconds;
+  std::sort(parts.begin(), parts.end(),
+            [](const PartTime& a, const PartTime& b) { return a.seconds > b.seconds; });
+  std::string line;
+  for (const PartTime& part : parts) {
+    if (part.seconds < 0.01 * total || total == 0) continue;
+    line += fmt::format("{}{} {:.0f}%", line.empty() ? "" : ", ", part.part,
+                        100 * part.seconds / total);
+  }
+  Print(fmt::format("{}, by part: {}\n", what, line));
+}
+
 absl::Status Run(const Options& options) {
   ASSIGN_OR_RETURN(const auto engine, Engine::Load(options.model, options.engine));
   const Config& config = engine->config();
@@ -121,17 +137,32 @@ absl::Status Run(const Options& options) {
     }
     return TimedStep(*engine, rows);
   };
-  if (options.context > 0) RETURN_IF_ERROR(step(options.context).status());
+  // Long ones would take minutes.
+  const bool repeated = options.context > 2 * RepeatedPast::kSeedTokens;
+  if (repeated) {
+    ASSIGN_OR_RETURN(RepeatedPast past,
+                     RepeatedPast::Make(engine.get(), draw(RepeatedPast::kSeedTokens)));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      ASSIGN_OR_RETURN(sequences[i], past.NewSequence(options.context));
+      rows[i].sequence = sequences[i].get();
+    }
+  } else if (options.context > 0) {
+    RETURN_IF_ERROR(step(options.context).status());
+  }
   ASSIGN_OR_RETURN(const HostExperts before, engine->host_experts());
+  (void)TakePartTimes(engine.get());
   ASSIGN_OR_RETURN(const double prefill_s, step(options.prefill));
+  const std::vector<PartTime> prefill_parts = TakePartTimes(engine.get());
   ASSIGN_OR_RETURN(const HostExperts prefilled, engine->host_experts());
   RETURN_IF_ERROR(step(1).status());  // pages and buffers of the decode path
   ASSIGN_OR_RETURN(const HostExperts warm, engine->host_experts());
+  (void)TakePartTimes(engine.get());
   double decode_s = 0;
   for (int i = 0; i < options.decode; ++i) {
     ASSIGN_OR_RETURN(const double seconds, step(1));
     decode_s += seconds;
   }
+  const std::vector<PartTime> decode_parts = TakePartTimes(engine.get());
   const double prefill = double(options.prefill) * options.batch / prefill_s;
   const double decode = double(options.decode) * options.batch / decode_s;
   Print(
@@ -162,6 +193,8 @@ absl::Status Run(const Options& options) {
       "memory\n",
       decode, options.decode, 100 * decode * cost.multiply_adds / ceilings.multiply_adds_per_s,
       100 * decode / options.batch * cost.step_bytes / ceilings.bytes_per_s));
+  PrintParts("prefill", prefill_parts);
+  PrintParts("decode", decode_parts);
   return FlushOutput();
 }
 
