@@ -133,6 +133,11 @@ class Daemon:
             fail(f"the daemon does not come up:\n{self.log.read_text()[-2000:]}")
         return time.monotonic() - began
 
+    def processor_seconds(self):
+        """Of all its threads, so far."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -212,6 +217,7 @@ def follow(events, *, kill_at=None, daemon=None):
             turn["last"], turn["done"], turn["total"] = now, event["done"], event["total"]
             progress.show(event["done"], event["total"])
             if kill_at is not None and event["done"] >= kill_at:
+                turn["processor"] = daemon.processor_seconds()
                 daemon.kill()
                 if progress.terminal:
                     say()
@@ -246,10 +252,13 @@ SETTINGS = ["--no-tools", "--seed", "7", "--temperature", "1", "--max-tokens", A
 
 
 def prefill_with_a_kill(daemon, prompt_file, tokens):
-    """The session's first turn: the documents. Killed in the middle, it goes on. Returns (session, seconds, evaluated tokens)."""
+    """The session's first turn: the documents. Killed in the middle, it goes on.
+
+    Returns (session, seconds, seconds of processor time, tokens evaluated, tokens sampled).
+    """
     began = time.monotonic()
     turn = follow(daemon.events("run", "--json", *SETTINGS, "--file", prompt_file), kill_at=tokens // 2, daemon=daemon)
-    session, killed_at, first_half = turn["id"], turn["done"], turn["last"] - began
+    session, killed_at, first_half, processor = turn["id"], turn["done"], turn["last"] - began, turn["processor"]
     forget_pages(daemon.data)
     began = time.monotonic()
     ready = daemon.start()
@@ -261,7 +270,7 @@ def prefill_with_a_kill(daemon, prompt_file, tokens):
     if killed_at - restored > ANCHOR_TOKENS + 2048 or turn["resumed"]["prefilled_again"] != 0:
         fail(f"more than the way back to the last anchor was evaluated again: {shown_resume(turn)}")
     second_half = turn["last"] - began
-    return session, first_half + second_half, killed_at + turn["total"] - restored, turn["sampled"]
+    return session, first_half + second_half, processor + daemon.processor_seconds(), killed_at + turn["total"] - restored, turn["sampled"]
 
 
 def main():
@@ -298,8 +307,8 @@ def run(options, scratch, daemon):
 
     say("== Prefill, with a SIGKILL in the middle")
     say(f"  daemon ready after {daemon.start():.1f} s")
-    session, seconds, evaluated, first_answer = prefill_with_a_kill(daemon, prompt_file, options.tokens)
-    say(f"  {seconds:.1f} s for {evaluated:,} tokens: {evaluated / seconds:,.0f} tokens/s")
+    session, seconds, processor, evaluated, first_answer = prefill_with_a_kill(daemon, prompt_file, options.tokens)
+    say(f"  {seconds:.1f} s for {evaluated:,} tokens: {evaluated / seconds:,.0f} tokens/s; {processor:.1f} s of processor time")
 
     say("== A question, before the second kill and after it")
     fork = daemon.ctl("fork", session, "--keep-seed").stdout.decode().strip()
@@ -317,7 +326,7 @@ def run(options, scratch, daemon):
     say(f"  answer (of a model that was trained on 8,192 tokens): {after['end'].get('answer', '')!r}")
 
     say("== Result")
-    say(f"  prefill          {seconds:10.1f} s")
+    say(f"  prefill          {seconds:10.1f} s, {processor:.1f} s of processor time")
     say(f"  resume           {after['seconds']:10.3f} s to the first new token; with the daemon's start {ready + after['seconds']:.1f} s")
     say(f"  ratio            {seconds / after['seconds']:10,.0f}")
     say(f"  bytes on disk    {disk_bytes(daemon.data):10,}")

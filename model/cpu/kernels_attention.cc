@@ -236,7 +236,7 @@ void ScoreWindows(const AttendArgs& a, const AttendPlan& plan) {
       const AttendRow& row = a.rows[r];
       if (begin + kPanel <= row.window_begin || begin >= row.window_begin + row.window_count)
         continue;
-      ScoreTile(a, row.q, columns, ScoresOf(a, plan, r) + begin - row.window_begin,
+      ScoreTile(a, row.q, columns, ScoresOf(a, plan, r) + (begin - row.window_begin),
                 plan.score_stride);
     }
   }
