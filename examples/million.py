@@ -205,7 +205,7 @@ def disk_bytes(data):
 
 def follow(events, *, kill_at=None, daemon=None):
     """The turn's events to its end, with its progress shown. Kills the daemon as soon as `kill_at` tokens are evaluated."""
-    turn = {"sampled": [], "resumed": None, "end": None, "first": None, "first_done": None, "last": None, "done": 0, "id": None, "first_token": None}
+    turn = {"sampled": [], "resumed": None, "end": None, "first": None, "first_done": None, "last": None, "done": 0, "id": None, "first_token": None, "processor": None}
     progress = Progress()
     for event in events:
         now = time.monotonic()
@@ -258,6 +258,8 @@ def prefill_with_a_kill(daemon, prompt_file, tokens):
     """
     began = time.monotonic()
     turn = follow(daemon.events("run", "--json", *SETTINGS, "--file", prompt_file), kill_at=tokens // 2, daemon=daemon)
+    if turn["processor"] is None:
+        fail(f"the prefill ended before it was half done: {turn['end']}")
     session, killed_at, first_half, processor = turn["id"], turn["done"], turn["last"] - began, turn["processor"]
     forget_pages(daemon.data)
     began = time.monotonic()
