@@ -21,6 +21,7 @@
 #include "sessions/bytes.h"
 #include "sessions/crash_point.h"
 #include "sessions/crc32c.h"
+#include "sessions/log_file.h"
 #include "sessions/record.h"
 #include "sessions/small_file.h"
 
@@ -128,6 +129,19 @@ rocksdb::Options DbOptions(rocksdb::Env* env, std::shared_ptr<rocksdb::EventList
 
 }  // namespace
 
+absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes) {
+  const std::string temporary = path.string() + ".new";
+  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
+  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
+  if (written < 0) return ErrnoError(errno, "write " + temporary);
+  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
+  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
+  if (::rename(temporary.c_str(), path.c_str()) != 0)
+    return ErrnoError(errno, "rename " + temporary);
+  return SyncDirectory(path.parent_path());
+}
+
 absl::Status Translate(const rocksdb::Status& status, const std::string& what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = fmt::format("{}: {}", what, status.ToString());
@@ -155,8 +169,17 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::
   // epoch after it was synced, so this recovery sees it.
   RETURN_IF_ERROR(database->RaiseEpoch());
   CrashPoint("open_epoch_raised");
-  RETURN_IF_ERROR(database->OpenRocksDb(options));
+  RETURN_IF_ERROR(database->OpenRocksDb(options, /*for_reading=*/false));
   CrashPoint("open_database");
+  return database;
+}
+
+absl::StatusOr<std::unique_ptr<Database>> Database::OpenForReading(
+    const std::filesystem::path& directory) {
+  std::unique_ptr<Database> database(new Database);
+  database->directory_ = directory;
+  RETURN_IF_ERROR(database->Prepare(/*create_if_missing=*/false, {}));
+  RETURN_IF_ERROR(database->OpenRocksDb({}, /*for_reading=*/true));
   return database;
 }
 
@@ -185,7 +208,9 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
   if (error) return ErrnoError(error.value(), "create directory " + directory_.string());
   // Sessions are private to the daemon's user.
   (void)::chmod(directory_.c_str(), 0700);
-  if (!options.ignore_lock) RETURN_IF_ERROR(Lock());
+  if (!options.ignore_lock) {
+    ASSIGN_OR_RETURN(lock_, LockDirectory(directory_));
+  }
   (void)::unlink((directory_ / kProbeName).c_str());  // a crash left it, and the space with it
   if (format.has_value()) {
     int version = 0;
@@ -216,23 +241,23 @@ absl::Status Database::MarkOpened() {
   return ReplaceFile(directory_ / kOpenedName, "");
 }
 
-absl::Status Database::Lock() {
-  const std::filesystem::path path = directory_ / "LOCK";
-  lock_.Reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!lock_.valid()) return ErrnoError(errno, "open " + path.string());
-  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
+absl::StatusOr<UniqueFd> Database::LockDirectory(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "LOCK";
+  UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.valid()) return ErrnoError(errno, "open " + path.string());
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return ErrnoError(errno, "flock " + path.string());
     char pid[32] = {};
-    const ssize_t size = ::pread(lock_.get(), pid, sizeof(pid) - 1, 0);
+    const ssize_t size = ::pread(lock.get(), pid, sizeof(pid) - 1, 0);
     return FailedPrecondition("the store {} is in use by process {}: stop it first",
-                              directory_.string(), size > 0 ? pid : "(unknown)");
+                              directory.string(), size > 0 ? pid : "(unknown)");
   }
   const std::string pid = std::to_string(::getpid());
-  if (::ftruncate(lock_.get(), 0) != 0 ||
-      ::pwrite(lock_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+  if (::ftruncate(lock.get(), 0) != 0 ||
+      ::pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
     return ErrnoError(errno, "write " + path.string());
   }
-  return absl::OkStatus();
+  return lock;
 }
 
 absl::Status Database::RaiseEpoch() {
@@ -254,7 +279,7 @@ absl::Status Database::RaiseEpoch() {
   return epoch_file_.valid() ? absl::OkStatus() : ErrnoError(errno, "open " + path.string());
 }
 
-absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
+absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool for_reading) {
   (void)RocksDbUsesOurCrc32c();  // so that the program that links this has it
   listener_ = std::make_shared<Listener>();
   rocksdb::Env* const base =
@@ -266,10 +291,14 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options) {
   for (int i = 0; i < kColumns; ++i)
     columns.emplace_back(kColumnNames[i], ColumnOptions(static_cast<Column>(i)));
   const std::string path = (directory_ / "db").string();
+  RETURN_IF_ERROR(CheckRecoveryFiles(path));
   rocksdb::DB* db = nullptr;
-  RETURN_IF_ERROR(
-      Translate(rocksdb::DB::Open(options, path, columns, &handles_, &db), "opening " + path));
+  const rocksdb::Status opened =
+      for_reading ? rocksdb::DB::OpenForReadOnly(options, path, columns, &handles_, &db)
+                  : rocksdb::DB::Open(options, path, columns, &handles_, &db);
+  RETURN_IF_ERROR(Translate(opened, "opening " + path));
   db_.reset(db);
+  if (for_reading) return absl::OkStatus();
   // RocksDB syncs what is in db/: the name of db/ itself, and of the store, are ours to sync.
   RETURN_IF_ERROR(SyncDirectory(directory_));
   const absl::Status synced = SyncDirectory(std::filesystem::absolute(directory_).parent_path());

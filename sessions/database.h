@@ -43,12 +43,20 @@ absl::Status Translate(const rocksdb::Status& status, const std::string& what);
 inline rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
+// Whole or not at all, and on disk when it returns.
+absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes);
+
 // Thread-safe after Open.
 class Database {
  public:
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::filesystem::path& directory,
                                                         bool create_if_missing,
                                                         const InternalOptions& options);
+  // Takes the lock but not ownership: nothing in db/ is changed, no write is possible.
+  static absl::StatusOr<std::unique_ptr<Database>> OpenForReading(
+      const std::filesystem::path& directory);
+  // The directory's lock alone; FailedPrecondition names the process that has it.
+  static absl::StatusOr<UniqueFd> LockDirectory(const std::filesystem::path& directory);
   ~Database();
   Database(const Database&) = delete;
   Database& operator=(const Database&) = delete;
@@ -140,12 +148,11 @@ class Database {
   };
 
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
-  absl::Status Lock();
   absl::Status RaiseEpoch();
   absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
   absl::Status FlushNow(const std::vector<Column>& columns);
-  absl::Status OpenRocksDb(const InternalOptions& options);
+  absl::Status OpenRocksDb(const InternalOptions& options, bool for_reading);
   absl::Status MayWrite();
   absl::Status HandOver(const rocksdb::WriteOptions& options, rocksdb::WriteBatch& batch);
   rocksdb::ColumnFamilyHandle* Handle(Column column) const {

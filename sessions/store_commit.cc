@@ -60,7 +60,10 @@ absl::Status StoreImpl::LoadState(TimelineState& state) {
                    database_->Get(Column::kTimelines, tail_key, snapshot.get()));
   state.tail.reset();
   if (tail.has_value()) {
-    ASSIGN_OR_RETURN(state.tail, DecodeTail(tail_key, *tail));
+    absl::StatusOr<TailRecord> decoded = DecodeTail(tail_key, *tail);
+    // Without it the anchor that it names stays for good: that costs space, not the session.
+    if (!decoded.ok() && !absl::IsDataLoss(decoded.status())) return decoded.status();
+    if (decoded.ok()) state.tail = *decoded;
   }
   state.session = timeline.record.session;
   state.last_seq = timeline.head.last_seq;

@@ -35,6 +35,8 @@ absl::Status Missing(const std::string& key) {
 
 }  // namespace
 
+TimelineId TimelineView::TimelineOf(uint64_t seq) const { return SegmentOf(*this, seq).timeline; }
+
 absl::StatusOr<TimelineView> ReadTimeline(const Database& database, TimelineId timeline,
                                           const rocksdb::Snapshot* snapshot) {
   PointSource source(database, snapshot);

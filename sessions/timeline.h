@@ -20,6 +20,8 @@ struct TimelineView {
   TimelineId id = 0;
   TimelineRecord record;
   HeadRecord head;
+  // Whose record event `seq` is.
+  TimelineId TimelineOf(uint64_t seq) const;
 };
 
 // NotFound names the timeline. One that is deleted and kept for its forks is not found.

@@ -3,12 +3,14 @@
 #define AGENTD_CTL_COMMANDS_H_
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "agentd/ctl/api.h"
+#include "sessions/doctor.h"
 
 namespace agentd::ctl {
 
@@ -93,6 +95,13 @@ struct BackupOptions {
   bool json = false;
 };
 
+struct DoctorOptions {
+  std::string directory;  // the daemon's data, or its store
+  bool json = false;
+  bool mend = false;
+  bool cut_log = false;
+};
+
 int RunCommand(const GlobalOptions& global, const RunOptions& options);
 int ChatCommand(const GlobalOptions& global, const RunOptions& options);
 int WatchCommand(const GlobalOptions& global, const WatchOptions& options);
@@ -106,6 +115,7 @@ int InfoCommand(const GlobalOptions& global, bool json);
 int ExportCommand(const GlobalOptions& global, const ExportOptions& options);
 int ImportCommand(const GlobalOptions& global, const ImportOptions& options);
 int BackupCommand(const GlobalOptions& global, const BackupOptions& options);
+int DoctorCommand(const DoctorOptions& options);
 
 // Parts of the commands that tests look at.
 // InvalidArgument names the option.
@@ -114,6 +124,9 @@ absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions
 std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_us);
 // The text of `agentctl info`.
 std::string InfoText(const api::ServerInfo& info);
+// What `agentctl doctor` prints; lines of JSON with --json.
+std::string DoctorText(const std::filesystem::path& store, const sessions::DoctorReport& report);
+std::string DoctorJson(const std::filesystem::path& store, const sessions::DoctorReport& report);
 
 }  // namespace agentd::ctl
 

@@ -14,6 +14,7 @@ enum ExitCode : int {
   kLimit = 3,        // the turn met its token or call limit, or the context is full
   kCancelled = 4,    // the turn was cancelled
   kUnreachable = 5,  // no daemon, or it went away before the end
+  kDamaged = 6,      // doctor: something is damaged
 };
 
 ExitCode ExitCodeOf(api::TurnEnd end);

@@ -20,7 +20,8 @@ constexpr char kExitCodes[] =
     "  2  wrong usage; nothing was sent\n"
     "  3  the turn met its token or call limit, or the context is full\n"
     "  4  the turn was cancelled\n"
-    "  5  no daemon answers, or it went away\n";
+    "  5  no daemon answers, or it went away\n"
+    "  6  doctor: something is damaged\n";
 
 constexpr char kRunFooter[] =
     "Without text, goes on with a turn of --session that was interrupted.\n"
@@ -269,6 +270,29 @@ void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundl
   });
 }
 
+void AddDoctor(CLI::App* app, DoctorOptions* o, Chosen* chosen) {
+  CLI::App* doctor = app->add_subcommand(
+      "doctor", "Read all of a stopped daemon's store, say what is damaged and what mends it");
+  doctor->add_option("data", o->directory, "What agentd has as --data")
+      ->type_name("DIR")
+      ->required();
+  doctor->add_flag("--json", o->json, "One finding a line, as JSON, then a summary");
+  doctor->add_flag("--mend", o->mend,
+                   "First drop damaged cached values (they are computed again) and write anew what "
+                   "other records tell");
+  doctor->add_flag("--cut-log", o->cut_log,
+                   "First give up what follows the damage in a log; it is kept beside the store");
+  doctor->footer(
+      "--json: findings have \"type\":\"finding\", harm (store: refused; session: refused; files: "
+      "a\n"
+      "workspace is not whole at an event; time: computed again; nothing), kind, what, reason, "
+      "costs,\n"
+      "mend, sessions (ids). The last line has \"type\":\"summary\", store, sessions, records, "
+      "bytes,\n"
+      "leftovers (swept by the next start), findings, exit_code.");
+  doctor->callback([o, chosen] { *chosen = [o] { return DoctorCommand(*o); }; });
+}
+
 int Main(int argc, char** argv) {
   GlobalOptions global;
   RunOptions run, chat;
@@ -279,6 +303,7 @@ int Main(int argc, char** argv) {
   ExportOptions bundle;
   ImportOptions import;
   BackupOptions backup;
+  DoctorOptions doctor;
   std::string id;
   bool info_json = false;
   Chosen chosen;
@@ -304,6 +329,7 @@ int Main(int argc, char** argv) {
   AddTimeTravel(&app, global, &fork, &rewind, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
   AddKeeping(&app, global, &bundle, &import, &backup, &chosen);
+  AddDoctor(&app, &doctor, &chosen);
 
   // CLI11 reports by throwing; nothing else here does.
   try {

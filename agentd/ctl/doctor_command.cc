@@ -1,0 +1,94 @@
+// agentctl doctor: the one command that talks to no daemon, since it is for stores that none opens.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+#include "agentd/ctl/commands.h"
+#include "agentd/ctl/exit_code.h"
+#include "agentd/ctl/json.h"
+#include "agentd/ctl/text.h"
+#include "base/status.h"
+#include "sessions/doctor.h"
+
+namespace agentd::ctl {
+namespace {
+
+void Say(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+int Refuse(bool json, const absl::Status& status) {
+  if (json) Say(ErrorLine(status, kError) + "\n");
+  fmt::print(stderr, "{}\n", Style::For(stderr).Red("agentctl: " + Printable(Text(status))));
+  return kError;
+}
+
+// The daemon's --data holds its store in a folder of this name.
+std::filesystem::path StoreIn(const std::filesystem::path& directory) {
+  std::error_code error;
+  return std::filesystem::exists(directory / "store", error) ? directory / "store" : directory;
+}
+
+int DoctorExitCode(const sessions::DoctorReport& report) {
+  return report.findings.empty() ? kAnswer : kDamaged;
+}
+
+}  // namespace
+
+std::string DoctorText(const std::filesystem::path& store, const sessions::DoctorReport& report) {
+  std::string text =
+      fmt::format("store {}: {} sessions, {} records, {} read\n", Printable(store.string()),
+                  report.sessions, report.records, Bytes(report.bytes));
+  if (report.leftovers > 0)
+    text += fmt::format("{} values of commits that a crash cut off; the next start sweeps them\n",
+                        report.leftovers);
+  for (const sessions::Finding& finding : report.findings) {
+    text += fmt::format("\ndamaged: {}\n", OneLine(finding.what, 500));
+    text += fmt::format("  why    {}\n", OneLine(finding.reason, 500));
+    text += fmt::format("  costs  {}\n", finding.costs);
+    text += fmt::format("  mend   {}\n", OneLine(finding.mend, 500));
+  }
+  if (report.findings.empty()) return text + "nothing is damaged\n";
+  return text + fmt::format("\n{} damaged\n", report.findings.size());
+}
+
+std::string DoctorJson(const std::filesystem::path& store, const sessions::DoctorReport& report) {
+  std::string lines;
+  for (const sessions::Finding& finding : report.findings) {
+    const Json line = {{"type", "finding"},        {"harm", NameOf(finding.harm)},
+                       {"kind", finding.kind},     {"what", finding.what},
+                       {"reason", finding.reason}, {"costs", finding.costs},
+                       {"mend", finding.mend},     {"sessions", finding.sessions}};
+    lines += Dump(line) + "\n";
+  }
+  const Json summary = {{"type", "summary"},
+                        {"store", store.string()},
+                        {"sessions", report.sessions},
+                        {"records", report.records},
+                        {"bytes", report.bytes},
+                        {"leftovers", report.leftovers},
+                        {"findings", report.findings.size()},
+                        {"exit_code", DoctorExitCode(report)}};
+  return lines + Dump(summary) + "\n";
+}
+
+int DoctorCommand(const DoctorOptions& options) {
+  const std::filesystem::path store = StoreIn(options.directory);
+  if (options.cut_log) {
+    const auto kept = sessions::CutLog(store);
+    if (!kept.ok()) return Refuse(options.json, kept.status());
+    fmt::print(stderr, "the log is cut; what was after the damage is in {}\n",
+               Printable(kept->string()));
+  }
+  if (options.mend) {
+    const auto mended = sessions::Mend(store);
+    if (!mended.ok()) return Refuse(options.json, mended.status());
+    fmt::print(stderr, "{} records mended\n", *mended);
+  }
+  const auto report = sessions::Examine(store);
+  if (!report.ok()) return Refuse(options.json, report.status());
+  Say(options.json ? DoctorJson(store, *report) : DoctorText(store, *report));
+  return DoctorExitCode(*report);
+}
+
+}  // namespace agentd::ctl
