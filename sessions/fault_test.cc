@@ -185,6 +185,11 @@ TEST_F(FaultTest, AFullDiskPausesAndGoesOn) {
   env.fs().no_space = true;  // now while values are written
   EXPECT_TRUE(absl::IsResourceExhausted(store->CommitSync(commit).status()));
   env.fs().no_space = false;
+  // A snapshot looks for space as well: it may come before the next commit.
+  const std::filesystem::path files = directory_.path() / "files";
+  std::filesystem::create_directory(files);
+  std::ofstream(files / "file") << "contents";
+  EXPECT_OK(store->SnapshotWorkspace(files));
   ASSERT_OK(store->Load(a.id));
   ASSERT_OK(store->CommitSync(commit));
   store.reset();

@@ -97,6 +97,11 @@ absl::Status Pipeline::MayWrite() {
   return absl::OkStatus();
 }
 
+absl::Status Pipeline::LookForSpace(const absl::Status& full) {
+  NoteFailure(full);
+  return MayWrite();
+}
+
 void Pipeline::NoteFailure(const absl::Status& status) {
   std::lock_guard lock(mutex_);
   if (absl::IsResourceExhausted(status)) {

@@ -105,6 +105,9 @@ class Pipeline {
   // A batch that belongs to no timeline, alone and waiting.
   absl::Status SubmitAndWait(std::vector<WriteEntry> writes);
 
+  // For who writes past the queues and met a full disk: OK if there is space again.
+  absl::Status LookForSpace(const absl::Status& full);
+
   PipelineCounters counters() const;
   // Of the operations that are queued; others who count on a value or remove one join in.
   ValuesInUse& values_in_use() { return values_in_use_; }

@@ -455,7 +455,12 @@ absl::StatusOr<BackupInfo> StoreImpl::Backup(const std::filesystem::path& direct
 absl::StatusOr<WorkspaceSnapshot> StoreImpl::SnapshotWorkspace(
     const std::filesystem::path& directory) {
   std::shared_lock lock(files_.sweep_mutex());
-  return workspaces_.Snapshot(directory);
+  absl::StatusOr<WorkspaceSnapshot> snapshot = workspaces_.Snapshot(directory);
+  // RocksDB takes nothing after a full disk until it is told that there is space again.
+  if (absl::IsResourceExhausted(snapshot.status()) &&
+      pipeline_.LookForSpace(snapshot.status()).ok())
+    snapshot = workspaces_.Snapshot(directory);
+  return snapshot;
 }
 
 absl::Status StoreImpl::RestoreWorkspace(const TreeId& tree,
