@@ -1,5 +1,6 @@
 """What the machine refuses: disk space and descriptors. The daemon survives, says what it lacks, goes on when it is there."""
 import contextlib
+import json
 import os
 import pathlib
 import resource
@@ -10,7 +11,7 @@ import threading
 import time
 import unittest
 
-from harness import Daemon, wait_until
+from harness import Daemon, folder, wait_until
 
 TASK = "Run `sleep 3; echo done`"
 
@@ -65,6 +66,48 @@ class FullDisk(unittest.TestCase):
         self.assertEqual(sum(b"waiting for disk space" in line for line in lines), 1, lines)
         self.assertEqual(daemon.ctl("run", "-q", "Hello").code, 0)
         self.assertEqual(daemon.stop(), 0)
+
+
+    def test_a_disk_that_fills_again_and_again(self):
+        """What the session says in the end is what it says on a disk with room."""
+        tasks = ["Read shop.cfg and multiply width by height and write the result to area.txt.", "Append fig to words.txt.", "Set depth to 99 in shop.cfg."]
+        files = {"shop.cfg": "width = 12\nheight = 30\ndepth = 7\n", "words.txt": "amber\nbirch\n"}
+        daemon = Daemon()
+        self.addCleanup(daemon.remove)
+        daemon.data = self.disk / "data"
+        daemon.start()
+
+        def play(disturb):
+            session = None
+            for task in tasks:
+                where = ["--session", session] if session else ["--workspace", folder(files), "--seed", "11"]
+                running = daemon.begin("run", "--json", *where, task)
+                reading = threading.Thread(target=running.stderr.read)
+                reading.start()
+                lines = [running.stdout.readline()]
+                session = session or json.loads(lines[0])["id"]
+                disturb()
+                lines += running.stdout.readlines()
+                reading.join()
+                self.assertEqual(running.wait(100), 0, lines)
+                # Told before the disk was full or after: it is in the log.
+                told = [e for e in map(json.loads, lines) if e.get("seq")]
+                logged = {e["seq"]: e for e in daemon.events(session)}
+                for event in told:
+                    self.assertEqual(logged[event["seq"]], event)
+            return daemon.tokens(session), daemon.workspace(session)
+
+        def fill_for_a_while():
+            for _ in range(3):
+                self.fill()
+                time.sleep(0.3)
+                (self.disk / "fill").unlink()
+                time.sleep(0.05)
+
+        expected = play(lambda: None)
+        self.assertEqual(play(fill_for_a_while), expected)
+        self.assertEqual(daemon.stop(), 0)
+        self.assertEqual(daemon.ctl("doctor", daemon.data).code, 0)
 
 
 class Descriptors(unittest.TestCase):
