@@ -12,10 +12,11 @@ namespace agentd::sessions::internal {
 namespace {
 
 constexpr std::string_view kNames[] = {
-    "open_locked",      "open_epoch_raised", "open_database",   "sweep_before",   "sweep_after",
-    "snapshot_objects", "values_intents",    "values_written",  "values_flushed", "batch_before",
-    "batch_after",      "fork_before",       "fork_after",      "rewind_before",  "rewind_after",
-    "delete_before",    "delete_after",      "delete_compacted"};
+    "open_locked",      "open_epoch_raised", "open_database",    "sweep_before",   "sweep_after",
+    "snapshot_objects", "values_intents",    "values_written",   "values_flushed", "batch_before",
+    "batch_after",      "fork_before",       "fork_after",       "rewind_before",  "rewind_after",
+    "delete_before",    "delete_after",      "delete_compacted", "evict_before",   "evict_after",
+    "collect_written",  "collect_flushed",   "collect_compacted"};
 
 struct Armed {
   std::mutex mutex;

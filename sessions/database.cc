@@ -37,11 +37,11 @@ constexpr char kProbeName[] = "PROBE";
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
                                                 "anchors",   "files",  "meta"};
 
-rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
+rocksdb::ColumnFamilyOptions ColumnOptions(Column column, bool compress) {
   rocksdb::ColumnFamilyOptions options;
   rocksdb::BlockBasedTableOptions table;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  options.compression = rocksdb::kZSTD;
+  options.compression = compress ? rocksdb::kZSTD : rocksdb::kNoCompression;
   // Every commit with KV flushes once, so level 0 gets many small files: their compaction moves
   // keys only, so let them gather instead of slowing writers down.
   options.level0_slowdown_writes_trigger = 64;
@@ -53,7 +53,7 @@ rocksdb::ColumnFamilyOptions ColumnOptions(Column column) {
     options.blob_file_size = 256 << 20;
     // No compaction may read values: one that meets a damaged value stops the whole database, for
     // good, and a damaged value must cost no more than time. Each flush makes a file of its own,
-    // which goes when the last value in it does.
+    // which goes when the last value in it does; the collector (collector.h) sees to that.
     options.enable_blob_garbage_collection = false;
     options.write_buffer_size = 64 << 20;
   } else {
@@ -120,6 +120,8 @@ rocksdb::Options DbOptions(rocksdb::Env* env, std::shared_ptr<rocksdb::EventList
   options.avoid_flush_during_shutdown = true;
   options.max_total_wal_size = 64 << 20;
   options.max_open_files = 512;
+  // Space is not taken before it is used: the directory is measured.
+  options.allow_fallocate = false;
   options.max_background_jobs = 2;
   options.info_log = std::make_shared<NoLogFile>();
   options.stats_dump_period_sec = 0;
@@ -289,7 +291,8 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool
   std::vector<rocksdb::ColumnFamilyDescriptor> columns;
   columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
   for (int i = 0; i < kColumns; ++i)
-    columns.emplace_back(kColumnNames[i], ColumnOptions(static_cast<Column>(i)));
+    columns.emplace_back(kColumnNames[i],
+                         ColumnOptions(static_cast<Column>(i), internal_options.compress));
   const std::string path = (directory_ / "db").string();
   RETURN_IF_ERROR(CheckRecoveryFiles(path));
   rocksdb::DB* db = nullptr;
@@ -395,6 +398,7 @@ namespace {
 }  // namespace
 
 absl::Status Database::HandOver(const rocksdb::WriteOptions& options, rocksdb::WriteBatch& batch) {
+  written_bytes_.fetch_add(static_cast<int64_t>(batch.GetDataSize()), std::memory_order_relaxed);
   return Translate(WriteBatchTo(*db_, options, batch), "writing a batch");
 }
 

@@ -13,10 +13,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -105,6 +107,8 @@ class Database {
   class FlushPause;
   // Rewrites a key range so that what was deleted there leaves the disk.
   absl::Status Compact(Column column, std::string_view begin, std::string_view end);
+  // Rewrites a column's tables, not the values in its blob files; ends early when `canceled`.
+  absl::Status CompactAll(Column column, std::atomic<bool>& canceled);
   // Puts entries into a batch.
   void Fill(rocksdb::WriteBatch& batch, const std::vector<WriteEntry>& entries) const;
   // After NoSpace. True: writing goes on. False: not yet, or perhaps: writes say so themselves.
@@ -133,6 +137,22 @@ class Database {
   bool first_open() const { return first_open_; }
   // From now on the store without db/ is a damaged one.
   absl::Status MarkOpened();
+
+  // ---- space (database_space.cc)
+
+  std::vector<BlobFile> BlobFiles(Column column) const;
+  // Visits every value that is in a table, without reading those in blob files; what is only in
+  // memory is not seen. A key may come more than once: the last time counts, and it may be deleted
+  // by now. Errors of damaged tables come at the end, after all others are read.
+  absl::Status ScanLocations(
+      Column column,
+      const std::function<void(std::string_view key, const ValueLocation&)>& visit) const;
+  // Tables and blob files in the directory that no column uses, or not yet.
+  absl::StatusOr<std::set<std::filesystem::path>> ObsoleteFiles() const;
+  // What the directory takes on the disk.
+  int64_t MeasureBytes() const;
+  // Bytes handed to RocksDB since Open.
+  int64_t written_bytes() const { return written_bytes_.load(std::memory_order_relaxed); }
 
   const std::filesystem::path& directory() const { return directory_; }
   rocksdb::DB& db() { return *db_; }
@@ -188,6 +208,7 @@ class Database::FlushPause {
 
   FlushGate& gate_;
   bool ended_ = false;  // guarded by gate_.mutex
+  std::atomic<int64_t> written_bytes_ = 0;
 };
 
 }  // namespace agentd::sessions::internal

@@ -20,6 +20,7 @@ struct InternalOptions {
   // Skips the flock, as on a network file system that lost it: the epoch alone fences then. The Env
   // must skip RocksDB's own lock.
   bool ignore_lock = false;
+  bool compress = true;  // off: a test can look for bytes in the files
 };
 
 // Store::Open with the above.

@@ -103,6 +103,7 @@ inline std::string DirectoryKey(const Sha256Digest& id) { return Key('d', View(i
 
 inline std::string OwnerKeyKey(std::string_view owner) { return Key('u', owner); }
 inline constexpr char kNextTimelineKey[] = "next_timeline";
+inline constexpr char kErasureKey[] = "erasure";
 // Intents: values that may be there without a name. `column` is 'k' (a block), 'a' (an anchor) or
 // 'f' (a file object), `key` the block's or anchor's digest or the object's key.
 inline std::string IntentKey(char column, std::string_view key) {

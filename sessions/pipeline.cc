@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "sessions/crash_point.h"
 #include "sessions/keys.h"
+#include "sessions/value_removal.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -47,6 +48,7 @@ Pipeline::~Pipeline() {
 void Pipeline::Submit(std::unique_ptr<Operation> operation) {
   operation->queued = std::chrono::steady_clock::now();
   operation->use = values_in_use_.Register(operation->hashes);
+  operation->removes_values = operation->removes_values || operation->replaced_tail.has_value();
   bool to_values = operation->HasValues();
   if (operation->state != nullptr) {
     ++operation->state->pending;
@@ -63,11 +65,12 @@ void Pipeline::Submit(std::unique_ptr<Operation> operation) {
   }
 }
 
-absl::Status Pipeline::SubmitAndWait(std::vector<WriteEntry> writes) {
+absl::Status Pipeline::SubmitAndWait(std::vector<WriteEntry> writes, bool removes_values) {
   std::promise<absl::Status> promise;
   auto operation = std::make_unique<Operation>();
   operation->writes = std::move(writes);
   operation->urgent = true;
+  operation->removes_values = removes_values;
   operation->done = [&promise](absl::Status status) { promise.set_value(std::move(status)); };
   Submit(std::move(operation));
   return promise.get_future().get();
@@ -341,9 +344,11 @@ void Pipeline::WriteGroup(Queue& group) {
 absl::Status Pipeline::WriteBatchOf(Queue& group) {
   rocksdb::WriteBatch batch;
   std::vector<ValuesInUse::Claim> claims;  // on what the batch removes, until it is written
+  std::unique_lock removing(values_in_use_.removal_mutex(), std::defer_lock);
   int64_t commits = 0;
   for (const std::unique_ptr<Operation>& operation : group) {
     if (!operation->error.ok()) continue;
+    if (operation->removes_values && !removing.owns_lock()) removing.lock();
     if (operation->replaced_tail.has_value()) DropReplacedTail(*operation, batch, claims);
     database_.Fill(batch, operation->writes);
     if (operation->state != nullptr) ++commits;
@@ -383,18 +388,7 @@ void Pipeline::DropReplacedTail(const Operation& operation, rocksdb::WriteBatch&
                                                 shared = shared || key != own;
                                                 return absl::OkStatus();
                                               });
-  const std::string name_key = AnchorNameKey(anchor);
-  const absl::StatusOr<std::optional<std::string>> name =
-      database_.Get(Column::kTimelines, name_key);
-  if (scanned.ok() && !shared && name.ok() && name->has_value()) {
-    writes.push_back({Column::kTimelines, name_key, std::nullopt});
-    writes.push_back({Column::kAnchors, AnchorKey(anchor), std::nullopt});
-    if (const absl::StatusOr<AnchorName> decoded = DecodeAnchorName(name_key, **name);
-        decoded.ok()) {
-      writes.push_back({Column::kTimelines,
-                        AnchorIndexKey(decoded->parent, decoded->position, anchor), std::nullopt});
-    }
-  }
+  if (scanned.ok() && !shared) (void)AddAnchorRemoval(database_, anchor, writes);
   database_.Fill(batch, writes);
 }
 

@@ -82,6 +82,7 @@ struct Operation {
   std::optional<TailRecord> replaced_tail;
   std::vector<Sha256Digest> hashes;  // of the blocks and anchors that it lists
   bool urgent = false;               // does not wait for company
+  bool removes_values = false;       // its batch does, of KV or anchors
   absl::Status error;                // found earlier: nothing is written
   std::function<void(absl::Status)> done;
   std::chrono::steady_clock::time_point queued;
@@ -103,7 +104,7 @@ class Pipeline {
   // The caller holds operation->state->mutex, so that queue order is submission order.
   void Submit(std::unique_ptr<Operation> operation);
   // A batch that belongs to no timeline, alone and waiting.
-  absl::Status SubmitAndWait(std::vector<WriteEntry> writes);
+  absl::Status SubmitAndWait(std::vector<WriteEntry> writes, bool removes_values = false);
 
   // For who writes past the queues and met a full disk: OK if there is space again.
   absl::Status LookForSpace(const absl::Status& full);

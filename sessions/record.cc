@@ -77,6 +77,8 @@ std::string Describe(RecordKind kind, std::string_view key) {
       return "an intent record";
     case RecordKind::kEpoch:
       return "the owner epoch";
+    case RecordKind::kErasure:
+      return "the erasure record";
   }
   return fmt::format("record of unknown kind {}", static_cast<int>(kind));
 }

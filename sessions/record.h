@@ -45,6 +45,7 @@ enum class RecordKind : uint8_t {
   kNextTimeline = 20,
   kIntent = 21,
   kEpoch = 22,
+  kErasure = 30,
 };
 
 // What a message calls the record: "event 12 of timeline 7", "KV part 0 of block 3f...".

@@ -117,6 +117,10 @@ absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& di
   if (options.kv_identity.empty()) return InvalidArgument("StoreOptions::kv_identity is empty");
   if (options.group_commit_window_us < 0)
     return InvalidArgument("StoreOptions::group_commit_window_us is negative");
+  if (options.budget_bytes != 0 && options.budget_bytes < kLeastBudget) {
+    return InvalidArgument("a budget of {} bytes for {}: give at least {}, or 0 for none",
+                           options.budget_bytes, directory.string(), kLeastBudget);
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<Database> database,
                    Database::Open(directory, options.create_if_missing, internal_options));
   Database& opened = *database;
@@ -133,10 +137,19 @@ StoreImpl::StoreImpl(std::unique_ptr<Database> database, const StoreOptions& opt
       identity_tag_(BigEndianAt(View(identity_), 0)),
       files_(*database_),
       workspaces_(files_),
-      pipeline_(*database_, files_, identity_, options.group_commit_window_us) {}
+      pipeline_(*database_, files_, identity_, options.group_commit_window_us),
+      space_(*database_, pipeline_.values_in_use(), options.budget_bytes) {}
 
 absl::Status StoreImpl::Recover() {
   RETURN_IF_ERROR(RecoverCounter());
+  RETURN_IF_ERROR(SweepIntents());
+  ASSIGN_OR_RETURN(const std::optional<std::string> erasure,
+                   database_->Get(Column::kMeta, kErasureKey));
+  space_.Start(/*erase=*/erasure.has_value());
+  return absl::OkStatus();
+}
+
+absl::Status StoreImpl::SweepIntents() {
   // An intent whose value got its name is only cleared; any other value was never acknowledged. A
   // damaged intent's key still says all that is needed.
   std::vector<WriteEntry> writes;
@@ -426,14 +439,7 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
     ++stats.live_sessions;
     return absl::OkStatus();
   }));
-  std::error_code error;
-  for (std::filesystem::recursive_directory_iterator entry(database_->directory(), error), end;
-       !error && entry != end; entry.increment(error)) {
-    // A file may vanish between listing and measuring: it then counts nothing.
-    struct stat status;
-    if (::lstat(entry->path().c_str(), &status) == 0)
-      stats.directory_bytes += status.st_blocks * int64_t{512};
-  }
+  stats.directory_bytes = database_->MeasureBytes();
   const PipelineCounters counters = pipeline_.counters();
   stats.blocks_written = counters.blocks_written;
   stats.blocks_deduplicated = counters.blocks_deduplicated;
@@ -444,6 +450,7 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
     stats.timelines_in_memory = static_cast<int64_t>(states_.size());
   }
   stats.special_files_skipped = workspaces_.special_files_skipped();
+  AddSpaceStats(stats);
   return stats;
 }
 

@@ -129,6 +129,9 @@ struct RestorePoint {
   int64_t position = 0;  // 0: nothing usable is stored
   std::vector<BlockHash> blocks;
   Sha256Digest anchor{};  // prefix hash, the key of the anchor record
+  // While it or a copy lives, none of them is evicted. (A Delete of the last session that lists
+  // them takes them away all the same.)
+  std::shared_ptr<const void> hold;
 };
 
 // ---- sessions
@@ -177,6 +180,37 @@ struct StoreStats {
   int64_t commits = 0, group_syncs = 0;
   int64_t timelines_in_memory = 0;    // their next commit reads nothing
   int64_t special_files_skipped = 0;  // fifos, sockets and devices met by SnapshotWorkspace
+  int64_t budget_bytes = 0;           // 0: none
+  // Values in blob files that no key refers to, as far as compactions have counted them.
+  int64_t dead_bytes = 0;
+  int64_t written_bytes =
+      0;  // handed to the store's files by commits since Open, tables not counted
+  int64_t evicted_blocks = 0, evicted_anchors = 0, evicted_bytes = 0;
+  int64_t collected_files = 0, collected_bytes_written = 0;  // collection's own writes
+  int64_t damaged_values_dropped = 0;                        // met by the collection
+  bool erasing = false;     // something deleted may still have bytes on the disk
+  std::string space_error;  // why the last pass of eviction and collection failed; empty: none
+};
+
+// What a session takes of the directory: bytes of stored records, before compression.
+struct SessionUsage {
+  std::string id;
+  std::string owner;
+  int64_t log_bytes = 0;        // events and meta; not those of a session that it was forked from
+  int64_t kv_bytes = 0;         // blocks that no other session uses
+  int64_t shared_kv_bytes = 0;  // blocks that others use as well, whole in each
+  int64_t anchor_bytes = 0;     // that no other session uses
+  int64_t shared_anchor_bytes = 0;
+  int64_t workspace_bytes = 0;  // its trees' files, shared ones whole in each
+};
+
+struct StoreUsage {
+  std::vector<SessionUsage> sessions;  // newest first
+  // Of all sessions of all owners, each record once.
+  int64_t log_bytes = 0, kv_bytes = 0, anchor_bytes = 0, workspace_bytes = 0;
+  int64_t dead_bytes = 0;       // see StoreStats
+  int64_t directory_bytes = 0;  // measured
+  int64_t budget_bytes = 0;     // 0: none
 };
 
 struct StoreOptions {
@@ -185,6 +219,10 @@ struct StoreOptions {
   std::string kv_identity;
   int group_commit_window_us = 2000;  // how long a commit may wait for company
   bool create_if_missing = true;
+  // What the directory may take on the disk, measured; 0: no limit. Over it, the least useful
+  // blocks and anchors are evicted, and computed again when they are wanted. Logs, meta and
+  // workspaces are never evicted: where they alone exceed it, no KV stays. At least kLeastBudget.
+  int64_t budget_bytes = 0;
 };
 
 // Stores a tree that comes from elsewhere piece by piece, what is in a directory before it. No
@@ -198,6 +236,8 @@ class TreeWriter {
   // The last call. NotFound: its root was not put and is not stored.
   virtual absl::StatusOr<WorkspaceSnapshot> Finish(const TreeId& tree) = 0;
 };
+
+inline constexpr int64_t kLeastBudget = int64_t{16} << 20;
 
 class Store {
  public:
@@ -226,8 +266,9 @@ class Store {
                                              uint64_t seed) = 0;
   // Erases the session's events and unreferences its KV and files; what forks share stays. Waits
   // for its queued commits; later ones fail with NotFound. A damaged session can be deleted too.
-  // Bytes of events and meta are off the disk on return, those of KV and files after RocksDB's
-  // later compactions. An error that says "is deleted, but" means just that.
+  // Bytes of events and meta are off the disk on return, those of KV, anchors and files after a
+  // pass in the background that begins within ten seconds, or with Reclaim. An error that says "is
+  // deleted, but" means just that.
   virtual absl::Status Delete(std::string_view session_id) = 0;
 
   // Reads a session's current timeline, checking every record. DataLoss names the first damaged
@@ -299,6 +340,15 @@ class Store {
   // another call works in the directory, it holds another store's backups, or anything else.
   virtual absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory,
                                             uint32_t keep) = 0;
+  // Waits for a pass of collection: on success no byte of what was deleted, evicted or replaced
+  // before the call is in any file of the directory, and the directory is within its budget as far
+  // as eviction can bring it there. Rewrites every file that holds dead values. Unavailable: a
+  // reader holds on to them, try again; DataLoss: a damaged table is in the way.
+  virtual absl::Status Reclaim() = 0;
+
+  virtual absl::StatusOr<StoreStats> Stats() = 0;
+  // Of one owner's sessions; reads what all timelines list, and the trees of workspaces.
+  virtual absl::StatusOr<StoreUsage> Usage(std::string_view owner) = 0;
 };
 
 }  // namespace agentd::sessions

@@ -7,6 +7,7 @@
 #include "sessions/crash_point.h"
 #include "sessions/keys.h"
 #include "sessions/store_impl.h"
+#include "sessions/value_removal.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -329,26 +330,12 @@ absl::Status StoreImpl::RemoveUnreferenced(ValuesInUse::Watch& watch, Removal& r
   }
   removal.claim.emplace(watch.ClaimUnused(std::move(unlisted)));
   for (const BlockHash& block : removal.blocks) {
-    const std::string key = BlockNameKey(block);
-    ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                     database_->Get(Column::kTimelines, key));
-    if (!removal.claim->Has(block) || !value.has_value()) continue;
-    removal.Drop(Column::kTimelines, key);
-    const absl::StatusOr<BlockName> name = DecodeBlockName(key, *value);
-    for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
-      removal.Drop(Column::kKv, KvPartKey(block, part));
-    }
+    if (removal.claim->Has(block))
+      RETURN_IF_ERROR(AddBlockRemoval(*database_, block, removal.writes).status());
   }
   for (const Sha256Digest& anchor : removal.anchors) {
-    const std::string key = AnchorNameKey(anchor);
-    ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                     database_->Get(Column::kTimelines, key));
-    if (!removal.claim->Has(anchor) || !value.has_value()) continue;
-    removal.Drop(Column::kTimelines, key);
-    removal.Drop(Column::kAnchors, AnchorKey(anchor));
-    if (const auto name = DecodeAnchorName(key, *value); name.ok()) {
-      removal.Drop(Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor));
-    }
+    if (removal.claim->Has(anchor))
+      RETURN_IF_ERROR(AddAnchorRemoval(*database_, anchor, removal.writes).status());
   }
   return absl::OkStatus();
 }
@@ -419,9 +406,10 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
     for (const TimelineId timeline : removal.timelines) states_.erase(timeline);
   }
   branch.unlock();
-  RETURN_IF_ERROR(
-      Annotate(EraseFromDisk(id, removal.timelines),
-               fmt::format("session {} is deleted, but its bytes are still on the disk", id)));
+  const absl::Status erased = EraseFromDisk(id, removal.timelines);
+  space_.EndDelete(/*deleted=*/true, /*whole=*/!erased.ok());
+  RETURN_IF_ERROR(Annotate(
+      erased, fmt::format("session {} is deleted, but its bytes are still on the disk", id)));
   return Annotate(removal.kept, fmt::format("session {} is deleted, but its events and values stay "
                                             "while another session, which may share them, cannot "
                                             "be read: delete that one",
@@ -436,8 +424,12 @@ absl::Status StoreImpl::Remove(const std::string& session_id, const SessionRecor
   removal.Drop(Column::kTimelines, SessionMetaKey(session_id));
   removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + session_id);
   workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
+  removal.writes.push_back(space_.BeginDelete());
   CrashPoint("delete_before");
-  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(removal.writes)));
+  const absl::Status written =
+      pipeline_.SubmitAndWait(std::move(removal.writes), /*removes_values=*/true);
+  if (!written.ok()) space_.EndDelete(/*deleted=*/false, /*whole=*/false);
+  RETURN_IF_ERROR(written);
   CrashPoint("delete_after");
   removal.claim.reset();
   return absl::OkStatus();

@@ -1,6 +1,6 @@
 // The Store on RocksDB. store.cc: opening and sessions; store_branch.cc: fork, rewind, delete;
-// store_commit.cc: commits and reading back; store_kv.cc: restore points and values; workspace.h:
-// trees.
+// store_commit.cc: commits and reading back; store_kv.cc: restore points and values;
+// store_usage.cc: what takes how much space; workspace.h: trees; space_manager.h: eviction.
 #ifndef AGENTD_SESSIONS_STORE_IMPL_H_
 #define AGENTD_SESSIONS_STORE_IMPL_H_
 
@@ -21,6 +21,7 @@
 #include "sessions/pipeline.h"
 #include "sessions/read_threads.h"
 #include "sessions/record.h"
+#include "sessions/space_manager.h"
 #include "sessions/store.h"
 #include "sessions/timeline.h"
 #include "sessions/workspace.h"
@@ -39,7 +40,8 @@ int64_t NowUs();
 class StoreImpl final : public Store {
  public:
   StoreImpl(std::unique_ptr<Database> database, const StoreOptions& options);
-  // Deletes values that a crash left without a name. Before the first use.
+  // Deletes values that a crash left without a name, and begins to keep the budget. Before the
+  // first use.
   absl::Status Recover();
 
   absl::StatusOr<SessionInfo> Create(const NewSession& session) override;
@@ -76,10 +78,14 @@ class StoreImpl final : public Store {
   const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<StoreStats> Stats() override;
   absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory, uint32_t keep) override;
+  absl::Status Reclaim() override;
+  absl::StatusOr<StoreStats> Stats() override;
+  absl::StatusOr<StoreUsage> Usage(std::string_view owner) override;
 
  private:
   struct Removal;  // what Delete takes away, store_branch.cc
 
+  absl::Status SweepIntents();
   absl::Status RecoverCounter();
   absl::StatusOr<bool> MarkNamedFiles(const std::set<std::string>& without,
                                       std::set<std::string>& keys) const;
@@ -152,6 +158,7 @@ class StoreImpl final : public Store {
   void RemoveIfDamaged(const BlockPart& part);
   void RemoveBlock(const BlockHash& block);
   void RemoveAnchor(const Sha256Digest& anchor);
+  void AddSpaceStats(StoreStats& stats) const;
   absl::StatusOr<std::optional<Sha256Digest>> FindAnchor(const BlockHasher& hasher,
                                                          const std::vector<BlockHash>& hashes,
                                                          std::span<const TokenId> tokens,
@@ -182,7 +189,9 @@ class StoreImpl final : public Store {
       owner_key_mutex_;  // held while a new owner's key is written, so that there is only one
 
   ReadThreads read_threads_{ReadThreadCount()};
-  Pipeline pipeline_;  // last: its threads use all of the above
+  // Last: their threads use all of the above.
+  Pipeline pipeline_;
+  SpaceManager space_;
 };
 
 }  // namespace agentd::sessions::internal

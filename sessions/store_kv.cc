@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "sessions/keys.h"
 #include "sessions/store_impl.h"
+#include "sessions/value_removal.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -67,12 +68,18 @@ absl::StatusOr<RestorePoint> StoreImpl::FindRestorePoint(std::string_view owner,
     const int64_t limit = std::min(furthest, (blocks + 1) * kBlockTokens - 1);
     ASSIGN_OR_RETURN(const std::optional<Sha256Digest> anchor,
                      FindAnchor(*hasher, hashes, tokens, blocks, limit, &point.position));
-    if (anchor.has_value()) {
-      point.anchor = *anchor;
-      hashes.resize(static_cast<size_t>(blocks));
-      point.blocks = std::move(hashes);
-      return point;
-    }
+    if (!anchor.has_value()) continue;
+    point.anchor = *anchor;
+    hashes.resize(static_cast<size_t>(blocks));
+    // The last one goes first when values are evicted: if it is still there, so are all.
+    std::vector<Sha256Digest> values = hashes;
+    values.push_back(*anchor);
+    std::shared_ptr<const void> hold = space_.Pin(std::move(values));
+    if (!IsNamed(*database_, AnchorNameKey(*anchor))) continue;
+    space_.restores().Note(*anchor, NowUs());
+    point.blocks = std::move(hashes);
+    point.hold = std::move(hold);
+    return point;
   }
   return RestorePoint{};
 }
@@ -197,7 +204,7 @@ std::vector<absl::StatusOr<std::string>> StoreImpl::ReadBlockParts(
 
 // Whoever stores it from here on waits; who has stored it anew meanwhile is seen now.
 void StoreImpl::RemoveIfDamaged(const BlockPart& part) {
-  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(part.block);
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimAnyway({part.block});
   const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
   bool damaged = false;
   const absl::StatusOr<BlockName> name = ReadNameAt(snapshot.get(), part.block, damaged);
@@ -218,7 +225,7 @@ absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, in
   const absl::StatusOr<std::string> data =
       ReadAnchorAt(database_->TakeSnapshot().get(), anchor, position, damaged);
   if (!damaged) return data;
-  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(anchor);
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimAnyway({anchor});
   bool still_damaged = false;
   (void)ReadAnchorAt(database_->TakeSnapshot().get(), anchor, position, still_damaged);
   if (still_damaged) RemoveAnchor(anchor);
@@ -226,42 +233,30 @@ absl::StatusOr<std::string> StoreImpl::ReadAnchor(const Sha256Digest& anchor, in
 }
 
 void StoreImpl::DropBlock(const BlockHash& block) {
-  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(block);
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimAnyway({block});
   RemoveBlock(block);
 }
 
 void StoreImpl::DropAnchor(const Sha256Digest& anchor) {
-  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimUseless(anchor);
+  const ValuesInUse::Claim claim = pipeline_.values_in_use().ClaimAnyway({anchor});
   RemoveAnchor(anchor);
 }
 
 // The removals below are hints for the next reader, so they are not synced and their errors change
-// nothing. The caller claims the value. Parts or an index that only a damaged name could tell of
-// stay without one.
+// nothing. The caller claims the value.
 
 void StoreImpl::RemoveBlock(const BlockHash& block) {
-  const std::string key = BlockNameKey(block);
-  const absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kTimelines, key);
-  if (!value.ok() || !value->has_value()) return;
-  std::vector<WriteEntry> writes = {{Column::kTimelines, key, std::nullopt}};
-  const absl::StatusOr<BlockName> name = DecodeBlockName(key, **value);
-  for (uint32_t part = 0; name.ok() && part < name->parts; ++part) {
-    writes.push_back({Column::kKv, KvPartKey(block, part), std::nullopt});
-  }
-  (void)database_->Write(writes, /*sync=*/false);
+  std::vector<WriteEntry> writes;
+  const std::lock_guard removing(pipeline_.values_in_use().removal_mutex());
+  if (AddBlockRemoval(*database_, block, writes).value_or(false))
+    (void)database_->Write(writes, /*sync=*/false);
 }
 
 void StoreImpl::RemoveAnchor(const Sha256Digest& anchor) {
-  const std::string key = AnchorNameKey(anchor);
-  const absl::StatusOr<std::optional<std::string>> value = database_->Get(Column::kTimelines, key);
-  if (!value.ok() || !value->has_value()) return;
-  std::vector<WriteEntry> writes = {{Column::kTimelines, key, std::nullopt},
-                                    {Column::kAnchors, AnchorKey(anchor), std::nullopt}};
-  if (const absl::StatusOr<AnchorName> name = DecodeAnchorName(key, **value); name.ok()) {
-    writes.push_back(
-        {Column::kTimelines, AnchorIndexKey(name->parent, name->position, anchor), std::nullopt});
-  }
-  (void)database_->Write(writes, /*sync=*/false);
+  std::vector<WriteEntry> writes;
+  const std::lock_guard removing(pipeline_.values_in_use().removal_mutex());
+  if (AddAnchorRemoval(*database_, anchor, writes).value_or(false))
+    (void)database_->Write(writes, /*sync=*/false);
 }
 
 }  // namespace agentd::sessions::internal

@@ -83,10 +83,10 @@ std::optional<ValuesInUse::Claim> ValuesInUse::ClaimUnused(const Sha256Digest& h
   return Claim(this, {hash});
 }
 
-ValuesInUse::Claim ValuesInUse::ClaimUseless(const Sha256Digest& hash) {
+ValuesInUse::Claim ValuesInUse::ClaimAnyway(std::set<Sha256Digest> hashes) {
   std::lock_guard lock(mutex_);
-  claimed_.insert(hash);
-  return Claim(this, {hash});
+  claimed_.insert(hashes.begin(), hashes.end());
+  return Claim(this, std::move(hashes));
 }
 
 }  // namespace agentd::sessions::internal

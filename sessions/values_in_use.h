@@ -74,12 +74,18 @@ class ValuesInUse {
   void AwaitRemovals(const std::vector<Sha256Digest>& hashes);
   // nullopt: in use.
   std::optional<Claim> ClaimUnused(const Sha256Digest& hash);
-  // A damaged one: nobody loses anything with it, whoever counts on it.
-  Claim ClaimUseless(const Sha256Digest& hash);
+  // Whoever counts on them: a damaged one, with which nobody loses anything, or those that are only
+  // written again.
+  Claim ClaimAnyway(std::set<Sha256Digest> hashes);
+
+  // Held while a batch that removes values is written, and while values that are still named are
+  // written again: a value must not come back after its name is gone.
+  std::mutex& removal_mutex() { return removal_mutex_; }
 
  private:
   void Unregister(const std::vector<Sha256Digest>& hashes);
 
+  std::mutex removal_mutex_;
   std::mutex mutex_;
   std::condition_variable removed_;
   // Guarded by mutex_.
