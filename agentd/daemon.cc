@@ -394,6 +394,38 @@ absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& reque
   return Describe(session);
 }
 
+absl::StatusOr<v1::StoreUsage> Daemon::StoreUsage(const v1::GetStoreUsageRequest& request) {
+  if (request.reclaim()) RETURN_IF_ERROR(store_->Reclaim());
+  ASSIGN_OR_RETURN(const sessions::StoreUsage usage, store_->Usage(runtime_.owner));
+  ASSIGN_OR_RETURN(const sessions::StoreStats stats, store_->Stats());
+  v1::StoreUsage out;
+  for (const sessions::SessionUsage& session : usage.sessions) {
+    v1::SessionUsage& row = *out.add_sessions();
+    row.set_session_id(session.id);
+    row.set_log_bytes(session.log_bytes);
+    row.set_kv_bytes(session.kv_bytes);
+    row.set_shared_kv_bytes(session.shared_kv_bytes);
+    row.set_anchor_bytes(session.anchor_bytes);
+    row.set_shared_anchor_bytes(session.shared_anchor_bytes);
+    row.set_workspace_bytes(session.workspace_bytes);
+  }
+  out.set_log_bytes(usage.log_bytes);
+  out.set_kv_bytes(usage.kv_bytes);
+  out.set_anchor_bytes(usage.anchor_bytes);
+  out.set_workspace_bytes(usage.workspace_bytes);
+  out.set_dead_bytes(usage.dead_bytes);
+  out.set_directory_bytes(usage.directory_bytes);
+  out.set_budget_bytes(usage.budget_bytes);
+  out.set_written_bytes(stats.written_bytes);
+  out.set_collected_written_bytes(stats.collected_bytes_written);
+  out.set_evicted_blocks(stats.evicted_blocks);
+  out.set_evicted_anchors(stats.evicted_anchors);
+  out.set_evicted_bytes(stats.evicted_bytes);
+  out.set_erasing(stats.erasing);
+  out.set_space_error(stats.space_error);
+  return out;
+}
+
 absl::StatusOr<v1::ServerInfo> Daemon::Info() {
   ASSIGN_OR_RETURN(sessions::StoreStats stats, store_->Stats());
   v1::ServerInfo info;

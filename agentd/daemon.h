@@ -29,6 +29,7 @@ struct DaemonOptions {
   std::filesystem::path data;        // everything the daemon keeps; made if missing
   std::filesystem::path helper_dir;  // agentd-init and agentd-tool; empty: beside the binary
   bool resume = true;                // go on at once with turns that were under way
+  int64_t store_budget_bytes = 0;    // sessions::StoreOptions::budget_bytes
   model::EngineOptions engine;
   SchedulerOptions scheduler;
   // Called when nothing can be acknowledged any more; the process should end.
@@ -52,6 +53,7 @@ class Daemon {
   bool stopping();
 
   absl::StatusOr<v1::ServerInfo> Info();
+  absl::StatusOr<v1::StoreUsage> StoreUsage(const v1::GetStoreUsageRequest& request);
   absl::StatusOr<v1::Session> Create(const v1::CreateSessionRequest& request);
   absl::StatusOr<v1::Session> Get(const std::string& session_id);
   absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);

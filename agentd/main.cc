@@ -45,6 +45,7 @@ struct Flags {
   int host_experts = agentd::model::kAutoHostExperts;
   int64_t expert_cache_bytes = 0;
   int64_t state_bytes = 0;
+  int64_t store_budget_bytes = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
 };
@@ -99,6 +100,9 @@ void DefineFlags(CLI::App& app, Flags& flags) {
   agentd::AddGibOption(
       &app, "--sequence-gib", &flags.state_bytes,
       "GiB of device memory that these choices leave for sequences (cuda backend; default: 8)");
+  agentd::AddGibOption(&app, "--store-budget-gib", &flags.store_budget_bytes,
+                       "GiB that stored sessions may take on the disk; over it the least useful KV is "
+                       "evicted (default: no limit)");
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -170,6 +174,7 @@ int Serve(const Flags& flags) {
   options.data = data;
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";
+  options.store_budget_bytes = flags.store_budget_bytes;
   options.engine.backend = flags.backend;
   options.engine.threads = flags.threads;
   options.engine.host_expert_layers = flags.host_experts;

@@ -20,8 +20,8 @@ constexpr int kIndexPart = -1;
 // Blocks of a restore point.
 class StoredBlocks final : public CsaStore {
  public:
-  StoredBlocks(sessions::Store& store, std::vector<sessions::BlockHash> hashes, int csa_layers)
-      : store_(store), hashes_(std::move(hashes)), csa_layers_(csa_layers) {}
+  StoredBlocks(sessions::Store& store, const sessions::RestorePoint& point, int csa_layers)
+      : store_(store), hashes_(point.blocks), hold_(point.hold), csa_layers_(csa_layers) {}
 
   int64_t blocks() const override { return static_cast<int64_t>(hashes_.size()); }
   int csa_layers() const override { return csa_layers_; }
@@ -57,6 +57,7 @@ class StoredBlocks final : public CsaStore {
  private:
   sessions::Store& store_;
   const std::vector<sessions::BlockHash> hashes_;
+  const std::shared_ptr<const void> hold_;  // the store's, so that it evicts none of them
   const int csa_layers_;
 };
 
@@ -72,7 +73,7 @@ absl::StatusOr<Restored> ReadRestorePoint(sessions::Store& store, std::string_vi
     if (point.position == 0) break;
     restored.covered = std::max(restored.covered, point.position);
     absl::StatusOr<std::string> anchor = store.ReadAnchor(point.anchor, point.position);
-    auto blocks = std::make_shared<StoredBlocks>(store, point.blocks, csa_layers);
+    auto blocks = std::make_shared<StoredBlocks>(store, point, csa_layers);
     if (anchor.ok()) {
       StoredState& state = restored.state.emplace();
       state.position = point.position;

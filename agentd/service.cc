@@ -66,6 +66,12 @@ grpc::ServerUnaryReactor* AgentdService::DeleteSession(Context* context,
                [this, request] { return daemon_->Delete(request->session_id()); });
 }
 
+grpc::ServerUnaryReactor* AgentdService::GetStoreUsage(Context* context,
+                                                       const v1::GetStoreUsageRequest* request,
+                                                       v1::StoreUsage* response) {
+  return Unary(context, response, [this, request] { return daemon_->StoreUsage(*request); });
+}
+
 grpc::ServerUnaryReactor* AgentdService::ForkSession(Context* context,
                                                      const v1::ForkSessionRequest* request,
                                                      v1::Session* response) {

@@ -35,6 +35,8 @@ class AgentdService final : public v1::Agentd::CallbackService {
                                          v1::ListSessionsResponse* response) override;
   grpc::ServerUnaryReactor* DeleteSession(Context* context, const v1::DeleteSessionRequest* request,
                                           v1::DeleteSessionResponse* response) override;
+  grpc::ServerUnaryReactor* GetStoreUsage(Context* context, const v1::GetStoreUsageRequest* request,
+                                          v1::StoreUsage* response) override;
   grpc::ServerUnaryReactor* ForkSession(Context* context, const v1::ForkSessionRequest* request,
                                         v1::Session* response) override;
   grpc::ServerUnaryReactor* RewindSession(Context* context, const v1::RewindSessionRequest* request,

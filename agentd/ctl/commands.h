@@ -102,11 +102,17 @@ struct DoctorOptions {
   bool cut_log = false;
 };
 
+struct UsageOptions {
+  bool reclaim = false;
+  bool json = false;
+};
+
 int RunCommand(const GlobalOptions& global, const RunOptions& options);
 int ChatCommand(const GlobalOptions& global, const RunOptions& options);
 int WatchCommand(const GlobalOptions& global, const WatchOptions& options);
 int ShowCommand(const GlobalOptions& global, const ShowOptions& options);
 int SessionsCommand(const GlobalOptions& global, const ListOptions& options);
+int UsageCommand(const GlobalOptions& global, const UsageOptions& options);
 int ForkCommand(const GlobalOptions& global, const PointOptions& options);
 int RewindCommand(const GlobalOptions& global, const PointOptions& options);
 int CancelCommand(const GlobalOptions& global, const std::string& session_id);
@@ -122,6 +128,8 @@ int DoctorCommand(const DoctorOptions& options);
 absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions& options);
 // The table of `agentctl sessions`, without colours.
 std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_us);
+// The table and totals of `agentctl sessions du`.
+std::string UsageTable(const api::StoreUsage& usage);
 // The text of `agentctl info`.
 std::string InfoText(const api::ServerInfo& info);
 // What `agentctl doctor` prints; lines of JSON with --json.

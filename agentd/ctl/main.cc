@@ -137,17 +137,29 @@ void AddChat(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* 
       [&global, o, chosen] { *chosen = [&global, o] { return ChatCommand(global, *o); }; });
 }
 
-void AddViews(CLI::App* app, const GlobalOptions& global, ListOptions* list, ShowOptions* show,
-              WatchOptions* watch, Chosen* chosen) {
+void AddSessions(CLI::App* app, const GlobalOptions& global, ListOptions* list, UsageOptions* usage,
+                 Chosen* chosen) {
   CLI::App* sessions = app->add_subcommand("sessions", "List sessions, newest first");
   sessions->add_flag("--json", list->json, "One session a line, as JSON");
   sessions->add_option("--limit", list->limit, "At most N (default: all)")
       ->type_name("N")
       ->check(AboveZero());
-  sessions->callback([&global, list, chosen] {
-    *chosen = [&global, list] { return SessionsCommand(global, *list); };
+  sessions->callback([&global, list, chosen, sessions] {
+    if (sessions->get_subcommands().empty())
+      *chosen = [&global, list] { return SessionsCommand(global, *list); };
   });
 
+  CLI::App* du = sessions->add_subcommand("du", "What takes how much space in the store");
+  du->add_flag("--reclaim", usage->reclaim,
+               "First take every byte of what was deleted off the disk, and keep the budget");
+  du->add_flag("--json", usage->json, "As one JSON object");
+  du->callback([&global, usage, chosen] {
+    *chosen = [&global, usage] { return UsageCommand(global, *usage); };
+  });
+}
+
+void AddViews(CLI::App* app, const GlobalOptions& global, ShowOptions* show, WatchOptions* watch,
+              Chosen* chosen) {
   CLI::App* view = app->add_subcommand("show", "Print a session's transcript");
   view->add_option("id", show->session_id, "The session")->required();
   auto* json = view->add_flag("--json", show->json, "Its events as JSON (see run --help)");
@@ -297,6 +309,7 @@ int Main(int argc, char** argv) {
   GlobalOptions global;
   RunOptions run, chat;
   ListOptions list;
+  UsageOptions usage;
   ShowOptions show;
   WatchOptions watch;
   PointOptions fork, rewind;
@@ -325,7 +338,8 @@ int Main(int argc, char** argv) {
       kExitCodes);
   AddRun(&app, global, &run, &chosen);
   AddChat(&app, global, &chat, &chosen);
-  AddViews(&app, global, &list, &show, &watch, &chosen);
+  AddSessions(&app, global, &list, &usage, &chosen);
+  AddViews(&app, global, &show, &watch, &chosen);
   AddTimeTravel(&app, global, &fork, &rewind, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
   AddKeeping(&app, global, &bundle, &import, &backup, &chosen);

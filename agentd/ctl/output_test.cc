@@ -283,6 +283,22 @@ TEST(SessionTableTest, AlignsAndDisarms) {
   EXPECT_THAT(table, Not(HasSubstr("\033")));
 }
 
+TEST(UsageTableTest, SetsTheDirectoryAgainstItsBudget) {
+  api::StoreUsage usage;
+  api::SessionUsage& session = *usage.add_sessions();
+  session.set_session_id("01ARZ3NDEKTSV4RRFFQ69G5FAV");
+  session.set_kv_bytes(3 << 20);
+  usage.set_directory_bytes(96 << 20);
+  EXPECT_THAT(UsageTable(usage), HasSubstr("no budget"));
+  usage.set_budget_bytes(100 << 20);
+  usage.set_space_error("a\033[2Jb");
+  const std::string table = UsageTable(usage);
+  EXPECT_THAT(table, HasSubstr("01ARZ3NDEKTSV4RRFFQ69G5FAV"));
+  EXPECT_THAT(table, HasSubstr("3.0 MiB"));
+  EXPECT_THAT(table, HasSubstr("96.0% of the budget of 100.0 MiB"));
+  EXPECT_THAT(table, Not(HasSubstr("\033")));
+}
+
 TEST(InfoTextTest, AMissingWallStandsOut) {
   api::ServerInfo info;
   api::Wall* wall = info.add_walls();

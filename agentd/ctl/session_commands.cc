@@ -204,6 +204,20 @@ int SessionsCommand(const GlobalOptions& global, const ListOptions& options) {
   return kAnswer;
 }
 
+int UsageCommand(const GlobalOptions& global, const UsageOptions& options) {
+  const auto client = Client::Connect(global.socket, global.wait_seconds);
+  if (!client.ok()) return Fail(options.json, client.status());
+  api::GetStoreUsageRequest request;
+  request.set_reclaim(options.reclaim);
+  // Takes as long as files have to be written again.
+  grpc::ClientContext context;
+  api::StoreUsage usage;
+  const grpc::Status status = (*client)->stub().GetStoreUsage(&context, request, &usage);
+  if (!status.ok()) return Fail(options.json, (*client)->ToStatus(status));
+  Print(options.json ? Dump(ToJson(usage)) + "\n" : UsageTable(usage));
+  return kAnswer;
+}
+
 int ForkCommand(const GlobalOptions& global, const PointOptions& options) {
   const auto target = Open(global, options.session_id);
   if (!target.ok()) return Fail(options.json, target.status());
@@ -273,6 +287,37 @@ std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_
     row.erase(row.find_last_not_of(' ') + 1);
     table += row + "\n";
   }
+  return table;
+}
+
+std::string UsageTable(const api::StoreUsage& usage) {
+  static constexpr char kRow[] = "{:<26}  {:>10}  {:>10}  {:>10}  {:>10}  {:>10}  {:>10}\n";
+  std::string table =
+      fmt::format(kRow, "ID", "LOG", "KV", "SHARED KV", "ANCHORS", "SHARED", "FILES");
+  for (const api::SessionUsage& session : usage.sessions()) {
+    table += fmt::format(kRow, session.session_id(), Bytes(session.log_bytes()),
+                         Bytes(session.kv_bytes()), Bytes(session.shared_kv_bytes()),
+                         Bytes(session.anchor_bytes()), Bytes(session.shared_anchor_bytes()),
+                         Bytes(session.workspace_bytes()));
+  }
+  table +=
+      fmt::format(kRow, "all, each byte once", Bytes(usage.log_bytes()), Bytes(usage.kv_bytes()),
+                  "", Bytes(usage.anchor_bytes()), "", Bytes(usage.workspace_bytes()));
+  const std::string budget =
+      usage.budget_bytes() == 0 ? "no budget"
+                                : fmt::format("{:.1f}% of the budget of {}",
+                                              100.0 * static_cast<double>(usage.directory_bytes()) /
+                                                  static_cast<double>(usage.budget_bytes()),
+                                              Bytes(usage.budget_bytes()));
+  table += fmt::format("\non the disk   {} ({}), {} of it dead{}\n", Bytes(usage.directory_bytes()),
+                       budget, Bytes(usage.dead_bytes()),
+                       usage.erasing() ? "; a deletion is being erased" : "");
+  table += fmt::format(
+      "since start   {} written, {} more by collection; {} evicted in {} blocks and {} anchors\n",
+      Bytes(usage.written_bytes()), Bytes(usage.collected_written_bytes()),
+      Bytes(usage.evicted_bytes()), usage.evicted_blocks(), usage.evicted_anchors());
+  if (!usage.space_error().empty())
+    table += fmt::format("eviction or collection failed: {}\n", OneLine(usage.space_error(), 400));
   return table;
 }
 

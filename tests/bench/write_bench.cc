@@ -28,6 +28,7 @@ struct Flags {
   int64_t anchor_bytes = 1'000'000;
   int64_t sessions = 1;  // that take turns
   double budget_gib = 0;
+  double limit = 0;
 };
 
 // As the kernel counts it for this process: pages made dirty, and of those the ones whose file was
@@ -113,8 +114,8 @@ class Writer {
   int64_t tokens_ = 0, kv_bytes_ = 0, log_bytes_ = 0, anchor_bytes_ = 0;
 };
 
-void Print(const char* when, const std::vector<Writer>& writers, const Device& before,
-           const sessions::StoreStats& stats) {
+double Print(const char* when, const std::vector<Writer>& writers, const Device& before,
+             const sessions::StoreStats& stats) {
   int64_t kv = 0, log = 0, anchors = 0;
   for (const Writer& writer : writers) {
     kv += writer.kv_bytes();
@@ -123,13 +124,14 @@ void Print(const char* when, const std::vector<Writer>& writers, const Device& b
   }
   const Device now = ReadDevice();
   const int64_t device = now.written - before.written;
+  const double ratio = static_cast<double>(device) / static_cast<double>(kv + log);
   fmt::print(
       "{:<14} KV {} + log {} committed, anchors {}; device {} ({} of it never written back); "
       "collection wrote {}; directory {} of {}; device / (KV + log) = {:.3f}\n",
       when, kv, log, anchors, device, now.cancelled - before.cancelled,
-      stats.collected_bytes_written, stats.directory_bytes, stats.budget_bytes,
-      static_cast<double>(device) / static_cast<double>(kv + log));
+      stats.collected_bytes_written, stats.directory_bytes, stats.budget_bytes, ratio);
   std::fflush(stdout);
+  return ratio;
 }
 
 absl::Status Run(const Flags& flags) {
@@ -159,11 +161,14 @@ absl::Status Run(const Flags& flags) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ASSIGN_OR_RETURN(const sessions::StoreStats stats, store->Stats());
-  Print("reclaimed", writers, before, stats);
+  const double ratio = Print("reclaimed", writers, before, stats);
   fmt::print("Reclaim took {:.1f} s; evicted {} bytes in {} blocks and {} anchors\n", seconds,
              stats.evicted_bytes, stats.evicted_blocks, stats.evicted_anchors);
   store.reset();
   std::filesystem::remove_all(path);
+  if (flags.limit > 0 && ratio > flags.limit)
+    return FailedPrecondition("{:.3f} bytes written for each committed, over {}", ratio,
+                              flags.limit);
   return absl::OkStatus();
 }
 
@@ -182,6 +187,7 @@ int main(int argc, char** argv) {
   app.add_option("--anchor-bytes", flags.anchor_bytes, "Of an anchor")->capture_default_str();
   app.add_option("--sessions", flags.sessions, "That take turns")->capture_default_str();
   app.add_option("--budget-gib", flags.budget_gib, "Of the store; 0: none")->capture_default_str();
+  app.add_option("--limit", flags.limit, "Fail if the last ratio is above it");
   CLI11_PARSE(app, argc, argv);
   if (const absl::Status status = agentd::Run(flags); !status.ok()) {
     fmt::print(stderr, "write_bench: {}\n", agentd::Text(status));
