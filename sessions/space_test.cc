@@ -179,7 +179,6 @@ TEST_F(SpaceTest, AReadersValuesAreNotEvicted) {
   const Session held = NewSession(8), free = NewSession(8);
   RestorePoint point = Find(held);
   for (int i = 0; i < 60; ++i) NewSession(16);
-  // As good as new: uses count as recent. So let everything else be newer by far more sessions.
   ASSERT_OK(store_->Reclaim());
   ASSERT_LT(Find(free).position, static_cast<int64_t>(free.tokens.size()));
   EXPECT_EQ(Find(held).position, static_cast<int64_t>(held.tokens.size()));
@@ -247,8 +246,7 @@ TEST_F(CollectionTest, KeepsWhatAForkSharesAndErasesTheRest) {
   EXPECT_THAT(testing::FindOrphans(path()), ::testing::IsEmpty());
 }
 
-// No power cut or damage in a value that is moved stops the collection, the rest of its file or
-// anybody's commits.
+// Damage in a value that is moved stops neither the collection nor the rest of its file.
 TEST_F(CollectionTest, DropsADamagedValueAndMovesTheOthers) {
   MakeHalfDeadFile(/*compress=*/true);
   bool damaged = false;
