@@ -26,7 +26,8 @@ struct EntryList {
   int count = 0;       // of all
 };
 
-__device__ inline EntryList ListEntries(const AttendArgs& a, int row) {
+// Without selected entries. Nothing of it is written by a kernel of this pass.
+__device__ inline EntryList ListKnownEntries(const AttendArgs& a, int row) {
   const int t = a.batch.positions[row];
   EntryList list;
   list.row = row;
@@ -35,8 +36,20 @@ __device__ inline EntryList ListEntries(const AttendArgs& a, int row) {
   list.oldest = t + 1 - list.window;
   list.count = list.window;
   if (a.kind == EntryKind::kHca) list.count += (t + 1) / kHcaRatio;
+  return list;
+}
+__device__ inline EntryList ListEntries(const AttendArgs& a, int row) {
+  EntryList list = ListKnownEntries(a, row);
   if (a.kind == EntryKind::kCsa) list.count += a.selected_count[row];
   return list;
+}
+
+// Whether entry i was there before this pass, which began when everything before it had ended: then
+// it may be read before the wait for the kernels ahead.
+__device__ inline bool IsPast(const AttendArgs& a, const EntryList& list, int i) {
+  const int64_t start = list.segment->start;
+  if (i < list.window) return list.oldest + i < start;
+  return a.kind == EntryKind::kHca && i - list.window < start / kHcaRatio;
 }
 
 // nullptr: not resident, read as zeros. `chosen`: of i, where the row's entries are selected.

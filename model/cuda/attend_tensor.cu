@@ -63,6 +63,7 @@ struct TileShared {
   alignas(128) uint8_t keys[kTile * kStride];
   alignas(128) uint8_t weights[2][16 * kWeightStride];
   const uint8_t* entries[kTile];
+  const uint8_t* late_entries[kTile];
   float max[kWarps][16];
   float sum[kWarps][16];
   float largest[16];
@@ -71,7 +72,6 @@ struct TileShared {
 __global__ void __launch_bounds__(kThreads, 2)
     TileKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
   GridDependencyLaunch();
-  GridDependencyWait();
   const int in_batch = blockIdx.z;
   const int row = s.first_row + in_batch;
   const int head = 16 * blockIdx.x;  // the first
@@ -81,6 +81,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int lane = tid % 32;
   const int channels = a.state.channels;
   auto* shared = SharedMemory<TileShared>();
+  StoredUnit stored[2][8];  // of each warp 8 entries, all loads under way at once
+  {                         // Past entries, before the wait.
+    const EntryList known = ListKnownEntries(a, row);
+    if (tid < kTile) {
+      const int i = begin + tid;
+      shared->entries[tid] =
+          i < known.count && IsPast(a, known, i) ? EntryAt(a, known, i) : nullptr;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int unit = lane + 32 * j;
+      if (unit >= channels / 8) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        stored[j][i] = LoadUnit(a.state, shared->entries[8 * warp + i], unit);
+    }
+  }
+  GridDependencyWait();
   // The selected entry, if the window is a whole one: under way while that is found out.
   int chosen = 0;
   const int guess = begin + tid - a.state.window;
@@ -93,25 +112,26 @@ __global__ void __launch_bounds__(kThreads, 2)
     CopyAsyncWait<0>();
     return;
   }
-  if (tid < kTile) {
+  if (tid < kTile) {  // the others
     const int i = begin + tid;
     const uint8_t* entry = nullptr;
-    if (i < list.count) {
+    if (i < list.count && !IsPast(a, list, i)) {
       entry = list.window == a.state.window ? EntryAt(a, list, i, chosen) : EntryAt(a, list, i);
     }
-    shared->entries[tid] = entry;
+    shared->late_entries[tid] = entry;
   }
   __syncthreads();
 
-  {  // Each warp takes 8 entries, all loads under way at once.
-    StoredUnit stored[2][8];
+  {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int unit = lane + 32 * j;
       if (unit >= channels / 8) continue;
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        stored[j][i] = LoadUnit(a.state, shared->entries[8 * warp + i], unit);
+      for (int i = 0; i < 8; ++i) {
+        const uint8_t* entry = shared->late_entries[8 * warp + i];
+        if (entry != nullptr) stored[j][i] = LoadUnit(a.state, entry, unit);
+      }
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
