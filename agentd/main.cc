@@ -100,9 +100,10 @@ void DefineFlags(CLI::App& app, Flags& flags) {
   agentd::AddGibOption(
       &app, "--sequence-gib", &flags.state_bytes,
       "GiB of device memory that these choices leave for sequences (cuda backend; default: 8)");
-  agentd::AddGibOption(&app, "--store-budget-gib", &flags.store_budget_bytes,
-                       "GiB that stored sessions may take on the disk; over it the least useful KV is "
-                       "evicted (default: no limit)");
+  agentd::AddGibOption(
+      &app, "--store-budget-gib", &flags.store_budget_bytes,
+      "GiB that stored sessions may take on the disk; over it the least useful KV is "
+      "evicted (default: no limit)");
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens that one step of the engine takes")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
