@@ -131,19 +131,6 @@ rocksdb::Options DbOptions(rocksdb::Env* env, std::shared_ptr<rocksdb::EventList
 
 }  // namespace
 
-absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes) {
-  const std::string temporary = path.string() + ".new";
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
-  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
-  if (written < 0) return ErrnoError(errno, "write " + temporary);
-  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
-  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
-  if (::rename(temporary.c_str(), path.c_str()) != 0)
-    return ErrnoError(errno, "rename " + temporary);
-  return SyncDirectory(path.parent_path());
-}
-
 absl::Status Translate(const rocksdb::Status& status, const std::string& what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = fmt::format("{}: {}", what, status.ToString());

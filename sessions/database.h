@@ -45,8 +45,20 @@ absl::Status Translate(const rocksdb::Status& status, const std::string& what);
 inline rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
-// Whole or not at all, and on disk when it returns.
-absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes);
+// A file of large values. What is dead is counted when tables are compacted.
+struct BlobFile {
+  uint64_t number = 0;
+  uint64_t bytes = 0;  // of the file
+  uint64_t dead_bytes = 0;
+  std::filesystem::path path;
+};
+
+// Where a value lies: in a blob file, or (file 0) in the table itself.
+struct ValueLocation {
+  uint64_t file = 0;
+  uint64_t offset = 0;
+  uint64_t bytes = 0;  // of the value
+};
 
 // Thread-safe after Open.
 class Database {
@@ -192,6 +204,7 @@ class Database {
 
   std::atomic<bool> lost_ = false;  // a newer owner was seen
   FlushGate flush_gate_;
+  std::atomic<int64_t> written_bytes_ = 0;
 };
 
 // One at a time; others wait. End may be called by any thread, more than once.
@@ -208,7 +221,6 @@ class Database::FlushPause {
 
   FlushGate& gate_;
   bool ended_ = false;  // guarded by gate_.mutex
-  std::atomic<int64_t> written_bytes_ = 0;
 };
 
 }  // namespace agentd::sessions::internal

@@ -378,6 +378,7 @@ class Examiner {
         [this](std::string_view key, std::string_view value) {
           if (key.starts_with('u')) return (void)Framed(RecordKind::kOwnerKey, key, value);
           if (key.starts_with('p')) return (void)Framed(RecordKind::kIntent, key, value);
+          if (key == kErasureKey) return (void)Framed(RecordKind::kErasure, key, value);
           if (key == kNextTimelineKey)
             (void)Whole(RecordKind::kNextTimeline, key,
                         DecodeNumber(RecordKind::kNextTimeline, key, value));
@@ -440,6 +441,9 @@ class Examiner {
         case RecordKind::kAnchorName:
         case RecordKind::kAnchor:
           unname('a', DigestAt(key, pending.kind == RecordKind::kAnchor ? 0 : 1));
+          break;
+        case RecordKind::kErasure:
+          writes.push_back({Column::kMeta, key, Frame(pending.kind, key, "")});
           break;
         case RecordKind::kOwnerKey:
         case RecordKind::kNextTimeline:

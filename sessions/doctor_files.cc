@@ -17,6 +17,7 @@
 #include "sessions/doctor_findings.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
+#include "sessions/small_file.h"
 
 namespace agentd::sessions {
 namespace internal {

@@ -94,6 +94,9 @@ Consequence ConsequenceOf(RecordKind kind) {
               "the next session or fork writes it anew"};
     case RecordKind::kIntent:
       return {Harm::kNothing, "intent", "nothing: its key says enough", "the next start sweeps it"};
+    case RecordKind::kErasure:
+      return {Harm::kNothing, "erasure", "nothing: that it is there says enough",
+              "the erasure that the next start begins"};
     case RecordKind::kEpoch:
       return {Harm::kStore, "epoch", "the store is refused",
               "delete the file EPOCH; no process may have the store open then"};

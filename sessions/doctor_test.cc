@@ -85,6 +85,8 @@ constexpr Case kCases[] = {
     {RecordKind::kNextTimeline, Column::kMeta, "next", Outcome::kUnharmed, Harm::kNothing,
      "timeline counter", true},
     {RecordKind::kIntent, Column::kMeta, "p", Outcome::kUnharmed, Harm::kNothing, "intent", true},
+    {RecordKind::kErasure, Column::kMeta, "erasure", Outcome::kUnharmed, Harm::kNothing, "erasure",
+     true},
 };
 
 // Session "alice": 600 tokens in two blocks, anchors at 512 and, replaceable, at 600; a workspace
@@ -128,6 +130,11 @@ class DoctorTest : public ::testing::Test {
       const std::string key = internal::IntentKey('k', std::string(32, 'x'));
       EXPECT_OK(database->Write(
           {{Column::kMeta, key, internal::EncodeNumber(RecordKind::kIntent, key, 1)}}, true));
+    }
+    if (damage.kind == RecordKind::kErasure) {
+      const std::string key = internal::kErasureKey;
+      EXPECT_OK(database->Write(
+          {{Column::kMeta, key, internal::Frame(RecordKind::kErasure, key, "")}}, true));
     }
     return KeysOf(*database, damage.column, damage.prefix)[0];  // alice's come first
   }

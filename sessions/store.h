@@ -346,7 +346,6 @@ class Store {
   // reader holds on to them, try again; DataLoss: a damaged table is in the way.
   virtual absl::Status Reclaim() = 0;
 
-  virtual absl::StatusOr<StoreStats> Stats() = 0;
   // Of one owner's sessions; reads what all timelines list, and the trees of workspaces.
   virtual absl::StatusOr<StoreUsage> Usage(std::string_view owner) = 0;
 };

@@ -79,7 +79,6 @@ class StoreImpl final : public Store {
   absl::StatusOr<StoreStats> Stats() override;
   absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory, uint32_t keep) override;
   absl::Status Reclaim() override;
-  absl::StatusOr<StoreStats> Stats() override;
   absl::StatusOr<StoreUsage> Usage(std::string_view owner) override;
 
  private:
