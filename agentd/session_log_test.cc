@@ -94,6 +94,8 @@ class SlowStore final : public sessions::Store {
   std::unique_ptr<sessions::TreeWriter> WriteTree() override { return nullptr; }
   const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<sessions::StoreStats> Stats() override { return No(); }
+  absl::Status Reclaim() override { return No(); }
+  absl::StatusOr<sessions::StoreUsage> Usage(std::string_view) override { return No(); }
   absl::StatusOr<sessions::BackupInfo> Backup(const std::filesystem::path&, uint32_t) override {
     return No();
   }

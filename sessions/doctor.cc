@@ -506,14 +506,7 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory) {
   if (absl::IsFailedPrecondition(database.status()) || absl::IsPermissionDenied(database.status()))
     return database.status();
   if (!database.ok()) {
-    // What these say has been named already.
-    const bool known = std::any_of(
-        report.findings.begin(), report.findings.end(),
-        [](const Finding& finding) { return finding.kind == "log" || finding.kind == "manifest"; });
-    if (!known) {
-      AddStoreFinding(report, "database", "FORMAT, or a file of db/ (CURRENT, a table)",
-                      Text(database.status()), kFromBackup);
-    }
+    ExplainRefusal(directory, database.status(), report);
   } else {
     Examiner examiner(**database, report);
     examiner.Run();

@@ -355,7 +355,8 @@ TEST_F(DamagedFileTest, AnyBitOfAnyTableIsFound) {
       for (const Finding& finding : report.findings)
         named = named || (finding.what + finding.reason).find(table.filename().string()) !=
                              std::string::npos;
-      EXPECT_TRUE(named) << table << " bit " << bit;
+      EXPECT_TRUE(named) << table << " bit " << bit << ": "
+                         << (report.findings.empty() ? "" : report.findings[0].reason);
       FlipFile(table, bit);
     }
   }
