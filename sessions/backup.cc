@@ -81,6 +81,12 @@ absl::StatusOr<UniqueFd> LockDirectory(const std::filesystem::path& directory) {
                             directory.string());
 }
 
+// A version, the identity of the store, and a checksum of both, a line each.
+std::string MarkOf(int version, std::string_view identity) {
+  const std::string lines = fmt::format("{}{}\n{}\n", kMarkLine, version, identity);
+  return fmt::format("{}{:016x}\n", lines, Xxh3({lines}));
+}
+
 // The identity of the store whose backups these are. nullopt: no backup was ever made here.
 absl::StatusOr<std::optional<std::string>> ReadMark(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / kMarkFile;
@@ -88,10 +94,12 @@ absl::StatusOr<std::optional<std::string>> ReadMark(const std::filesystem::path&
   if (!mark.has_value()) return mark;
   int version = 0;
   const size_t line = mark->find('\n');
-  if (line == std::string::npos || !mark->ends_with('\n') || mark->size() < line + 2 ||
-      std::sscanf(mark->c_str(), "agentd-backups %d\n", &version) != 1 || version < 1) {
-    return DataLoss("{} is damaged: it should hold '{}{}' and the store's identity", path.string(),
-                    kMarkLine, kBackupVersion);
+  const size_t next = line == std::string::npos ? line : mark->find('\n', line + 1);
+  if (next == std::string::npos || next == line + 1 ||
+      std::sscanf(mark->c_str(), "agentd-backups %d\n", &version) != 1 || version < 1 ||
+      *mark != MarkOf(version, std::string_view(*mark).substr(line + 1, next - line - 1))) {
+    return DataLoss("{} is damaged: it should hold '{}{}', the store's identity and a checksum",
+                    path.string(), kMarkLine, kBackupVersion);
   }
   if (version > kBackupVersion) {
     return FailedPrecondition(
@@ -99,7 +107,7 @@ absl::StatusOr<std::optional<std::string>> ReadMark(const std::filesystem::path&
         "agentd",
         path.string(), version, kBackupVersion);
   }
-  return mark->substr(line + 1, mark->size() - line - 2);
+  return mark->substr(line + 1, next - line - 1);
 }
 
 absl::Status PrepareDirectory(const std::filesystem::path& directory, const std::string& identity) {
@@ -122,8 +130,7 @@ absl::Status PrepareDirectory(const std::filesystem::path& directory, const std:
   }
   if (error) return ErrnoError(error.value(), "list " + directory.string());
   (void)::chmod(directory.c_str(), 0700);
-  return ReplaceFile(directory / kMarkFile,
-                     fmt::format("{}{}\n{}\n", kMarkLine, kBackupVersion, identity));
+  return ReplaceFile(directory / kMarkFile, MarkOf(kBackupVersion, identity));
 }
 
 int64_t BytesUnder(const std::filesystem::path& directory) {

@@ -100,7 +100,12 @@ void ExplainRefusal(const std::filesystem::path& directory, const absl::Status& 
 absl::StatusOr<std::filesystem::path> CutLog(const std::filesystem::path& directory) {
   using namespace internal;  // NOLINT(google-build-using-namespace)
   ASSIGN_OR_RETURN(const UniqueFd lock, Database::LockDirectory(directory));
-  const std::vector<std::filesystem::path> logs = LogFiles(directory / "db");
+  // RocksDB leaves an empty one behind.
+  std::vector<std::filesystem::path> logs = LogFiles(directory / "db");
+  std::erase_if(logs, [](const std::filesystem::path& path) {
+    std::error_code error;
+    return std::filesystem::file_size(path, error) == 0;
+  });
   for (const std::filesystem::path& path : RecoveryFiles(directory / "db")) {
     ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(path));
     const std::optional<LogDamage> damage = FindLogDamage(bytes);

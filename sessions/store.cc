@@ -166,10 +166,16 @@ absl::Status StoreImpl::SweepIntents() {
     if (name.has_value()) return absl::OkStatus();
     if (!block) writes.push_back({Column::kAnchors, AnchorKey(digest), std::nullopt});
     if (!block) return absl::OkStatus();
-    return database_->Scan(Column::kKv, View(digest), [&](std::string_view part, std::string_view) {
-      writes.push_back({Column::kKv, std::string(part), std::nullopt});
-      return absl::OkStatus();
-    });
+    // Found one by one: walking over the parts would end at one that is damaged, and with it the
+    // open.
+    for (uint32_t part = 0;; ++part) {
+      const std::string part_key = KvPartKey(digest, part);
+      const absl::StatusOr<std::optional<std::string>> value =
+          database_->Get(Column::kKv, part_key);
+      if (!value.ok() && !absl::IsDataLoss(value.status())) return value.status();
+      if (value.ok() && !value->has_value()) return absl::OkStatus();
+      writes.push_back({Column::kKv, part_key, std::nullopt});
+    }
   }));
   // Programs that did not mark the store as opened left objects without an intent.
   if (database_->first_open()) {
