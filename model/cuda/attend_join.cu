@@ -21,10 +21,10 @@ __device__ inline void JoinSums(float4* sum, float4 other, Factors f) {
 }
 
 // One head. kPartsOfGroup: kGroupTiles where the parts are tiles, 1 where they are groups.
-// With 64 registers a thread, of one row and few groups its blocks leave room beside them for those
-// of the product that follows, whose weights are then on their way meanwhile.
-template <int kPartsOfGroup>
-__global__ void __maxnreg__(64)
+// kBeside: with 64 registers a thread, its blocks of one row and few groups leave room beside them
+// for those of the product that follows, whose weights are then on their way meanwhile.
+template <int kPartsOfGroup, bool kBeside>
+__global__ void __maxnreg__(kBeside ? 64 : 128)
     JoinKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
   GridDependencyLaunch();
   GridDependencyWait();
@@ -106,8 +106,9 @@ __global__ void __maxnreg__(64)
 template <int kPartsOfGroup>
 void LaunchJoin(const AttendArgs& a, const Parts& s, int rows, cudaStream_t stream) {
   const int warps = int(DivideUp(s.groups, DivideUp(s.groups, kJoinWarps)));
-  Launch(JoinKernel<kPartsOfGroup>, dim3(a.heads * DivideUp(a.state.channels, kJoinChannels), rows),
-         dim3(32 * warps), sizeof(JoinShared), stream, a, s);
+  Launch(rows == 1 ? JoinKernel<kPartsOfGroup, true> : JoinKernel<kPartsOfGroup, false>,
+         dim3(a.heads * DivideUp(a.state.channels, kJoinChannels), rows), dim3(32 * warps),
+         sizeof(JoinShared), stream, a, s);
 }
 
 }  // namespace

@@ -69,6 +69,8 @@ struct TileShared {
   float largest[16];
 };
 
+// kEarly: past entries are loaded before the wait, which pays where all blocks run at once.
+template <bool kEarly>
 __global__ void __launch_bounds__(kThreads, 2)
     TileKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
   GridDependencyLaunch();
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int channels = a.state.channels;
   auto* shared = SharedMemory<TileShared>();
   StoredUnit stored[2][8];  // of each warp 8 entries, all loads under way at once
-  {                         // Past entries, before the wait.
+  if constexpr (kEarly) {
     const EntryList known = ListKnownEntries(a, row);
     if (tid < kTile) {
       const int i = begin + tid;
@@ -112,10 +114,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     CopyAsyncWait<0>();
     return;
   }
-  if (tid < kTile) {  // the others
+  if (tid < kTile) {
     const int i = begin + tid;
     const uint8_t* entry = nullptr;
-    if (i < list.count && !IsPast(a, list, i)) {
+    if (i < list.count && !(kEarly && IsPast(a, list, i))) {
       entry = list.window == a.state.window ? EntryAt(a, list, i, chosen) : EntryAt(a, list, i);
     }
     shared->late_entries[tid] = entry;
@@ -130,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const uint8_t* entry = shared->late_entries[8 * warp + i];
-        if (entry != nullptr) stored[j][i] = LoadUnit(a.state, entry, unit);
+        if (!kEarly || entry != nullptr) stored[j][i] = LoadUnit(a.state, entry, unit);
       }
     }
 #pragma unroll
@@ -249,7 +251,8 @@ void TensorAttend(const AttendArgs& a, cudaStream_t stream) {
   const bool whole = in_groups && s.groups == 1;
   const int64_t fit = kScratchBytes / (s.parts * PartBytes(a.heads, a.state.channels));
   const int batch = whole ? kMaxRows : int(std::clamp<int64_t>(fit, 1, kMaxRows));
-  RaiseSharedMemory<TileKernel>();
+  RaiseSharedMemory<TileKernel<false>>();
+  RaiseSharedMemory<TileKernel<true>>();
   for (int first = a.row_begin; first < a.row_end; first += batch) {
     const int rows = std::min(batch, a.row_end - first);
     s.first_row = first;
@@ -260,8 +263,10 @@ void TensorAttend(const AttendArgs& a, cudaStream_t stream) {
       AttendGroups(a, s, rows, stream);
       if (!whole) JoinGroups(a, s, rows, stream);
     } else {
-      Launch(TileKernel, dim3(a.heads / 16, tiles, rows), dim3(kThreads), sizeof(TileShared),
-             stream, a, s);
+      const dim3 grid(a.heads / 16, tiles, rows);
+      const bool at_once = int64_t(grid.x) * grid.y * grid.z <= 2 * Multiprocessors();
+      Launch(at_once ? TileKernel<true> : TileKernel<false>, grid, dim3(kThreads),
+             sizeof(TileShared), stream, a, s);
       JoinTiles(a, s, rows, stream);
     }
   }
