@@ -30,6 +30,11 @@ using testing::RandomTokens;
 
 constexpr int kMaxSessions = 5;
 constexpr int kReportFd = 100;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kRandomKills = 15;  // some ten times slower
+#else
+constexpr int kRandomKills = 100;
+#endif
 constexpr size_t kLargePart = 1 << 20;
 
 // What is known about a session; reported after each acknowledgement.
@@ -360,7 +365,7 @@ TEST_F(CrashTest, AtEveryNamedPoint) {
 
 TEST_F(CrashTest, AtRandomMoments) {
   const char* given = std::getenv("AGENTD_KILL_ROUNDS");
-  const int rounds = given != nullptr ? std::atoi(given) : 100;
+  const int rounds = given != nullptr ? std::atoi(given) : kRandomKills;
   int killed = 0;
   for (int round = 0; round < rounds; ++round) {
     const int status = RunWorker("", 5'000 + Below(random_, 120'000), 1 << 20);

@@ -36,6 +36,11 @@ using testing::Options;
 using testing::RandomTokens;
 using testing::Tear;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kRounds = 12;  // some ten times slower
+#else
+constexpr int kRounds = 60;
+#endif
 constexpr size_t kSessions = 3;
 constexpr size_t kIndexBytes = 9000;
 constexpr size_t kAnchorBytes = 5000;
@@ -235,7 +240,7 @@ class RandomFaultTest : public ::testing::Test {
 
 void RandomFaultTest::Play(bool goes_on) {
   const char* given = std::getenv("AGENTD_FAULT_ROUNDS");
-  const int rounds = given != nullptr ? std::atoi(given) : 120;
+  const int rounds = given != nullptr ? std::atoi(given) : kRounds;
   std::vector<Known> sessions(kSessions);
   {
     const std::unique_ptr<Store> store = Open(Trouble::kNone);

@@ -81,7 +81,7 @@ constexpr Boundary kBoundaries[] = {
 
 struct Options {
   Binaries binaries;
-  int kills = 120;  // random ones
+  int kills = 70;  // random ones
   int sessions = 4;
   int conversations = 8;
   uint64_t seed = 0;
