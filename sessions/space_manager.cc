@@ -83,7 +83,8 @@ std::shared_ptr<const void> SpaceManager::Pin(std::vector<Sha256Digest> values) 
     std::shared_ptr<ValuesInUse> readers;
     ValuesInUse::Use use;
   };
-  auto pinned = std::make_shared<Pinned>(readers_);
+  auto pinned = std::make_shared<Pinned>();
+  pinned->readers = readers_;
   pinned->use = readers_->Register(std::move(values));
   return pinned;
 }

@@ -8,6 +8,7 @@
 #include "agentd/ctl/commands.h"
 #include "agentd/ctl/exit_code.h"
 #include "agentd/ctl/json.h"
+#include "agentd/ctl/output.h"
 #include "agentd/ctl/text.h"
 #include "base/status.h"
 #include "sessions/doctor.h"
@@ -16,12 +17,6 @@ namespace agentd::ctl {
 namespace {
 
 void Say(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
-
-int Refuse(bool json, const absl::Status& status) {
-  if (json) Say(ErrorLine(status, kError) + "\n");
-  fmt::print(stderr, "{}\n", Style::For(stderr).Red("agentctl: " + Printable(Text(status))));
-  return kError;
-}
 
 // The daemon's --data holds its store in a folder of this name.
 std::filesystem::path StoreIn(const std::filesystem::path& directory) {
@@ -76,17 +71,17 @@ int DoctorCommand(const DoctorOptions& options) {
   const std::filesystem::path store = StoreIn(options.directory);
   if (options.cut_log) {
     const auto kept = sessions::CutLog(store);
-    if (!kept.ok()) return Refuse(options.json, kept.status());
+    if (!kept.ok()) return Refuse(options.json, kept.status(), kError);
     fmt::print(stderr, "the log is cut; what was after the damage is in {}\n",
                Printable(kept->string()));
   }
   if (options.mend) {
     const auto mended = sessions::Mend(store);
-    if (!mended.ok()) return Refuse(options.json, mended.status());
+    if (!mended.ok()) return Refuse(options.json, mended.status(), kError);
     fmt::print(stderr, "{} records mended\n", *mended);
   }
   const auto report = sessions::Examine(store);
-  if (!report.ok()) return Refuse(options.json, report.status());
+  if (!report.ok()) return Refuse(options.json, report.status(), kError);
   Say(options.json ? DoctorJson(store, *report) : DoctorText(store, *report));
   return DoctorExitCode(*report);
 }

@@ -15,6 +15,7 @@
 #include "agentd/ctl/commands.h"
 #include "agentd/ctl/exit_code.h"
 #include "agentd/ctl/json.h"
+#include "agentd/ctl/output.h"
 #include "agentd/ctl/text.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -23,17 +24,6 @@ namespace agentd::ctl {
 namespace {
 
 constexpr size_t kSendBytes = 1 << 20;
-
-int Refuse(bool json, const absl::Status& status, int exit_code) {
-  if (json) fmt::print("{}\n", ErrorLine(status, exit_code));
-  const std::string line = "agentctl: " + Printable(Text(status));
-  fmt::print(stderr, "{}\n", Style::For(stderr).Red(line));
-  return exit_code;
-}
-
-int Refuse(bool json, const absl::Status& status) {
-  return Refuse(json, status, ExitCodeOf(status));
-}
 
 void Aside(const std::string& line) { fmt::print(stderr, "{}\n", Style::For(stderr).Dim(line)); }
 
@@ -130,14 +120,14 @@ int ExportCommand(const GlobalOptions& global, const ExportOptions& options) {
                   kUsage);
   }
   const auto client = Client::Connect(global.socket, global.wait_seconds);
-  if (!client.ok()) return Refuse(false, client.status());
+  if (!client.ok()) return Refuse(false, client.status(), ExitCodeOf(client.status()));
   const auto id = (*client)->Resolve(options.session_id);
-  if (!id.ok()) return Refuse(false, id.status());
+  if (!id.ok()) return Refuse(false, id.status(), ExitCodeOf(id.status()));
   api::ExportSessionRequest request;
   request.set_session_id(*id);
   request.set_no_kv(options.no_kv);
   const auto bytes = Receive(client->get(), request, options.file);
-  if (!bytes.ok()) return Refuse(false, bytes.status());
+  if (!bytes.ok()) return Refuse(false, bytes.status(), ExitCodeOf(bytes.status()));
   Aside(fmt::format("session {} is in {} ({}), readable for whoever has the file", *id,
                     options.file, Bytes(*bytes)));
   return kAnswer;
@@ -147,9 +137,9 @@ int ImportCommand(const GlobalOptions& global, const ImportOptions& options) {
   const UniqueFd file(open(options.file.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return Refuse(options.json, ErrnoError(errno, "open " + options.file), kUsage);
   const auto client = Client::Connect(global.socket, global.wait_seconds);
-  if (!client.ok()) return Refuse(options.json, client.status());
+  if (!client.ok()) return Refuse(options.json, client.status(), ExitCodeOf(client.status()));
   const auto imported = Send(client->get(), file.get(), options.no_kv, options.file);
-  if (!imported.ok()) return Refuse(options.json, imported.status());
+  if (!imported.ok()) return Refuse(options.json, imported.status(), ExitCodeOf(imported.status()));
   const api::Session& session = imported->session();
   if (options.json) {
     Json line = Json::parse(SessionLine(session));
@@ -171,14 +161,14 @@ int ImportCommand(const GlobalOptions& global, const ImportOptions& options) {
 
 int BackupCommand(const GlobalOptions& global, const BackupOptions& options) {
   const auto client = Client::Connect(global.socket, global.wait_seconds);
-  if (!client.ok()) return Refuse(options.json, client.status());
+  if (!client.ok()) return Refuse(options.json, client.status(), ExitCodeOf(client.status()));
   const std::string directory = Absolute(options.directory);
   if (options.list) {
     api::ListBackupsRequest request;
     request.set_directory(directory);
     const auto backups =
         (*client)->Call(&api::Agentd::Stub::ListBackups, request, Client::Patience::kEndless);
-    if (!backups.ok()) return Refuse(options.json, backups.status());
+    if (!backups.ok()) return Refuse(options.json, backups.status(), ExitCodeOf(backups.status()));
     if (!options.json) {
       PrintBackups(*backups);
       return kAnswer;
@@ -198,7 +188,7 @@ int BackupCommand(const GlobalOptions& global, const BackupOptions& options) {
     request.set_keep(options.keep);
     backup = (*client)->Call(&api::Agentd::Stub::CreateBackup, request, Client::Patience::kEndless);
   }
-  if (!backup.ok()) return Refuse(options.json, backup.status());
+  if (!backup.ok()) return Refuse(options.json, backup.status(), ExitCodeOf(backup.status()));
   if (options.json) {
     fmt::print("{}\n", Dump(ToJson(*backup)));
     return kAnswer;

@@ -239,4 +239,11 @@ std::string EndExplained(const api::TurnFinished& turn) {
   }
 }
 
+int Refuse(bool json, const absl::Status& status, int exit_code) {
+  if (json) fmt::print("{}\n", ErrorLine(status, exit_code));
+  const std::string line = "agentctl: " + Printable(Text(status));
+  fmt::print(stderr, "{}\n", Style::For(stderr).Red(line));
+  return exit_code;
+}
+
 }  // namespace agentd::ctl

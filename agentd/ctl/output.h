@@ -12,6 +12,10 @@
 
 namespace agentd::ctl {
 
+// Says on stderr why a command without events fails, and with `json` on stdout too. Returns
+// `exit_code`.
+int Refuse(bool json, const absl::Status& status, int exit_code);
+
 // Used by one thread.
 class Output {
  public:
