@@ -32,9 +32,13 @@ struct DaemonOptions {
   int64_t store_budget_bytes = 0;    // sessions::StoreOptions::budget_bytes
   model::EngineOptions engine;
   SchedulerOptions scheduler;
+  sessions::StoreKeys store_keys;  // none: the store is not encrypted
   // Called when nothing can be acknowledged any more; the process should end.
   std::function<void(const absl::Status&)> fatal;
 };
+
+// The sessions' store in a data directory.
+inline std::filesystem::path StorePath(const std::filesystem::path& data) { return data / "store"; }
 
 // Every method may be called from any thread and may wait for the disk; none waits for the model,
 // except where it says so.

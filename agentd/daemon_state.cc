@@ -59,7 +59,8 @@ absl::Status Daemon::Init() {
   sessions::StoreOptions store_options;
   store_options.kv_identity = model_->fingerprint_hex + " " + model_->numerics_id;
   store_options.budget_bytes = options_.store_budget_bytes;
-  ASSIGN_OR_RETURN(store_, sessions::Store::Open(options_.data / "store", store_options));
+  store_options.keys = options_.store_keys;
+  ASSIGN_OR_RETURN(store_, sessions::Store::Open(StorePath(options_.data), store_options));
   for (model::LayerKind kind : engine->config().layer_kinds) {
     runtime_.csa_layers += kind == model::LayerKind::kCsa ? 1 : 0;
   }

@@ -10,9 +10,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "agentd/daemon.h"
 #include "agentd/freed_memory.h"
@@ -20,6 +22,8 @@
 #include "base/gib_option.h"
 #include "base/status.h"
 #include "sessions/backup.h"
+#include "sessions/rewrite.h"
+#include "sessions/store_keys.h"
 
 namespace {
 
@@ -48,6 +52,9 @@ struct Flags {
   int64_t store_budget_bytes = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
+  std::string store_key_file;
+  std::vector<std::string> old_store_key_files;
+  bool rewrite_store = false;
 };
 
 int ExitCode(const absl::Status& status) {
@@ -73,9 +80,8 @@ int Fail(const absl::Status& status) {
 
 void DefineFlags(CLI::App& app, Flags& flags) {
   app.add_option(
-         "--model", flags.model,
-         "Directory of a DeepSeek-V4 checkpoint (config.json, tokenizer.json, *.safetensors)")
-      ->required();
+      "--model", flags.model,
+      "Directory of a DeepSeek-V4 checkpoint (config.json, tokenizer.json, *.safetensors)");
   app.add_option("--data", flags.data, "Directory for sessions and workspaces; made if missing")
       ->required();
   app.add_option("--socket", flags.socket,
@@ -112,8 +118,70 @@ void DefineFlags(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--helper-dir", flags.helper_dir,
                  "Where agentd-init and agentd-tool are (default: beside agentd)");
+  app.add_option("--store-key-file", flags.store_key_file,
+                 "File of the key (64 hex digits) that the sessions are encrypted with; without it "
+                 "$AGENTD_STORE_KEY, if that is set");
+  app.add_option("--old-store-key-file", flags.old_store_key_files,
+                 "File of a key that older sessions are still encrypted with; may be repeated; and "
+                 "$AGENTD_OLD_STORE_KEY");
+  app.add_flag("--rewrite-store", flags.rewrite_store,
+               "Encrypt all sessions with the key, so that no old one is needed any more, and end; "
+               "needs no --model");
   app.add_option("--ready-fd", flags.ready_fd,
                  "Descriptor that gets the line \"ready SOCKET\" once calls are served");
+}
+
+// A key in the environment, which is wiped: no program that is started from here inherits it, and
+// /proc no longer shows it.
+absl::StatusOr<std::optional<agentd::sessions::StoreKey>> KeyFromEnvironment(const char* name) {
+  char* const value = std::getenv(name);
+  if (value == nullptr) return std::optional<agentd::sessions::StoreKey>();
+  absl::StatusOr<agentd::sessions::StoreKey> key =
+      agentd::sessions::StoreKey::FromHex(value, std::string("$") + name);
+  ::explicit_bzero(value, std::strlen(value));
+  ::unsetenv(name);
+  if (!key.ok()) return key.status();
+  return std::optional(*std::move(key));
+}
+
+absl::StatusOr<agentd::sessions::StoreKeys> ReadStoreKeys(const Flags& flags) {
+  using agentd::sessions::StoreKey;
+  agentd::sessions::StoreKeys keys;
+  ASSIGN_OR_RETURN(keys.current, KeyFromEnvironment("AGENTD_STORE_KEY"));
+  ASSIGN_OR_RETURN(const std::optional<StoreKey> old, KeyFromEnvironment("AGENTD_OLD_STORE_KEY"));
+  if (old.has_value()) keys.old.push_back(*old);
+  if (!flags.store_key_file.empty()) {
+    if (keys.current.has_value())
+      return agentd::InvalidArgument("give --store-key-file or $AGENTD_STORE_KEY, not both");
+    ASSIGN_OR_RETURN(keys.current, StoreKey::FromFile(flags.store_key_file));
+  }
+  for (const std::string& file : flags.old_store_key_files) {
+    ASSIGN_OR_RETURN(StoreKey key, StoreKey::FromFile(file));
+    keys.old.push_back(std::move(key));
+  }
+  if (!keys.old.empty() && !keys.current.has_value())
+    return agentd::InvalidArgument("an old store key needs a current one beside it");
+  return keys;
+}
+
+int RewriteStore(const std::filesystem::path& data, const agentd::sessions::StoreKeys& keys) {
+  int64_t said = 0;
+  const auto progress = agentd::sessions::RewriteStore(
+      agentd::daemon::StorePath(data), keys,
+      [&said](const agentd::sessions::RewriteProgress& so_far) {
+        if (so_far.bytes - said < (int64_t{1} << 30)) return;
+        said = so_far.bytes;
+        spdlog::info("rewriting: {} records, {:.1f} GB", so_far.records, double(said) / 1e9);
+      });
+  if (!progress.ok()) return Fail(progress.status());
+  spdlog::info("rewritten with key {}: {} records, {:.1f} GB",
+               agentd::sessions::KeyIdText(keys.current->id()), progress->records,
+               double(progress->bytes) / 1e9);
+  if (progress->values_dropped > 0) {
+    spdlog::warn("{} damaged KV values were left out: they will be computed again",
+                 progress->values_dropped);
+  }
+  return kExitOk;
 }
 
 std::filesystem::path SocketPath(const Flags& flags) {
@@ -154,8 +222,7 @@ void RaiseDescriptorLimit() {
   if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("the limit of open files stays low");
 }
 
-int Serve(const Flags& flags) {
-  RaiseDescriptorLimit();
+int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
   const sigset_t signals = BlockSignals();
   std::error_code error;
   const std::filesystem::path data = std::filesystem::absolute(flags.data, error);
@@ -173,6 +240,7 @@ int Serve(const Flags& flags) {
   agentd::daemon::DaemonOptions options;
   options.model = flags.model;
   options.data = data;
+  options.store_keys = std::move(store_keys);
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";
   options.store_budget_bytes = flags.store_budget_bytes;
@@ -264,11 +332,17 @@ int main(int argc, char** argv) {
   DefineFlags(app, flags);
   try {
     app.parse(argc, argv);
+    if (flags.model.empty() && !flags.rewrite_store) throw CLI::RequiredError("--model");
   } catch (const CLI::ParseError& error) {  // CLI11's way to report; ours is the exit code
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   spdlog::set_default_logger(spdlog::stderr_logger_mt("agentd"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v");
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  return Serve(flags);
+  RaiseDescriptorLimit();
+  // Before there is a thread that might look at the environment.
+  absl::StatusOr<agentd::sessions::StoreKeys> store_keys = ReadStoreKeys(flags);
+  if (!store_keys.ok()) return Fail(store_keys.status());
+  if (flags.rewrite_store) return RewriteStore(flags.data, *store_keys);
+  return Serve(flags, *std::move(store_keys));
 }

@@ -89,7 +89,9 @@ absl::StatusOr<uint64_t> Collector::RewriteOne(Column column, const std::string&
     RETURN_IF_ERROR(Drop(column, key));
     return 0;
   }
-  // A newer program's record is not ours to judge: it is written as it is.
+  // A newer program's record is not ours to judge: it is written as it is, and left where it is
+  // if its envelope is newer, since it does not open.
+  if (!whole.ok() && IsUnopenedNote(ToView(pinned))) return 0;
   const std::lock_guard removing(values_.removal_mutex());
   ASSIGN_OR_RETURN(const bool still_named, IsNamed(column, key));
   if (!still_named) return 0;

@@ -128,7 +128,7 @@ TEST_F(ConcurrencyTest, AForkKeepsTheTailThatItsParentReplacesMeanwhile) {
   }
   // Whoever lists an anchor can have it, and none is left that nobody lists.
   store_.reset();
-  const auto database = Must(internal::Database::Open(path(), false, {}));
+  const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
   std::set<std::string> listed, named;
   for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "r"))
     listed.insert(key.substr(1, sizeof(Sha256Digest)));
@@ -191,7 +191,7 @@ TEST_F(ConcurrencyTest, ADeletedSessionIsNotBroughtBackByLoadingIt) {
     loading.join();
   }
   store_.reset();
-  const auto database = Must(internal::Database::Open(path(), false, {}));
+  const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
   std::set<std::string> timelines, with_events;
   for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "t"))
     timelines.insert(key.substr(1));
@@ -221,7 +221,7 @@ class SharedTreeTest : public ConcurrencyTest {
   }
   std::vector<std::string> ObjectsOnDisk() {
     store_.reset();
-    return testing::KeysOf(*Must(internal::Database::Open(path(), false, {})),
+    return testing::KeysOf(*Must(internal::Database::Open(path(), false, {}, testing::TestKeys())),
                            internal::Column::kFiles);
   }
 };
@@ -381,7 +381,7 @@ TEST_F(ConcurrencyTest, SessionsThatShareEverythingComeAndGo) {
   store_.reset();
   Must(Store::Open(path(), Options())).reset();
   EXPECT_THAT(testing::FindOrphans(path()), IsEmpty());
-  const auto database = Must(internal::Database::Open(path(), false, {}));
+  const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
   EXPECT_THAT(testing::KeysOf(*database, internal::Column::kEvents), IsEmpty());
   EXPECT_THAT(testing::KeysOf(*database, internal::Column::kFiles), IsEmpty());
 }

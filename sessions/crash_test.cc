@@ -228,10 +228,12 @@ class CrashTest : public ::testing::Test {
       std::ofstream known(directory_.path() / "known", std::ios::binary);
       for (const auto& [id, state] : report_) known << Encode(id, state);
     }
-    const std::vector<std::string> environment = {
+    std::vector<std::string> environment = {
         "AGENTD_CRASH_POINT=" + crash_point, "WORKER_DIRECTORY=" + directory_.path().string(),
         fmt::format("WORKER_SEED={}", random_()), fmt::format("WORKER_STEPS={}", steps),
         fmt::format("WORKER_BUDGET={}", budget_)};
+    if (const char* key = std::getenv("AGENTD_TEST_STORE_KEY"); key != nullptr)
+      environment.push_back(fmt::format("AGENTD_TEST_STORE_KEY={}", key));
     std::vector<char*> variables;
     for (const std::string& variable : environment)
       variables.push_back(const_cast<char*>(variable.c_str()));

@@ -51,7 +51,7 @@ class DamageTest : public ::testing::Test {
 
   // Flips one random bit of the `index`-th record with this prefix.
   void FlipBit(Column column, const std::string& prefix = "", size_t index = 0) {
-    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
     const std::vector<std::string> keys = KeysOf(*database, column, prefix);
     ASSERT_LT(index, keys.size());
     std::string value = *Must(database->Get(column, keys[index]));
@@ -60,7 +60,7 @@ class DamageTest : public ::testing::Test {
     ASSERT_OK(database->Write({{column, keys[index], value}}, /*sync=*/true));
   }
   void Remove(Column column, const std::string& prefix, size_t index = 0) {
-    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
     const std::vector<std::string> keys = KeysOf(*database, column, prefix);
     ASSERT_LT(index, keys.size());
     ASSERT_OK(database->Write({{column, keys[index], std::nullopt}}, /*sync=*/true));
@@ -239,6 +239,8 @@ TEST_F(DamageTest, ADamagedSessionHidesNoOther) {
 }
 
 TEST_F(DamageTest, ADamagedSessionCanBeDeleted) {
+  const std::string bob =
+      Must(internal::Database::Open(path(), false, {}, testing::TestKeys()))->OwnerTag("bob");
   for (const char* prefix : {"s", "t", "h", "m", "o"}) {
     const SessionInfo other = Must(Open()->Create({"bob", 1, ""}));
     testing::Overwrite(path(), Column::kTimelines,
@@ -246,7 +248,7 @@ TEST_F(DamageTest, ADamagedSessionCanBeDeleted) {
                        : prefix == std::string("h") ? internal::HeadKey(other.timeline)
                        : prefix == std::string("s") ? internal::SessionKey(other.id)
                        : prefix == std::string("m") ? internal::SessionMetaKey(other.id)
-                                                    : internal::OwnerIndexPrefix("bob") + other.id,
+                                                    : internal::OwnerIndexPrefix(bob) + other.id,
                        "nonsense");
     const std::unique_ptr<Store> store = Open();
     EXPECT_OK(store->Delete(other.id)) << prefix;
@@ -276,7 +278,7 @@ TEST_F(DamageTest, ADamagedTimelineStopsNoDeletion) {
     EXPECT_EQ(Find(*store).position, 600);
     ASSERT_OK(store->Delete(fork.id));
   }
-  const auto database = Must(internal::Database::Open(path(), false, {}));
+  const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
   for (const Column column :
        {Column::kTimelines, Column::kEvents, Column::kKv, Column::kAnchors, Column::kFiles})
     EXPECT_THAT(KeysOf(*database, column), IsEmpty());
@@ -383,7 +385,8 @@ TEST_F(DamageTest, FileObjectsThatNothingNamesAreSweptOnce) {
   testing::Overwrite(path(), Column::kFiles, key,
                      internal::Frame(internal::RecordKind::kChunk, key, "leaked"));
   const auto stored = [&] {
-    return KeysOf(*Must(internal::Database::Open(path(), false, {})), Column::kFiles);
+    return KeysOf(*Must(internal::Database::Open(path(), false, {}, testing::TestKeys())),
+                  Column::kFiles);
   };
   const size_t all = stored().size();
   std::filesystem::remove(path() / "OPENED");
@@ -416,7 +419,7 @@ TEST_F(DamageTest, ADamagedTableStopsNoOtherSession) {
     for (int i = 0; i < 200; ++i)
       ASSERT_OK(store->CommitSync(TokensCommit(session_.timeline, RandomTokens(random_, 50))));
   }
-  ASSERT_OK(Must(internal::Database::Open(path(), false, {}))
+  ASSERT_OK(Must(internal::Database::Open(path(), false, {}, testing::TestKeys()))
                 ->Flush({Column::kTimelines, Column::kEvents, Column::kMeta}));
   const std::vector<std::filesystem::path> tables = FilesOf(".sst");
   ASSERT_THAT(tables, Not(IsEmpty()));

@@ -24,12 +24,11 @@
 #include "sessions/log_file.h"
 #include "sessions/record.h"
 #include "sessions/small_file.h"
+#include "sessions/store_files.h"
 
 namespace agentd::sessions::internal {
 namespace {
 
-constexpr char kFormatLine[] = "agentd-sessions ";
-constexpr int kFormatVersion = 1;
 constexpr uint64_t kSpareBytes = 4 << 20;
 constexpr size_t kEntryBytes = 32;  // of an entry in a batch, besides key and value, at most
 constexpr char kOpenedName[] = "OPENED";
@@ -149,10 +148,11 @@ absl::Status Translate(const rocksdb::Status& status, const std::string& what) {
 
 absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::path& directory,
                                                          bool create_if_missing,
-                                                         const InternalOptions& options) {
+                                                         const InternalOptions& options,
+                                                         const StoreKeys& keys) {
   std::unique_ptr<Database> database(new Database);
   database->directory_ = directory;
-  RETURN_IF_ERROR(database->Prepare(create_if_missing, options));
+  RETURN_IF_ERROR(database->Prepare(create_if_missing, options, keys, /*for_reading=*/false));
   CrashPoint("open_locked");
   // Before RocksDB reads its logs: whatever an older owner acknowledges was checked against the old
   // epoch after it was synced, so this recovery sees it.
@@ -164,10 +164,13 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::
 }
 
 absl::StatusOr<std::unique_ptr<Database>> Database::OpenForReading(
-    const std::filesystem::path& directory) {
+    const std::filesystem::path& directory, const StoreKeys& keys) {
+  InternalOptions options;
+  options.keys_if_encrypted = true;
   std::unique_ptr<Database> database(new Database);
   database->directory_ = directory;
-  RETURN_IF_ERROR(database->Prepare(/*create_if_missing=*/false, {}));
+  RETURN_IF_ERROR(database->Prepare(/*create_if_missing=*/false, options, keys,
+                                    /*for_reading=*/true));
   RETURN_IF_ERROR(database->OpenRocksDb({}, /*for_reading=*/true));
   return database;
 }
@@ -179,20 +182,11 @@ Database::~Database() {
   (void)db_->Close();
 }
 
-absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& options) {
-  ASSIGN_OR_RETURN(const std::optional<std::string> format, ReadSmallFile(directory_ / "FORMAT"));
-  if (!format.has_value() && !create_if_missing) {
-    return NotFound("{} holds no session store", directory_.string());
-  }
+absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& options,
+                               const StoreKeys& keys, bool for_reading) {
   std::error_code error;
-  first_open_ = !std::filesystem::exists(directory_ / kOpenedName, error);
-  if (!first_open_ && !std::filesystem::exists(directory_ / "db" / "CURRENT", error)) {
-    // RocksDB would make an empty one.
-    return DataLoss(
-        "the store {} was in use, but its database db/CURRENT is gone: put the folder db back from "
-        "a copy, or move {} away to begin with an empty store",
-        directory_.string(), directory_.string());
-  }
+  if (!create_if_missing && !std::filesystem::exists(directory_ / "FORMAT", error))
+    return NotFound("{} holds no session store", directory_.string());
   std::filesystem::create_directories(directory_, error);
   if (error) return ErrnoError(error.value(), "create directory " + directory_.string());
   // Sessions are private to the daemon's user.
@@ -201,27 +195,49 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
     ASSIGN_OR_RETURN(lock_, LockDirectory(directory_));
   }
   (void)::unlink((directory_ / kProbeName).c_str());  // a crash left it, and the space with it
-  if (format.has_value()) {
-    int version = 0;
-    if (!format->starts_with(kFormatLine) ||
-        std::sscanf(format->c_str() + sizeof(kFormatLine) - 1, "%d", &version) != 1 ||
-        version < 1) {
-      return DataLoss("{}/FORMAT is damaged: it should hold '{}{}'", directory_.string(),
-                      kFormatLine, kFormatVersion);
-    }
-    if (version > kFormatVersion) {
-      return FailedPrecondition(
-          "the store {} has format version {}, this program reads up to {}: use a newer agentd",
-          directory_.string(), version, kFormatVersion);
-    }
-    return absl::OkStatus();
+  if (!for_reading) RETURN_IF_ERROR(FinishRewrite(directory_));
+  if (std::filesystem::exists(directory_ / kRewriteName / kCompleteName, error)) {
+    return FailedPrecondition(
+        "a rewriting of the store {} was cut off near its end: start agentd once, which finishes it",
+        directory_.string());
   }
+  first_open_ = !std::filesystem::exists(directory_ / kOpenedName, error);
+  if (!first_open_ && !std::filesystem::exists(directory_ / "db" / "CURRENT", error)) {
+    // RocksDB would make an empty one.
+    return DataLoss(
+        "the store {} was in use, but its database db/CURRENT is gone: put the folder db back from "
+        "a copy, or move {} away to begin with an empty store",
+        directory_.string(), directory_.string());
+  }
+  ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadSmallFile(directory_ / "FORMAT"));
+  if (!text.has_value()) return MakeFormat(options, keys);
+  ASSIGN_OR_RETURN(const Format format, ParseFormat(*text, directory_.string()));
+  if (format.encrypted) {
+    ASSIGN_OR_RETURN(keyring_, OpenKeyring(directory_, keys, /*may_write=*/!for_reading));
+  } else if (keys.current.has_value() && !options.keys_if_encrypted) {
+    return InvalidArgument(
+        "the store {} is not encrypted, and a key is given: open it without, or rewrite it with "
+        "the key (agentd --rewrite-store)",
+        directory_.string());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Database::MakeFormat(const InternalOptions& options, const StoreKeys& keys) {
   // FORMAT is there before db/, so db/ without it is not one of ours.
+  std::error_code error;
   if (std::filesystem::exists(directory_ / "db", error)) {
     return DataLoss("{} has a db folder but no FORMAT file: not a session store, or a damaged one",
                     directory_.string());
   }
-  return ReplaceFile(directory_ / "FORMAT", fmt::format("{}{}\n", kFormatLine, kFormatVersion));
+  Format format;
+  if (keys.current.has_value()) {
+    format = {kFormatVersion, true};
+    keyring_ = Keyring::Create(
+        keys, options.store_secret.empty() ? Keyring::NewSecret() : options.store_secret);
+    RETURN_IF_ERROR(WriteKeyring(directory_, *keyring_));
+  }
+  return ReplaceFile(directory_ / "FORMAT", FormatText(format));
 }
 
 absl::Status Database::MarkOpened() {
@@ -295,15 +311,67 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool
   return absl::IsPermissionDenied(synced) ? absl::OkStatus() : synced;
 }
 
+namespace {
+
+// The record in an encrypted store's value; a note that Unframe knows if it does not open, so that
+// a damaged record is met where all damage is: when it is decoded.
+void OpenValue(const Keyring& keyring, Column column, std::string_view key, std::string_view stored,
+               std::string& value) {
+  const absl::Status status = keyring.Open({static_cast<uint8_t>(column), key}, stored, value);
+  if (!status.ok()) value = UnopenedNote(status);
+}
+
+// Over an encrypted store; opens a value when it is asked for.
+class OpeningIterator final : public rocksdb::Iterator {
+ public:
+  OpeningIterator(std::unique_ptr<rocksdb::Iterator> stored, const Keyring& keyring, Column column)
+      : stored_(std::move(stored)), keyring_(keyring), column_(column) {}
+
+  bool Valid() const override { return stored_->Valid(); }
+  void SeekToFirst() override { Moved().SeekToFirst(); }
+  void SeekToLast() override { Moved().SeekToLast(); }
+  void Seek(const rocksdb::Slice& target) override { Moved().Seek(target); }
+  void SeekForPrev(const rocksdb::Slice& target) override { Moved().SeekForPrev(target); }
+  void Next() override { Moved().Next(); }
+  void Prev() override { Moved().Prev(); }
+  rocksdb::Slice key() const override { return stored_->key(); }
+  rocksdb::Slice value() const override {
+    if (!opened_) OpenValue(keyring_, column_, ToView(key()), ToView(stored_->value()), value_);
+    opened_ = true;
+    return value_;
+  }
+  rocksdb::Status status() const override { return stored_->status(); }
+
+ private:
+  rocksdb::Iterator& Moved() {
+    opened_ = false;
+    return *stored_;
+  }
+
+  const std::unique_ptr<rocksdb::Iterator> stored_;
+  const Keyring& keyring_;
+  const Column column_;
+  mutable bool opened_ = false;  // value_ is that of this position
+  mutable std::string value_;
+};
+
+}  // namespace
+
 absl::StatusOr<bool> Database::GetPinned(Column column, std::string_view key,
                                          const rocksdb::Snapshot* snapshot,
                                          rocksdb::PinnableSlice& value) const {
   rocksdb::ReadOptions options;
   options.snapshot = snapshot;
-  const rocksdb::Status status = db_->Get(options, Handle(column), ToSlice(key), &value);
+  rocksdb::PinnableSlice sealed;
+  const rocksdb::Status status =
+      db_->Get(options, Handle(column), ToSlice(key), keyring_ == nullptr ? &value : &sealed);
   if (status.IsNotFound()) return false;
   RETURN_IF_ERROR(
       Translate(status, fmt::format("reading from {}", kColumnNames[static_cast<int>(column)])));
+  if (keyring_ != nullptr) {
+    OpenValue(*keyring_, column, key, ToView(sealed), *value.GetSelf());
+    value.PinSelf();
+  }
   return true;
 }
 
@@ -327,8 +395,16 @@ std::vector<absl::StatusOr<bool>> Database::GetMany(
                 statuses.data());
   std::vector<absl::StatusOr<bool>> found;
   found.reserve(keys.size());
-  for (const rocksdb::Status& status : statuses) {
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const rocksdb::Status& status = statuses[i];
     if (status.ok() || status.IsNotFound()) {
+      if (status.ok() && keyring_ != nullptr) {
+        std::string opened;
+        OpenValue(*keyring_, column, keys[i], ToView(values[i]), opened);
+        values[i].Reset();
+        *values[i].GetSelf() = std::move(opened);
+        values[i].PinSelf();
+      }
       found.emplace_back(status.ok());
     } else {
       found.emplace_back(Translate(
@@ -342,15 +418,29 @@ std::unique_ptr<rocksdb::Iterator> Database::Iterate(Column column,
                                                      const rocksdb::Snapshot* snapshot) const {
   rocksdb::ReadOptions options;
   options.snapshot = snapshot;
-  return std::unique_ptr<rocksdb::Iterator>(db_->NewIterator(options, Handle(column)));
+  std::unique_ptr<rocksdb::Iterator> stored(db_->NewIterator(options, Handle(column)));
+  if (keyring_ == nullptr) return stored;
+  return std::make_unique<OpeningIterator>(std::move(stored), *keyring_, column);
+}
+
+std::string Database::OwnerTag(std::string_view owner) const {
+  return keyring_ == nullptr ? std::string(owner) : keyring_->OwnerTag(owner);
+}
+
+Sha256Digest Database::ObjectTag(const Sha256Digest& id) const {
+  return keyring_ == nullptr ? id : keyring_->ObjectTag(id);
 }
 
 void Database::Fill(rocksdb::WriteBatch& batch, const std::vector<WriteEntry>& entries) const {
   for (const WriteEntry& entry : entries) {
-    if (entry.value.has_value()) {
+    if (!entry.value.has_value()) {
+      (void)batch.Delete(Handle(entry.column), entry.key);
+    } else if (keyring_ == nullptr) {
       (void)batch.Put(Handle(entry.column), entry.key, *entry.value);
     } else {
-      (void)batch.Delete(Handle(entry.column), entry.key);
+      (void)batch.Put(
+          Handle(entry.column), entry.key,
+          keyring_->Seal({static_cast<uint8_t>(entry.column), entry.key}, *entry.value));
     }
   }
 }

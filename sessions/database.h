@@ -1,8 +1,10 @@
 // The RocksDB underneath: column families and their settings, the directory's lock and epoch, and
 // the one place where RocksDB's errors become ours.
 //
-// Layout of the directory: LOCK (flock; the holder's pid), FORMAT (version, text), EPOCH (one
-// record), db/ (RocksDB), OPENED (empty: db/ has been there).
+// The one place, too, where values are encrypted and decrypted: above it a store looks the same
+// with keys and without, but for the tags in keys of the database.
+//
+// FORMAT.md has the layout of the directory.
 #ifndef AGENTD_SESSIONS_DATABASE_H_
 #define AGENTD_SESSIONS_DATABASE_H_
 
@@ -26,9 +28,11 @@
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 #include "sessions/internal_options.h"
+#include "sessions/keyring.h"
 
 namespace agentd::sessions::internal {
 
+// Their numbers are part of the format: a value is encrypted together with its column's.
 enum class Column { kTimelines, kEvents, kKv, kAnchors, kFiles, kMeta };
 inline constexpr int kColumns = 6;
 
@@ -65,15 +69,25 @@ class Database {
  public:
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::filesystem::path& directory,
                                                         bool create_if_missing,
-                                                        const InternalOptions& options);
-  // Takes the lock but not ownership: nothing in db/ is changed, no write is possible.
+                                                        const InternalOptions& options,
+                                                        const StoreKeys& keys = {});
+  // Takes the lock but not ownership: nothing of the store is changed, no write is possible. Keys
+  // are no error for a store that is not encrypted. FailedPrecondition: a rewriting of the store
+  // has yet to be finished.
   static absl::StatusOr<std::unique_ptr<Database>> OpenForReading(
-      const std::filesystem::path& directory);
+      const std::filesystem::path& directory, const StoreKeys& keys);
   // The directory's lock alone; FailedPrecondition names the process that has it.
   static absl::StatusOr<UniqueFd> LockDirectory(const std::filesystem::path& directory);
   ~Database();
   Database(const Database&) = delete;
   Database& operator=(const Database&) = delete;
+
+  // What a key of the database has for an owner's name, and for the id of a file object: in an
+  // encrypted store HMACs, which say nothing to who reads or guesses, else the name and the id.
+  std::string OwnerTag(std::string_view owner) const;
+  Sha256Digest ObjectTag(const Sha256Digest& id) const;
+
+  // Reading below gives a value that does not open as a note, of which Unframe makes the error.
 
   // nullopt: no such key.
   absl::StatusOr<std::optional<std::string>> Get(Column column, std::string_view key,
@@ -167,6 +181,7 @@ class Database {
   int64_t written_bytes() const { return written_bytes_.load(std::memory_order_relaxed); }
 
   const std::filesystem::path& directory() const { return directory_; }
+  const Keyring* keyring() const { return keyring_.get(); }  // null: not encrypted
   rocksdb::DB& db() { return *db_; }
 
  private:
@@ -179,7 +194,9 @@ class Database {
     int flushing = 0;     // guarded by mutex
   };
 
-  absl::Status Prepare(bool create_if_missing, const InternalOptions& options);
+  absl::Status Prepare(bool create_if_missing, const InternalOptions& options,
+                       const StoreKeys& keys, bool for_reading);
+  absl::Status MakeFormat(const InternalOptions& options, const StoreKeys& keys);
   absl::Status RaiseEpoch();
   absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
@@ -195,10 +212,11 @@ class Database {
   std::filesystem::path directory_;
   UniqueFd lock_;
   bool first_open_ = false;
-  std::string epoch_;                   // the bytes of EPOCH while we are the owner
-  UniqueFd epoch_file_;                 // the file that they are in
-  std::shared_ptr<Listener> listener_;  // shared with RocksDB
-  std::unique_ptr<rocksdb::Env> env_;   // outlives db_
+  std::unique_ptr<const Keyring> keyring_;  // null: not encrypted
+  std::string epoch_;                       // the bytes of EPOCH while we are the owner
+  UniqueFd epoch_file_;                     // the file that they are in
+  std::shared_ptr<Listener> listener_;      // shared with RocksDB
+  std::unique_ptr<rocksdb::Env> env_;       // outlives db_
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 

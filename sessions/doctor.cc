@@ -341,7 +341,7 @@ class Examiner {
     while (!pending.empty()) {
       const auto [id, path] = std::move(pending.back());
       pending.pop_back();
-      const std::string key = DirectoryKey(id);
+      const std::string key = objects_.DirectoryKeyOf(id);
       if (!objects_seen_.insert(key).second) continue;
       directory_.AddFile(key, place.first, place.second, path.empty() ? "." : path);
       const auto entries = objects_.ReadDirectory(id);
@@ -363,7 +363,7 @@ class Examiner {
 
   void ReadChunk(const Sha256Digest& id, std::pair<TimelineId, uint64_t> place,
                  const std::string& path) {
-    const std::string key = ChunkKey(id);
+    const std::string key = objects_.ChunkKeyOf(id);
     if (!objects_seen_.insert(key).second) return;
     directory_.AddFile(key, place.first, place.second, path);
     const auto chunk = objects_.ReadChunk(id);
@@ -490,7 +490,8 @@ class Examiner {
 }  // namespace
 }  // namespace internal
 
-absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory) {
+absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
+                                     const StoreKeys& keys) {
   using namespace internal;  // NOLINT(google-build-using-namespace): this file is its front
   DoctorReport report;
   std::error_code error;
@@ -502,8 +503,9 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory) {
   }
   ExamineEpoch(directory, report);
   ExamineRecoveryFiles(directory, report);
-  absl::StatusOr<std::unique_ptr<Database>> database = Database::OpenForReading(directory);
-  if (absl::IsFailedPrecondition(database.status()) || absl::IsPermissionDenied(database.status()))
+  absl::StatusOr<std::unique_ptr<Database>> database = Database::OpenForReading(directory, keys);
+  if (absl::IsFailedPrecondition(database.status()) ||
+      absl::IsPermissionDenied(database.status()) || absl::IsInvalidArgument(database.status()))
     return database.status();
   if (!database.ok()) {
     ExplainRefusal(directory, database.status(), report);
@@ -517,10 +519,13 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory) {
   return report;
 }
 
-absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory) {
+absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory,
+                             const StoreKeys& keys) {
   using namespace internal;  // NOLINT(google-build-using-namespace)
+  InternalOptions options;
+  options.keys_if_encrypted = true;
   ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
-                   Database::Open(directory, /*create_if_missing=*/false, {}));
+                   Database::Open(directory, /*create_if_missing=*/false, options, keys));
   DoctorReport report;
   Examiner examiner(*database, report);
   examiner.Run();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "sessions/store_keys.h"
 
 namespace agentd::sessions {
 
@@ -38,14 +39,18 @@ struct DoctorReport {
   std::vector<Finding> findings;  // worst first
 };
 
-// NotFound: no store there. FailedPrecondition: a process has it open, or a newer program made it.
+// NotFound: no store there. FailedPrecondition: a process has it open, or a newer program made it,
+// or its rewriting was cut off near the end. InvalidArgument: it is encrypted, and its key is not
+// among `keys`; a store that is not encrypted needs none and minds none.
 // Any damage is a finding, not an error.
-absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory);
+absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
+                                     const StoreKeys& keys = {});
 
 // Makes good what needs nobody's consent, as the store's owner: damaged cached values are dropped,
 // to be computed again; records that say no more than their keys, and listings that the log tells,
 // are written anew. How many. What an event or a session said, or a file held, cannot be made good.
-absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory);
+absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory,
+                             const StoreKeys& keys = {});
 
 // Gives up the end of a damaged log, or list of tables, from the first record that cannot be read
 // on: what it says is lost, and the store opens again, unless RocksDB misses something then. What

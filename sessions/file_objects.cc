@@ -9,7 +9,7 @@ namespace agentd::sessions::internal {
 
 absl::StatusOr<Sha256Digest> FileObjects::Writer::PutChunk(std::string_view data) {
   const Sha256Digest id = Sha256Of(data);
-  RETURN_IF_ERROR(Put(RecordKind::kChunk, ChunkKey(id), data));
+  RETURN_IF_ERROR(Put(RecordKind::kChunk, objects_.ChunkKeyOf(id), data));
   return id;
 }
 
@@ -17,7 +17,7 @@ absl::StatusOr<Sha256Digest> FileObjects::Writer::PutDirectory(
     const std::vector<DirectoryEntry>& entries) {
   const std::string payload = DirectoryPayload(entries);
   const Sha256Digest id = Sha256Of(payload);
-  RETURN_IF_ERROR(Put(RecordKind::kDirectory, DirectoryKey(id), payload));
+  RETURN_IF_ERROR(Put(RecordKind::kDirectory, objects_.DirectoryKeyOf(id), payload));
   return id;
 }
 
@@ -57,8 +57,16 @@ absl::StatusOr<FileObjects::Hold> FileObjects::Writer::Finish(const TreeId& tree
   return hold;
 }
 
+std::string FileObjects::ChunkKeyOf(const Sha256Digest& id) const {
+  return ChunkKey(database_.ObjectTag(id));
+}
+
+std::string FileObjects::DirectoryKeyOf(const Sha256Digest& id) const {
+  return DirectoryKey(database_.ObjectTag(id));
+}
+
 absl::StatusOr<std::string> FileObjects::ReadChunk(const Sha256Digest& id) const {
-  const std::string key = ChunkKey(id);
+  const std::string key = ChunkKeyOf(id);
   absl::StatusOr<std::optional<std::string>> value = database_.Get(Column::kFiles, key);
   if (!value.ok()) return Annotate(value.status(), Describe(RecordKind::kChunk, key));
   if (!value->has_value()) return DataLoss("{} is missing", Describe(RecordKind::kChunk, key));
@@ -68,7 +76,7 @@ absl::StatusOr<std::string> FileObjects::ReadChunk(const Sha256Digest& id) const
 
 absl::StatusOr<std::vector<DirectoryEntry>> FileObjects::ReadDirectory(
     const Sha256Digest& id) const {
-  const std::string key = DirectoryKey(id);
+  const std::string key = DirectoryKeyOf(id);
   absl::StatusOr<std::optional<std::string>> value = database_.Get(Column::kFiles, key);
   if (!value.ok()) return Annotate(value.status(), Describe(RecordKind::kDirectory, key));
   if (!value->has_value()) return DataLoss("{} is missing", Describe(RecordKind::kDirectory, key));
@@ -76,10 +84,10 @@ absl::StatusOr<std::vector<DirectoryEntry>> FileObjects::ReadDirectory(
 }
 
 absl::Status FileObjects::CheckTree(const TreeId& tree) const {
-  ASSIGN_OR_RETURN(const std::optional<std::string> value,
-                   database_.Get(Column::kFiles, DirectoryKey(tree)));
+  const std::string key = DirectoryKeyOf(tree);
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, database_.Get(Column::kFiles, key));
   if (!value.has_value()) return NotFound("workspace tree {} is not stored", Hex(tree));
-  return DecodeDirectory(DirectoryKey(tree), *value).status();
+  return DecodeDirectory(key, *value).status();
 }
 
 FileObjects::Hold FileObjects::HoldTree(const TreeId& tree) {
@@ -113,7 +121,7 @@ absl::Status FileObjects::Mark(const TreeId& tree, std::set<std::string>& keys) 
   while (!pending.empty()) {
     const Sha256Digest id = pending.back();
     pending.pop_back();
-    if (!keys.insert(DirectoryKey(id)).second) continue;  // shared with a tree seen before
+    if (!keys.insert(DirectoryKeyOf(id)).second) continue;  // shared with a tree seen before
     const absl::StatusOr<std::vector<DirectoryEntry>> entries = ReadDirectory(id);
     if (!entries.ok()) {
       if (absl::IsDataLoss(entries.status())) continue;
@@ -124,7 +132,7 @@ absl::Status FileObjects::Mark(const TreeId& tree, std::set<std::string>& keys) 
         if (entry.type == EntryType::kDirectory) {
           pending.push_back(child);
         } else {
-          keys.insert(ChunkKey(child));
+          keys.insert(ChunkKeyOf(child));
         }
       }
     }
@@ -142,7 +150,7 @@ absl::Status FileObjects::Visit(
   };
   std::vector<Open> path;
   const auto enter = [&](const Sha256Digest& id) -> absl::Status {
-    std::string key = DirectoryKey(id);
+    std::string key = DirectoryKeyOf(id);
     if (seen.contains(key)) return absl::OkStatus();
     ASSIGN_OR_RETURN(std::vector<DirectoryEntry> entries, ReadDirectory(id));
     path.push_back({std::move(key), std::move(entries)});
@@ -153,7 +161,7 @@ absl::Status FileObjects::Visit(
     Open& open = path.back();
     if (open.next == open.entries.size()) {
       const std::string bytes = DirectoryPayload(open.entries);
-      if (DirectoryKey(Sha256Of(bytes)) != open.key)
+      if (DirectoryKeyOf(Sha256Of(bytes)) != open.key)
         return DataLoss("{} holds another one", Describe(RecordKind::kDirectory, open.key));
       RETURN_IF_ERROR(visit(true, bytes));
       seen.insert(open.key);
@@ -167,7 +175,7 @@ absl::Status FileObjects::Visit(
       continue;
     }
     for (const Sha256Digest& id : entry.chunks) {
-      const std::string key = ChunkKey(id);
+      const std::string key = ChunkKeyOf(id);
       if (seen.contains(key)) continue;
       ASSIGN_OR_RETURN(const std::string bytes, ReadChunk(id));
       if (Sha256Of(bytes) != id)

@@ -1,4 +1,5 @@
-// Content-addressed pieces of workspace trees: chunks of files and directories, keyed by SHA-256.
+// Content-addressed pieces of workspace trees: chunks of files and directories, by SHA-256 (in an
+// encrypted store by a keyed hash of that).
 //
 // A new object is written without the log, behind an intent record; it is durable once the commit
 // that names its tree has flushed it. Whoever is on the way to such a commit holds the tree, so
@@ -49,6 +50,9 @@ class FileObjects {
     std::vector<std::string> intent_keys_;
   };
 
+  // Where an object is stored.
+  std::string ChunkKeyOf(const Sha256Digest& id) const;
+  std::string DirectoryKeyOf(const Sha256Digest& id) const;
   absl::StatusOr<std::string> ReadChunk(const Sha256Digest& id) const;
   absl::StatusOr<std::vector<DirectoryEntry>> ReadDirectory(const Sha256Digest& id) const;
   // NotFound: no such tree. DataLoss: its root is damaged.

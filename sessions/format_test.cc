@@ -49,7 +49,14 @@ class FormatTest : public ::testing::TestWithParam<std::string> {
   std::filesystem::path path() const { return directory_.path() / "store"; }
   std::filesystem::path scratch() const { return directory_.path() / "scratch"; }
   std::unique_ptr<Store> Open() {
-    return Must(Store::Open(path(), testing::Options(testing::kSampleIdentity)));
+    StoreOptions options = testing::Options(testing::kSampleIdentity);
+    options.keys = {};
+    if (std::filesystem::exists(sample() / "KEY")) {
+      std::string hex = ReadFile(sample() / "KEY");
+      if (hex.ends_with('\n')) hex.pop_back();
+      options.keys.current = Must(StoreKey::FromHex(hex, "KEY"));
+    }
+    return Must(Store::Open(path(), options));
   }
   std::vector<SessionInfo> SessionsOf(Store& store) {
     std::vector<SessionInfo> all;
@@ -131,7 +138,10 @@ INSTANTIATE_TEST_SUITE_P(Samples, FormatTest, ::testing::ValuesIn(SampleNames())
                          });
 
 // A sample that is deleted or renamed would be missed by nobody.
-TEST(FormatSamples, AreThere) { EXPECT_THAT(SampleNames(), Contains("store-1")); }
+TEST(FormatSamples, AreThere) {
+  EXPECT_THAT(SampleNames(), Contains("store-1"));
+  EXPECT_THAT(SampleNames(), Contains("store-2-encrypted"));
+}
 
 }  // namespace
 }  // namespace agentd::sessions

@@ -30,9 +30,10 @@ inline std::vector<std::string> KeysOf(const internal::Database& database, inter
 
 // For a closed store that was opened (and so swept) after its last crash: values without a name,
 // one message each.
-inline std::vector<std::string> FindOrphans(const std::filesystem::path& directory) {
+inline std::vector<std::string> FindOrphans(const std::filesystem::path& directory,
+                                            const StoreKeys& keys = TestKeys()) {
   using internal::Column;
-  const auto database = Must(internal::Database::Open(directory, false, {}));
+  const auto database = Must(internal::Database::Open(directory, false, {}, keys));
   std::vector<std::string> orphans;
   for (const std::string& key : KeysOf(*database, Column::kMeta, "p"))
     orphans.push_back("intent " + key.substr(0, 2));
@@ -65,7 +66,7 @@ inline std::vector<std::string> FindOrphans(const std::filesystem::path& directo
 // Replaces the stored bytes under `key` of a closed store.
 inline void Overwrite(const std::filesystem::path& directory, internal::Column column,
                       const std::string& key, std::string value) {
-  const auto database = Must(internal::Database::Open(directory, false, {}));
+  const auto database = Must(internal::Database::Open(directory, false, {}, TestKeys()));
   ASSERT_OK(database->Write({{column, key, std::move(value)}}, /*sync=*/true));
 }
 

@@ -1,10 +1,12 @@
-// What only tests set when they open a store: a RocksDB Env that injects faults, an ignored lock.
-// Kept out of store.h so that no RocksDB type leaks from this layer.
+// What no caller of the layer sets when a store is opened: a RocksDB Env that injects faults and an
+// ignored lock, for tests; what a rewriting needs. Kept out of store.h so that no
+// RocksDB type leaks from this layer.
 #ifndef AGENTD_SESSIONS_INTERNAL_OPTIONS_H_
 #define AGENTD_SESSIONS_INTERNAL_OPTIONS_H_
 
 #include <filesystem>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "sessions/store.h"
@@ -21,6 +23,8 @@ struct InternalOptions {
   // must skip RocksDB's own lock.
   bool ignore_lock = false;
   bool compress = true;  // off: a test can look for bytes in the files
+  bool keys_if_encrypted = false;  // keys are no error for a store that is not encrypted
+  std::string store_secret;        // of a new encrypted store; empty: one of its own
 };
 
 // Store::Open with the above.

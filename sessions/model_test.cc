@@ -201,7 +201,8 @@ TEST_F(ModelTest, RandomTreesMatchTheModel) {
   Open();
   store_.reset();
   EXPECT_THAT(testing::FindOrphans(directory_.path() / "store"), IsEmpty());
-  const auto database = Must(internal::Database::Open(directory_.path() / "store", false, {}));
+  const auto database =
+      Must(internal::Database::Open(directory_.path() / "store", false, {}, testing::TestKeys()));
   EXPECT_THAT(testing::KeysOf(*database, internal::Column::kTimelines), IsEmpty());
   EXPECT_THAT(testing::KeysOf(*database, internal::Column::kEvents), IsEmpty());
   EXPECT_THAT(testing::KeysOf(*database, internal::Column::kKv), IsEmpty());

@@ -7,6 +7,8 @@
 namespace agentd::sessions::internal {
 namespace {
 
+constexpr uint32_t kUnopenedMagic = 0x58534741;  // "AGSX": never on disk but by damage
+
 // The checksum covers the key as well, so that a value under a wrong key is seen.
 uint64_t Checksum(std::string_view header, std::string_view key, std::string_view payload) {
   return Xxh3({header, key, payload});
@@ -19,6 +21,15 @@ absl::Status Malformed(RecordKind kind, std::string_view key) {
 std::string HexAt(std::string_view key, size_t offset) {
   if (key.size() < offset + 32) return "(short key)";
   return Hex(DigestAt(key, offset));
+}
+
+// An owner's name, or what stands for it in an encrypted store.
+std::string OwnerText(std::string_view tag) {
+  if (tag.size() != sizeof(Sha256Digest)) return std::string(tag);
+  for (const char byte : tag) {
+    if (byte < ' ' || byte > '~') return Hex(DigestAt(tag, 0));
+  }
+  return std::string(tag);
 }
 
 uint64_t NumberAt(std::string_view key, size_t offset) {
@@ -70,7 +81,7 @@ std::string Describe(RecordKind kind, std::string_view key) {
     case RecordKind::kDirectory:
       return fmt::format("directory {}", HexAt(key, 1));
     case RecordKind::kOwnerKey:
-      return fmt::format("key of owner {}", rest);
+      return fmt::format("key of owner {}", OwnerText(rest));
     case RecordKind::kNextTimeline:
       return "the timeline counter";
     case RecordKind::kIntent:
@@ -79,6 +90,8 @@ std::string Describe(RecordKind kind, std::string_view key) {
       return "the owner epoch";
     case RecordKind::kErasure:
       return "the erasure record";
+    case RecordKind::kKeys:
+      return "the list of keys";
   }
   return fmt::format("record of unknown kind {}", static_cast<int>(kind));
 }
@@ -103,10 +116,32 @@ std::string FrameWithVersion(RecordKind kind, std::string_view key, std::string_
   return value;
 }
 
+std::string UnopenedNote(const absl::Status& status) {
+  ByteWriter note;
+  note.Put(kUnopenedMagic).Put(uint8_t{absl::IsFailedPrecondition(status)}).Bytes(Text(status));
+  return note.str();
+}
+
+bool IsUnopenedNote(std::string_view value) {
+  return ByteReader(value).Get<uint32_t>() == kUnopenedMagic;
+}
+
+namespace {
+
+// The error of a note.
+absl::Status Unopened(RecordKind kind, std::string_view key, ByteReader note) {
+  const bool newer = note.Get<uint8_t>() != 0;
+  const std::string message = fmt::format("{} {}", Describe(kind, key), note.Rest());
+  return newer ? absl::FailedPreconditionError(message) : absl::DataLossError(message);
+}
+
+}  // namespace
+
 absl::StatusOr<std::string_view> Unframe(RecordKind kind, std::string_view key,
                                          std::string_view value) {
   ByteReader reader(value);
   const uint32_t magic = reader.Get<uint32_t>();
+  if (magic == kUnopenedMagic) return Unopened(kind, key, reader);
   const uint8_t version = reader.Get<uint8_t>();
   const uint8_t stored_kind = reader.Get<uint8_t>();
   reader.Get<uint16_t>();

@@ -46,6 +46,7 @@ enum class RecordKind : uint8_t {
   kIntent = 21,
   kEpoch = 22,
   kErasure = 30,
+  kKeys = 32,
 };
 
 // What a message calls the record: "event 12 of timeline 7", "KV part 0 of block 3f...".
@@ -55,6 +56,10 @@ std::string Frame(RecordKind kind, std::string_view key, std::string_view payloa
 // As a program with another version would write it.
 std::string FrameWithVersion(RecordKind kind, std::string_view key, std::string_view payload,
                              uint8_t version);
+// What a reader gets for a value that cannot be decrypted: Unframe fails with the same code
+// (DataLoss or FailedPrecondition) and this message behind the record's name.
+std::string UnopenedNote(const absl::Status& status);
+bool IsUnopenedNote(std::string_view value);
 // The payload inside `value`, borrowed from it.
 absl::StatusOr<std::string_view> Unframe(RecordKind kind, std::string_view key,
                                          std::string_view value);

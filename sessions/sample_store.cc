@@ -37,13 +37,14 @@ std::string DigestOf(std::string_view bytes) {
   return fmt::format("{} bytes {}", bytes.size(), Hex(Sha256Of(bytes)).substr(0, 16));
 }
 
-absl::Status WriteSampleFiles(const std::filesystem::path& root, const std::string& state) {
+absl::Status WriteSampleFiles(const std::filesystem::path& root, const std::string& state,
+                              size_t large_bytes) {
   std::error_code error;
   std::filesystem::create_directories(root / "src" / "deep", error);
   std::filesystem::create_directories(root / "empty", error);
   std::ofstream(root / "state.txt") << state;
   std::ofstream(root / "src" / "main.c") << "int main(void) { return 0; }\n";
-  std::ofstream(root / "src" / "deep" / "large.bin") << std::string(1100 << 10, 'x') << state;
+  std::ofstream(root / "src" / "deep" / "large.bin") << std::string(large_bytes, 'x') << state;
   std::ofstream(root / "run.sh") << "#!/bin/sh\n";
   if (::chmod((root / "run.sh").c_str(), 0755) != 0 || ::chmod((root / "empty").c_str(), 0700) != 0)
     return ErrnoError(errno, "chmod in the sample");
@@ -72,8 +73,9 @@ Commit SampleTurn(const SessionInfo& session, int first, int count, bool tail) {
 }
 
 absl::Status AddWorkspace(Store& store, const SessionInfo& session,
-                          const std::filesystem::path& root, const std::string& state) {
-  RETURN_IF_ERROR(WriteSampleFiles(root, state));
+                          const std::filesystem::path& root, const std::string& state,
+                          size_t large_bytes) {
+  RETURN_IF_ERROR(WriteSampleFiles(root, state, large_bytes));
   ASSIGN_OR_RETURN(const WorkspaceSnapshot snapshot, store.SnapshotWorkspace(root));
   Commit commit;
   commit.timeline = session.timeline;
@@ -176,17 +178,17 @@ class Describer {
 
 }  // namespace
 
-absl::Status FillSample(Store& store, const std::filesystem::path& scratch) {
+absl::Status FillSample(Store& store, const std::filesystem::path& scratch, size_t large_bytes) {
   const std::filesystem::path files = scratch / "files";
   ASSIGN_OR_RETURN(SessionInfo first, store.Create({kSampleOwners[0], 11, "the first"}));
   RETURN_IF_ERROR(store.CommitSync(SampleTurn(first, 0, 600, false)).status());
-  RETURN_IF_ERROR(AddWorkspace(store, first, files, "one"));
+  RETURN_IF_ERROR(AddWorkspace(store, first, files, "one", large_bytes));
   RETURN_IF_ERROR(store.CommitSync(SampleTurn(first, 600, 300, true)).status());
   // A fork in the middle of a run, which goes on by itself.
   ASSIGN_OR_RETURN(const SessionInfo fork,
                    store.Fork(first.id, {std::nullopt, 700}, {kSampleOwners[0], 12, "the fork"}));
   RETURN_IF_ERROR(store.CommitSync(SampleTurn(fork, 700, 100, true)).status());
-  RETURN_IF_ERROR(AddWorkspace(store, first, files, "two"));
+  RETURN_IF_ERROR(AddWorkspace(store, first, files, "two", large_bytes));
   ASSIGN_OR_RETURN(first, store.Rewind(first.id, {5, std::nullopt}, 13));
   RETURN_IF_ERROR(store.CommitSync(SampleTurn(first, 600, 50, false)).status());
 

@@ -17,8 +17,8 @@ inline constexpr const char* kSampleOwners[] = {"alice", "Bob's team / \xc3\xa9"
 
 // Fills a new store: two owners; events of all kinds; blocks, anchors and a tail; a fork, a rewind,
 // a deleted parent; workspaces with nested directories, modes and symlinks. `scratch` is an
-// existing directory for the workspace.
-absl::Status FillSample(Store& store, const std::filesystem::path& scratch);
+// existing directory for the workspace. `large_bytes`: about the size of its largest file.
+absl::Status FillSample(Store& store, const std::filesystem::path& scratch, size_t large_bytes);
 
 // One line for each session, event, value and workspace file that the interface shows, values and
 // payloads as digests. The timelines that a rewind left are read too. `scratch` as above.

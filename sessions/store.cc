@@ -121,8 +121,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenStore(const std::filesystem::path& di
     return InvalidArgument("a budget of {} bytes for {}: give at least {}, or 0 for none",
                            options.budget_bytes, directory.string(), kLeastBudget);
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<Database> database,
-                   Database::Open(directory, options.create_if_missing, internal_options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Database> database,
+      Database::Open(directory, options.create_if_missing, internal_options, options.keys));
   Database& opened = *database;
   auto store = std::make_unique<StoreImpl>(std::move(database), options);
   RETURN_IF_ERROR(store->Recover());
@@ -278,7 +279,7 @@ TimelineId StoreImpl::NewTimeline(std::vector<WriteEntry>& writes) {
 void StoreImpl::AddSession(const std::string& id, const SessionRecord& record,
                            const NewSession& session, std::vector<WriteEntry>& writes) const {
   const std::string key = SessionKey(id), meta_key = SessionMetaKey(id);
-  const std::string index_key = OwnerIndexPrefix(record.owner) + id;
+  const std::string index_key = OwnerIndexPrefix(database_->OwnerTag(record.owner)) + id;
   writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
   writes.push_back(
       {Column::kTimelines, meta_key, Frame(RecordKind::kSessionMeta, meta_key, session.meta)});
@@ -299,7 +300,7 @@ absl::StatusOr<std::shared_ptr<const BlockHasher>> StoreImpl::HasherOf(std::stri
     if (const auto found = hashers_.find(owner); found != hashers_.end()) return found->second;
   }
   std::lock_guard creating(owner_key_mutex_);
-  const std::string key = OwnerKeyKey(owner);
+  const std::string key = OwnerKeyKey(database_->OwnerTag(owner));
   ASSIGN_OR_RETURN(const std::optional<std::string> value, database_->Get(Column::kMeta, key));
   absl::StatusOr<std::string_view> stored = NotFound("owner {} has no key", owner);
   if (value.has_value()) stored = Unframe(RecordKind::kOwnerKey, key, *value);
@@ -394,7 +395,7 @@ absl::StatusOr<SessionInfo> StoreImpl::Get(std::string_view session_id) {
 absl::StatusOr<std::vector<std::string>> StoreImpl::ListIds(
     std::string_view owner, std::string_view after_id, int limit,
     const rocksdb::Snapshot* snapshot) const {
-  const std::string prefix = OwnerIndexPrefix(owner);
+  const std::string prefix = OwnerIndexPrefix(database_->OwnerTag(owner));
   std::vector<std::string> ids;
   const std::unique_ptr<rocksdb::Iterator> iterator =
       database_->Iterate(Column::kTimelines, snapshot);

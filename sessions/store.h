@@ -30,6 +30,7 @@
 #include "absl/status/statusor.h"
 #include "base/sha256.h"
 #include "sessions/backup.h"
+#include "sessions/store_keys.h"
 
 namespace agentd::sessions {
 
@@ -223,6 +224,9 @@ struct StoreOptions {
   // blocks and anchors are evicted, and computed again when they are wanted. Logs, meta and
   // workspaces are never evicted: where they alone exceed it, no KV stays. At least kLeastBudget.
   int64_t budget_bytes = 0;
+  // Encrypts a new store. Needed to open an encrypted one, refused by one that is not: see Open,
+  // and RewriteStore in rewrite.h.
+  StoreKeys keys;
 };
 
 // Stores a tree that comes from elsewhere piece by piece, what is in a directory before it. No
@@ -243,7 +247,9 @@ class Store {
  public:
   // Takes ownership of the directory: a second opener of a live store gets FailedPrecondition
   // naming the holder's pid; a new owner raises the epoch, which fences the old one. Checks formats
-  // and refuses newer versions by name.
+  // and refuses newer versions by name. InvalidArgument names the key that an encrypted store wants
+  // and that is not in `options.keys`, or says that the store is not encrypted. A current key that
+  // is new to the store encrypts all that is written from now on.
   static absl::StatusOr<std::unique_ptr<Store>> Open(const std::filesystem::path& directory,
                                                      const StoreOptions& options);
   // Waits for queued commits (their callbacks run), then closes.

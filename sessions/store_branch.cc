@@ -361,20 +361,20 @@ absl::Status StoreImpl::RemoveFiles(Removal& removal) const {
   return absl::OkStatus();
 }
 
-// From the index: for a session whose record cannot be read. NotFound: there is no such session.
-absl::StatusOr<std::string> StoreImpl::OwnerOf(const std::string& session_id) const {
-  std::optional<std::string> owner;
+// For a session whose record cannot be read. NotFound: there is no such session.
+absl::StatusOr<std::string> StoreImpl::FindIndexKey(const std::string& session_id) const {
+  std::optional<std::string> found;
   RETURN_IF_ERROR(
       database_->Scan(Column::kTimelines, "o", [&](std::string_view key, std::string_view) {
         const size_t rest = OwnerIndexPrefix("").size();
         if (key.size() < rest + session_id.size() || !key.ends_with(session_id))
           return absl::OkStatus();
-        const std::string name(key.substr(rest, key.size() - rest - session_id.size()));
-        if (key == OwnerIndexPrefix(name) + session_id) owner = name;
+        const std::string_view tag = key.substr(rest, key.size() - rest - session_id.size());
+        if (key == OwnerIndexPrefix(tag) + session_id) found = std::string(key);
         return absl::OkStatus();
       }));
-  if (!owner.has_value()) return NotFound("session {} does not exist", session_id);
-  return *std::move(owner);
+  if (!found.has_value()) return NotFound("session {} does not exist", session_id);
+  return *std::move(found);
 }
 
 absl::Status StoreImpl::Delete(std::string_view session_id) {
@@ -385,14 +385,18 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
   absl::StatusOr<SessionRecord> record = NotFound("session {} does not exist", id);
   if (value.has_value()) record = DecodeSession(key, *value);
   if (absl::IsFailedPrecondition(record.status())) return record.status();  // a newer program's
-  if (!record.ok()) {
+  std::string index_key;
+  if (record.ok()) {
+    index_key = OwnerIndexPrefix(database_->OwnerTag(record->owner)) + id;
+  } else {
     // A damaged session can still be got rid of.
     record = SessionRecord();
-    ASSIGN_OR_RETURN(record->owner, OwnerOf(id));
+    ASSIGN_OR_RETURN(index_key, FindIndexKey(id));
   }
   ASSIGN_OR_RETURN(const std::vector<std::shared_ptr<TimelineState>> stopped,
                    StopTimelines(id, record->timeline));
   Removal removal;
+  removal.Drop(Column::kTimelines, index_key);
   absl::Status removed = Remove(id, *record, removal);
   if (!removed.ok()) {
     for (const std::shared_ptr<TimelineState>& state : stopped) {
@@ -422,7 +426,6 @@ absl::Status StoreImpl::Remove(const std::string& session_id, const SessionRecor
   RETURN_IF_ERROR(PlanRemoval(session_id, record.timeline, removal));
   removal.Drop(Column::kTimelines, SessionKey(session_id));
   removal.Drop(Column::kTimelines, SessionMetaKey(session_id));
-  removal.Drop(Column::kTimelines, OwnerIndexPrefix(record.owner) + session_id);
   workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
   removal.writes.push_back(space_.BeginDelete());
   CrashPoint("delete_before");

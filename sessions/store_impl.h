@@ -121,7 +121,7 @@ class StoreImpl final : public Store {
   absl::Status RemoveTimeline(TimelineId timeline, const Segment* keep, Removal& removal) const;
   absl::Status RemoveUnreferenced(ValuesInUse::Watch& watch, Removal& removal) const;
   absl::Status RemoveFiles(Removal& removal) const;
-  absl::StatusOr<std::string> OwnerOf(const std::string& session_id) const;
+  absl::StatusOr<std::string> FindIndexKey(const std::string& session_id) const;
   absl::StatusOr<std::vector<std::shared_ptr<TimelineState>>> StopTimelines(
       const std::string& session_id, TimelineId current);
   absl::Status Remove(const std::string& session_id, const SessionRecord& record, Removal& removal);

@@ -302,6 +302,7 @@ TEST_F(StoreTest, PositionPointsTakeAllEventsUpToThem) {
 }
 
 TEST_F(StoreTest, DeleteErasesTheEventsFromTheDisk) {
+  if (testing::TestKeys().current.has_value()) GTEST_SKIP() << "they are never seen there";
   const SessionInfo session = NewOne();
   const std::string secret = "secret-" + std::to_string(random_());
   Commit commit;
@@ -413,10 +414,10 @@ TEST_F(StoreTest, ASecondOpenerIsRefusedWithThePid) {
 
 TEST_F(StoreTest, ANewerFormatIsRefusedByName) {
   store_.reset();
-  std::ofstream(directory_.path() / "store" / "FORMAT") << "agentd-sessions 2\n";
+  std::ofstream(directory_.path() / "store" / "FORMAT") << "agentd-sessions 3\n";
   const auto opened = Store::Open(directory_.path() / "store", Options());
   EXPECT_TRUE(absl::IsFailedPrecondition(opened.status()));
-  EXPECT_THAT(Text(opened.status()), HasSubstr("version 2"));
+  EXPECT_THAT(Text(opened.status()), HasSubstr("version 3"));
 }
 
 TEST_F(StoreTest, OpeningNothingWithoutCreateIsNotFound) {

@@ -59,7 +59,7 @@ class Accounts {
                                                     static_cast<uint8_t>(key[2]);
           if (key.size() <= rest + owner) return absl::OkStatus();
           SessionUsage& usage = usage_.emplace_back();
-          usage.owner = std::string(key.substr(rest, owner));
+          usage.owner = std::string(key.substr(rest, owner));  // its tag, until Of
           usage.id = std::string(key.substr(rest + owner));
           index_[usage.id] = usage_.size() - 1;
           return absl::OkStatus();
@@ -152,7 +152,9 @@ class Accounts {
   }
 
   std::vector<SessionUsage> Of(std::string_view owner) {
-    std::erase_if(usage_, [&](const SessionUsage& usage) { return usage.owner != owner; });
+    const std::string tag = database_.OwnerTag(owner);
+    std::erase_if(usage_, [&](const SessionUsage& usage) { return usage.owner != tag; });
+    for (SessionUsage& usage : usage_) usage.owner = owner;
     std::reverse(usage_.begin(), usage_.end());  // ids ascend by time
     return std::move(usage_);
   }

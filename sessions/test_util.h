@@ -93,8 +93,17 @@ inline std::string RandomBytes(Random& random, size_t count) {
   return bytes;
 }
 
+// AGENTD_TEST_STORE_KEY in the environment runs a test on encrypted stores.
+inline StoreKeys TestKeys() {
+  StoreKeys keys;
+  const char* hex = std::getenv("AGENTD_TEST_STORE_KEY");
+  if (hex != nullptr) keys.current = Must(StoreKey::FromHex(hex, "AGENTD_TEST_STORE_KEY"));
+  return keys;
+}
+
 inline StoreOptions Options(std::string kv_identity = "model/numerics") {
   StoreOptions options;
+  options.keys = TestKeys();
   options.kv_identity = std::move(kv_identity);
   options.group_commit_window_us = 0;
   return options;

@@ -61,7 +61,8 @@ class WorkspaceTest : public ::testing::Test {
 
   testing::TemporaryDirectory directory_;
   testing::Random random_{testing::NewSeed()};
-  std::unique_ptr<Database> database_ = Must(Database::Open(directory_.path() / "store", true, {}));
+  std::unique_ptr<Database> database_ =
+      Must(Database::Open(directory_.path() / "store", true, {}, testing::TestKeys()));
   FileObjects objects_{*database_};
   Workspaces workspaces_{objects_};
 };
