@@ -44,12 +44,21 @@ void RunOne(std::string_view bytes) {
   const auto event = DecodeEvent(event_key, Frame(RecordKind::kEvent, event_key, bytes));
   if (event.ok()) AGENTD_CHECK(DecodeEvent(event_key, EncodeEvent(event_key, *event)).ok());
   (void)DecodeEvent(event_key, bytes);
+  // The kinds whose payload is opaque, a digest or a number; and keys of any bytes in messages.
   for (int kind = 0; kind < 256; ++kind) {
     const auto record_kind = static_cast<RecordKind>(kind);
     (void)Describe(record_kind, bytes);
     (void)DecodeDigest(record_kind, "k", bytes);
     (void)DecodeNumber(record_kind, "k", bytes);
   }
+  const std::string framed = Frame(RecordKind::kWorkspaceEntry, bytes, bytes);
+  const auto payload = Unframe(RecordKind::kWorkspaceEntry, bytes, framed);
+  AGENTD_CHECK(payload.ok() && *payload == bytes);
+  AGENTD_CHECK(DecodeDigest(RecordKind::kWorkspaceEntry, bytes, framed).ok() ==
+               (bytes.size() == digest.size()));
+  AGENTD_CHECK(DecodeNumber(RecordKind::kWorkspaceEntry, bytes, framed).ok() ==
+               (bytes.size() == 8));
+  AGENTD_CHECK(!Unframe(RecordKind::kEvent, bytes, framed).ok());
 }
 
 }  // namespace agentd::sessions::internal
