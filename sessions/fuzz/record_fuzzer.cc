@@ -44,8 +44,9 @@ void RunOne(std::string_view bytes) {
   const auto event = DecodeEvent(event_key, Frame(RecordKind::kEvent, event_key, bytes));
   if (event.ok()) AGENTD_CHECK(DecodeEvent(event_key, EncodeEvent(event_key, *event)).ok());
   (void)DecodeEvent(event_key, bytes);
-  // The kinds whose payload is opaque, a digest or a number; and keys of any bytes in messages.
-  for (int kind = 0; kind < 256; ++kind) {
+  // All kinds and some that are none: those whose payload is opaque, a digest or a number; and keys
+  // of any bytes in messages.
+  for (int kind = 0; kind < 40; ++kind) {
     const auto record_kind = static_cast<RecordKind>(kind);
     (void)Describe(record_kind, bytes);
     (void)DecodeDigest(record_kind, "k", bytes);
