@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -59,24 +60,34 @@ sessions::StoreKey BenchKey() {
   return *sessions::StoreKey::FromHex(std::string(64, '5'), "the benchmark");
 }
 
-// The cipher alone on one long message is the ceiling.
+// Of this thread, so that what else runs on the machine does not count.
+double CpuSeconds(const std::function<void()>& work) {
+  const auto now = [] {
+    struct timespec time;
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+  };
+  const double start = now();
+  work();
+  return now() - start;
+}
+
 void MeasureCipher(int rounds) {
   const EnvelopeKey key(BenchKey());
   const Place place = {2, "a key of 36 bytes, as KV parts have."};
   fmt::print("{:>10}  {:>10}  {:>10}   one core, medians of {}\n", "bytes", "seal GB/s",
              "open GB/s", rounds);
-  for (const size_t bytes :
-       {size_t{256}, size_t{4096}, kCsaBytes, kIndexBytes, size_t{1} << 20, size_t{16} << 20}) {
+  for (const size_t bytes : {size_t{256}, size_t{4096}, kCsaBytes, kIndexBytes, size_t{1} << 20}) {
     const std::string value = RandomText(bytes);
     const std::string envelope = key.Seal(place, value);
     const size_t times = std::max<size_t>((size_t{64} << 20) / (bytes + 2000), 1);
     std::vector<double> seal, open;
     for (int round = 0; round < rounds; ++round) {
-      seal.push_back(Seconds([&] {
+      seal.push_back(CpuSeconds([&] {
         for (size_t i = 0; i < times; ++i) AGENTD_CHECK(key.Seal(place, value).size() > bytes);
       }));
       std::string back;
-      open.push_back(Seconds([&] {
+      open.push_back(CpuSeconds([&] {
         for (size_t i = 0; i < times; ++i) AGENTD_CHECK(key.Open(place, envelope, back).ok());
       }));
     }
