@@ -10,7 +10,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -129,39 +128,6 @@ void DefineFlags(CLI::App& app, Flags& flags) {
                "needs no --model");
   app.add_option("--ready-fd", flags.ready_fd,
                  "Descriptor that gets the line \"ready SOCKET\" once calls are served");
-}
-
-// A key in the environment, which is wiped: no program that is started from here inherits it, and
-// /proc no longer shows it.
-absl::StatusOr<std::optional<agentd::sessions::StoreKey>> KeyFromEnvironment(const char* name) {
-  char* const value = std::getenv(name);
-  if (value == nullptr) return std::optional<agentd::sessions::StoreKey>();
-  absl::StatusOr<agentd::sessions::StoreKey> key =
-      agentd::sessions::StoreKey::FromHex(value, std::string("$") + name);
-  ::explicit_bzero(value, std::strlen(value));
-  ::unsetenv(name);
-  if (!key.ok()) return key.status();
-  return std::optional(*std::move(key));
-}
-
-absl::StatusOr<agentd::sessions::StoreKeys> ReadStoreKeys(const Flags& flags) {
-  using agentd::sessions::StoreKey;
-  agentd::sessions::StoreKeys keys;
-  ASSIGN_OR_RETURN(keys.current, KeyFromEnvironment("AGENTD_STORE_KEY"));
-  ASSIGN_OR_RETURN(const std::optional<StoreKey> old, KeyFromEnvironment("AGENTD_OLD_STORE_KEY"));
-  if (old.has_value()) keys.old.push_back(*old);
-  if (!flags.store_key_file.empty()) {
-    if (keys.current.has_value())
-      return agentd::InvalidArgument("give --store-key-file or $AGENTD_STORE_KEY, not both");
-    ASSIGN_OR_RETURN(keys.current, StoreKey::FromFile(flags.store_key_file));
-  }
-  for (const std::string& file : flags.old_store_key_files) {
-    ASSIGN_OR_RETURN(StoreKey key, StoreKey::FromFile(file));
-    keys.old.push_back(std::move(key));
-  }
-  if (!keys.old.empty() && !keys.current.has_value())
-    return agentd::InvalidArgument("an old store key needs a current one beside it");
-  return keys;
 }
 
 int RewriteStore(const std::filesystem::path& data, const agentd::sessions::StoreKeys& keys) {
@@ -341,7 +307,8 @@ int main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
   RaiseDescriptorLimit();
   // Before there is a thread that might look at the environment.
-  absl::StatusOr<agentd::sessions::StoreKeys> store_keys = ReadStoreKeys(flags);
+  absl::StatusOr<agentd::sessions::StoreKeys> store_keys =
+      agentd::sessions::ReadStoreKeys(flags.store_key_file, flags.old_store_key_files);
   if (!store_keys.ok()) return Fail(store_keys.status());
   if (flags.rewrite_store) return RewriteStore(flags.data, *store_keys);
   return Serve(flags, *std::move(store_keys));

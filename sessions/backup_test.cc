@@ -122,7 +122,7 @@ void ExpectWhole(Store& store, const std::string& id, const Acknowledged& acknow
 // Nothing in the database names a value that is not there.
 void ExpectNoDanglingName(const fs::path& store) {
   namespace in = internal;
-  auto database = Must(in::Database::Open(store, false, {}));
+  auto database = Must(in::Database::Open(store, false, {}, testing::TestKeys()));
   int64_t blocks = 0;
   ASSERT_OK(database->Scan(
       in::Column::kTimelines, "k", [&](std::string_view key, std::string_view value) {

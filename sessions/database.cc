@@ -198,7 +198,8 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
   if (!for_reading) RETURN_IF_ERROR(FinishRewrite(directory_));
   if (std::filesystem::exists(directory_ / kRewriteName / kCompleteName, error)) {
     return FailedPrecondition(
-        "a rewriting of the store {} was cut off near its end: start agentd once, which finishes it",
+        "a rewriting of the store {} was cut off near its end: start agentd once, which finishes "
+        "it",
         directory_.string());
   }
   first_open_ = !std::filesystem::exists(directory_ / kOpenedName, error);

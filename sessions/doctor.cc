@@ -519,8 +519,7 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
   return report;
 }
 
-absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory,
-                             const StoreKeys& keys) {
+absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory, const StoreKeys& keys) {
   using namespace internal;  // NOLINT(google-build-using-namespace)
   InternalOptions options;
   options.keys_if_encrypted = true;

@@ -49,8 +49,7 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
 // Makes good what needs nobody's consent, as the store's owner: damaged cached values are dropped,
 // to be computed again; records that say no more than their keys, and listings that the log tells,
 // are written anew. How many. What an event or a session said, or a file held, cannot be made good.
-absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory,
-                             const StoreKeys& keys = {});
+absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory, const StoreKeys& keys = {});
 
 // Gives up the end of a damaged log, or list of tables, from the first record that cannot be read
 // on: what it says is lost, and the store opens again, unless RocksDB misses something then. What

@@ -92,7 +92,8 @@ void ExplainRefusal(const std::filesystem::path& directory, const absl::Status& 
       AddStoreFinding(report, "table", "table " + entry->path().string(), Text(status));
   }
   if (report.findings.size() > before) return;
-  AddStoreFinding(report, "database", "FORMAT, KEYS, or a file of db/ (CURRENT, a table)", Text(why));
+  AddStoreFinding(report, "database", "FORMAT, KEYS, or a file of db/ (CURRENT, a table)",
+                  Text(why));
 }
 
 }  // namespace internal

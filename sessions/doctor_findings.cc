@@ -100,6 +100,9 @@ Consequence ConsequenceOf(RecordKind kind) {
     case RecordKind::kEpoch:
       return {Harm::kStore, "epoch", "the store is refused",
               "delete the file EPOCH; no process may have the store open then"};
+    case RecordKind::kKeys:
+      return {Harm::kStore, "keys", "the store is refused",
+              "put KEYS or KEYS.copy back from a copy"};
   }
   return {Harm::kNothing, "unknown", "unknown", "a newer agentctl may know it"};
 }

@@ -122,10 +122,10 @@ class DoctorTest : public ::testing::Test {
   std::filesystem::path path() const { return directory_.path() / "store"; }
   std::filesystem::path files() const { return directory_.path() / "files"; }
   std::unique_ptr<Store> Open() { return Must(Store::Open(path(), Options())); }
-  DoctorReport Doctor() { return Must(Examine(path())); }
+  DoctorReport Doctor() { return Must(Examine(path(), testing::TestKeys())); }
 
   std::string KeyOf(const Case& damage) {
-    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
     if (damage.kind == RecordKind::kIntent) {
       const std::string key = internal::IntentKey('k', std::string(32, 'x'));
       EXPECT_OK(database->Write(
@@ -140,7 +140,7 @@ class DoctorTest : public ::testing::Test {
   }
   void FlipRecord(const Case& damage) {
     const std::string key = key_ = KeyOf(damage);
-    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
     std::string value = *Must(database->Get(damage.column, key));
     const size_t bit = random_() % (value.size() * 8);
     value[bit / 8] = static_cast<char>(value[bit / 8] ^ (1 << bit % 8));
@@ -253,7 +253,7 @@ TEST_P(DamagedRecordTest, IsNamedAndCostsWhatItShould) {
 TEST_P(DamagedRecordTest, IsMendedWhereOtherRecordsTellIt) {
   const Case& damage = GetParam();
   ASSERT_NO_FATAL_FAILURE(FlipRecord(damage));
-  EXPECT_EQ(Must(Mend(path())), damage.mends ? 1 : 0);
+  EXPECT_EQ(Must(Mend(path(), testing::TestKeys())), damage.mends ? 1 : 0);
   EXPECT_EQ(Doctor().findings.empty(), damage.mends);
   const std::unique_ptr<Store> store = Open();
   if (damage.mends) {
@@ -285,7 +285,7 @@ TEST_F(DoctorTest, MissingRecordsAreNamed) {
            {Column::kTimelines, "m", "meta record of session"}}) {
     std::string key, value;
     {
-      const auto database = Must(internal::Database::Open(path(), false, {}));
+      const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
       key = KeysOf(*database, column, prefix)[0];
       value = *Must(database->Get(column, key));
       ASSERT_OK(database->Write({{column, key, std::nullopt}}, true));
@@ -301,7 +301,7 @@ TEST_F(DoctorTest, MissingRecordsAreNamed) {
 
 TEST_F(DoctorTest, AMissingEventIsNamedWithTheForkThatGoesOn) {
   {
-    const auto database = Must(internal::Database::Open(path(), false, {}));
+    const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
     ASSERT_OK(database->Write(
         {{Column::kEvents, internal::EventKey(session_.timeline, 2), std::nullopt}}, true));
   }
@@ -320,7 +320,7 @@ TEST_F(DoctorTest, AMissingEventIsNamedWithTheForkThatGoesOn) {
 class DamagedFileTest : public DoctorTest {
  protected:
   void FlushAll() {
-    ASSERT_OK(Must(internal::Database::Open(path(), false, {}))
+    ASSERT_OK(Must(internal::Database::Open(path(), false, {}, testing::TestKeys()))
                   ->Flush({Column::kTimelines, Column::kEvents, Column::kKv, Column::kAnchors,
                            Column::kFiles, Column::kMeta}));
   }
@@ -411,7 +411,7 @@ TEST_F(DamagedFileTest, SmallFilesAndTheManifest) {
     FlipFile(file, bit);
     const absl::Status opened = Store::Open(path(), Options()).status();
     EXPECT_FALSE(opened.ok()) << file << " bit " << bit;
-    const absl::StatusOr<DoctorReport> report = Examine(path());
+    const absl::StatusOr<DoctorReport> report = Examine(path(), testing::TestKeys());
     // A flipped digit of FORMAT is a newer program's.
     if (report.ok()) {
       ASSERT_FALSE(report->findings.empty()) << file << " bit " << bit;
@@ -431,7 +431,8 @@ TEST_F(DamagedFileTest, SmallFilesAndTheManifest) {
 TEST_F(DoctorTest, AStoreInUseIsLeftAlone) {
   const std::unique_ptr<Store> store = Open();
   for (const absl::Status& status :
-       {Examine(path()).status(), Mend(path()).status(), CutLog(path()).status()}) {
+       {Examine(path(), testing::TestKeys()).status(), Mend(path(), testing::TestKeys()).status(),
+        CutLog(path()).status()}) {
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
     EXPECT_THAT(Text(status), HasSubstr("in use by process"));
   }

@@ -22,7 +22,7 @@ struct InternalOptions {
   // Skips the flock, as on a network file system that lost it: the epoch alone fences then. The Env
   // must skip RocksDB's own lock.
   bool ignore_lock = false;
-  bool compress = true;  // off: a test can look for bytes in the files
+  bool compress = true;            // off: a test can look for bytes in the files
   bool keys_if_encrypted = false;  // keys are no error for a store that is not encrypted
   std::string store_secret;        // of a new encrypted store; empty: one of its own
 };

@@ -158,7 +158,7 @@ TEST_F(SpaceTest, NoBlockStaysWithoutItsParents) {
   ASSERT_OK(store_->Reclaim());
   ASSERT_GT(Must(store_->Stats()).evicted_blocks, 0);
   store_.reset();
-  const auto database = Must(internal::Database::Open(path(), false, {}));
+  const auto database = Must(internal::Database::Open(path(), false, {}, testing::TestKeys()));
   std::map<BlockHash, internal::BlockName> names;
   for (const std::string& key : testing::KeysOf(*database, internal::Column::kTimelines, "k")) {
     const auto value = Must(database->Get(internal::Column::kTimelines, key));

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 
 #include "base/sha256.h"
 #include "base/status.h"
@@ -74,6 +76,40 @@ absl::StatusOr<StoreKey> StoreKey::FromFile(const std::filesystem::path& path) {
   absl::StatusOr<StoreKey> key = FromHex(hex, "the file " + path.string());
   Wipe(text);
   return key;
+}
+
+namespace {
+
+absl::StatusOr<std::optional<StoreKey>> KeyFromEnvironment(const char* name) {
+  char* const value = std::getenv(name);
+  if (value == nullptr) return std::optional<StoreKey>();
+  absl::StatusOr<StoreKey> key = StoreKey::FromHex(value, std::string("$") + name);
+  ::explicit_bzero(value, std::strlen(value));
+  ::unsetenv(name);
+  if (!key.ok()) return key.status();
+  return std::optional(*std::move(key));
+}
+
+}  // namespace
+
+absl::StatusOr<StoreKeys> ReadStoreKeys(const std::string& key_file,
+                                        const std::vector<std::string>& old_key_files) {
+  StoreKeys keys;
+  ASSIGN_OR_RETURN(keys.current, KeyFromEnvironment("AGENTD_STORE_KEY"));
+  ASSIGN_OR_RETURN(const std::optional<StoreKey> old, KeyFromEnvironment("AGENTD_OLD_STORE_KEY"));
+  if (old.has_value()) keys.old.push_back(*old);
+  if (!key_file.empty()) {
+    if (keys.current.has_value())
+      return InvalidArgument("give --store-key-file or $AGENTD_STORE_KEY, not both");
+    ASSIGN_OR_RETURN(keys.current, StoreKey::FromFile(key_file));
+  }
+  for (const std::string& file : old_key_files) {
+    ASSIGN_OR_RETURN(StoreKey key, StoreKey::FromFile(file));
+    keys.old.push_back(std::move(key));
+  }
+  if (!keys.old.empty() && !keys.current.has_value())
+    return InvalidArgument("an old store key needs a current one beside it");
+  return keys;
 }
 
 }  // namespace agentd::sessions

@@ -48,6 +48,12 @@ struct StoreKeys {
   std::vector<StoreKey> old;        // only to read with, until the store is rewritten
 };
 
+// The keys that a program is given: in $AGENTD_STORE_KEY or `key_file` (or neither: none), and in
+// $AGENTD_OLD_STORE_KEY and `old_key_files`. The variables are wiped: no program that is started
+// from here inherits them, and /proc no longer shows them. Call it before there is a second thread.
+absl::StatusOr<StoreKeys> ReadStoreKeys(const std::string& key_file,
+                                        const std::vector<std::string>& old_key_files);
+
 }  // namespace agentd::sessions
 
 #endif  // AGENTD_SESSIONS_STORE_KEYS_H_

@@ -97,6 +97,8 @@ struct BackupOptions {
 
 struct DoctorOptions {
   std::string directory;  // the daemon's data, or its store
+  std::string store_key_file;
+  std::vector<std::string> old_store_key_files;
   bool json = false;
   bool mend = false;
   bool cut_log = false;

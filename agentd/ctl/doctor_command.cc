@@ -12,6 +12,7 @@
 #include "agentd/ctl/text.h"
 #include "base/status.h"
 #include "sessions/doctor.h"
+#include "sessions/store_keys.h"
 
 namespace agentd::ctl {
 namespace {
@@ -69,6 +70,8 @@ std::string DoctorJson(const std::filesystem::path& store, const sessions::Docto
 
 int DoctorCommand(const DoctorOptions& options) {
   const std::filesystem::path store = StoreIn(options.directory);
+  const auto keys = sessions::ReadStoreKeys(options.store_key_file, options.old_store_key_files);
+  if (!keys.ok()) return Refuse(options.json, keys.status(), kError);
   if (options.cut_log) {
     const auto kept = sessions::CutLog(store);
     if (!kept.ok()) return Refuse(options.json, kept.status(), kError);
@@ -76,11 +79,11 @@ int DoctorCommand(const DoctorOptions& options) {
                Printable(kept->string()));
   }
   if (options.mend) {
-    const auto mended = sessions::Mend(store);
+    const auto mended = sessions::Mend(store, *keys);
     if (!mended.ok()) return Refuse(options.json, mended.status(), kError);
     fmt::print(stderr, "{} records mended\n", *mended);
   }
-  const auto report = sessions::Examine(store);
+  const auto report = sessions::Examine(store, *keys);
   if (!report.ok()) return Refuse(options.json, report.status(), kError);
   Say(options.json ? DoctorJson(store, *report) : DoctorText(store, *report));
   return DoctorExitCode(*report);

@@ -288,6 +288,12 @@ void AddDoctor(CLI::App* app, DoctorOptions* o, Chosen* chosen) {
   doctor->add_option("data", o->directory, "What agentd has as --data")
       ->type_name("DIR")
       ->required();
+  doctor->add_option("--store-key-file", o->store_key_file,
+                     "File of the key of an encrypted store, as agentd has it; without it "
+                     "$AGENTD_STORE_KEY, if that is set");
+  doctor->add_option("--old-store-key-file", o->old_store_key_files,
+                     "File of an older key that is still in use; may be repeated; and "
+                     "$AGENTD_OLD_STORE_KEY");
   doctor->add_flag("--json", o->json, "One finding a line, as JSON, then a summary");
   doctor->add_flag("--mend", o->mend,
                    "First drop damaged cached values (they are computed again) and write anew what "
