@@ -384,7 +384,7 @@ TEST_F(DamagedFileTest, AnyBitOfAValueInABlobFileIsFound) {
 TEST_F(DamagedFileTest, AFlippedBitOfTheLogIsRefusedAndGivenUpByConsent) {
   const std::vector<std::filesystem::path> logs = FilesOf(".log");
   ASSERT_FALSE(logs.empty());
-  const std::filesystem::path log = logs.back();
+  const std::filesystem::path& log = logs.back();
   FlipFile(log, RandomBit(log));
   const absl::Status opened = Store::Open(path(), Options()).status();
   EXPECT_TRUE(absl::IsDataLoss(opened)) << opened;
