@@ -13,7 +13,7 @@ namespace {
 
 // Two are filled and copied in turn.
 constexpr size_t kChunks = 2;
-constexpr size_t kChunkBytes = 32 << 20;
+constexpr size_t kPinnedChunkBytes = 32 << 20;
 // Sizes of pooled buffers are multiples of it, so that they fit more than one use.
 constexpr size_t kBufferStep = 1 << 20;
 
@@ -67,7 +67,7 @@ absl::Status Uploads::NextChunk() {
   used_ = 0;
   if (current_ == chunks_.size()) {
     Chunk chunk;
-    ASSIGN_OR_RETURN(chunk.memory, PinnedMemory::Allocate(kChunkBytes, "uploads"));
+    ASSIGN_OR_RETURN(chunk.memory, PinnedMemory::Allocate(kPinnedChunkBytes, "uploads"));
     ASSIGN_OR_RETURN(chunk.copied, Event::Create());
     chunks_.push_back(std::move(chunk));
     return absl::OkStatus();
@@ -113,11 +113,11 @@ absl::Status Uploads::Send(std::span<const Piece> pieces) {
   };
   for (const Piece& piece : pieces) {
     for (size_t done = 0; done < piece.bytes;) {
-      if (used_ + batched == kChunkBytes) {
+      if (used_ + batched == kPinnedChunkBytes) {
         RETURN_IF_ERROR(flush());
         RETURN_IF_ERROR(NextChunk());
       }
-      const size_t bytes = std::min(piece.bytes - done, kChunkBytes - used_ - batched);
+      const size_t bytes = std::min(piece.bytes - done, kPinnedChunkBytes - used_ - batched);
       batch.push_back({static_cast<uint8_t*>(piece.to) + done,
                        static_cast<const uint8_t*>(piece.from) + done, bytes});
       batched += bytes;

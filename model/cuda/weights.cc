@@ -23,7 +23,7 @@ namespace {
 using Plan = WeightPlanOf<DeviceWeightTypes>;
 using Job = WeightJobOf<DeviceWeightTypes>;
 
-constexpr size_t kChunkBytes = size_t{256} << 20;
+constexpr size_t kWeightChunkBytes = size_t{256} << 20;
 
 int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -52,7 +52,7 @@ class Loader final : public WeightLoader {
     ExpertSizes sizes = {.mtp = plan_.weights.mtp.has_value(),
                          .experts = config_.n_routed_experts,
                          .chosen = config_.num_experts_per_tok,
-                         .other_bytes = int64_t(kChunkBytes)};
+                         .other_bytes = int64_t(kWeightChunkBytes)};
     for (const GroupedExperts& experts : out_.experts)
       sizes.expert_bytes.push_back(experts.expert_bytes);
     for (const Job& job : plan_.jobs) sizes.other_bytes += OtherBytes(job);
@@ -203,14 +203,14 @@ class Loader final : public WeightLoader {
     const auto wanted = size_t(Aligned(bytes));
     if (wanted > chunk_left_) {
       // What is large has an allocation of its own, and the chunk goes on.
-      const bool large = wanted > kChunkBytes / 16;
+      const bool large = wanted > kWeightChunkBytes / 16;
       ASSIGN_OR_RETURN(DeviceMemory memory,
-                       DeviceMemory::Allocate(large ? wanted : kChunkBytes, "the weights"));
+                       DeviceMemory::Allocate(large ? wanted : kWeightChunkBytes, "the weights"));
       auto* const at = memory.as<uint8_t>();
       out_.memory.push_back(std::move(memory));
       if (large) return at;
       chunk_at_ = at;
-      chunk_left_ = kChunkBytes;
+      chunk_left_ = kWeightChunkBytes;
     }
     uint8_t* at = chunk_at_;
     chunk_at_ += wanted;
