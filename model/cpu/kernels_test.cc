@@ -411,7 +411,8 @@ TEST_F(Kernels, TopKTakesLowerIndexOfEquals) {
     for (int i = 0; i < n; ++i) {
       scores[size_t(i)] =
           float(Draw(-distinct, distinct)) * (Draw(0, 1) == 0 ? 1.0f : -1.0f);  // -0 too
-      if (rising) scores[size_t(i)] = float(i / distinct);
+      const int step = i / distinct;
+      if (rising) scores[size_t(i)] = float(step);
     }
     // In parts of their own, each handed over in pieces.
     TopK best;
