@@ -198,7 +198,7 @@ TEST_F(KeepTest, ABadBundleChangesNothing) {
   expect_refused("", "the bundle is cut");
   // Sound as a bundle, but no session's log could be so.
   const auto forged = [&](const std::function<void(sessions::BundleSession&)>& session,
-                          std::vector<sessions::NewEvent> events) {
+                          const std::vector<sessions::NewEvent>& events) {
     std::string bytes;
     sessions::BundleWriter writer([&bytes](std::string_view more) {
       bytes.append(more);
