@@ -35,17 +35,6 @@ std::string EncodeBundleSession(const BundleSession& session) {
   return writer.str();
 }
 
-std::string EncodeBundleEvent(const Event& event) {
-  ByteWriter writer;
-  writer.Put(event.kind).Put(static_cast<uint8_t>(event.sampled ? 1 : 0)).Put(uint16_t{0});
-  writer.Put(static_cast<uint32_t>(event.tokens.size()));
-  writer.Put(event.seq).Put(event.position).Put(event.time_us);
-  writer.Bytes(
-      {reinterpret_cast<const char*>(event.tokens.data()), event.tokens.size() * sizeof(TokenId)});
-  writer.Bytes(event.payload);
-  return writer.str();
-}
-
 std::string EncodeBundlePiece(const BundlePiece& piece) {
   switch (piece.kind) {
     case Kind::kChunk:
@@ -54,7 +43,7 @@ std::string EncodeBundlePiece(const BundlePiece& piece) {
     case Kind::kTree:
       return std::string(View(piece.tree));
     case Kind::kEvent:
-      return EncodeBundleEvent(piece.event);
+      return internal::EncodeEventPayload(piece.event);
     case Kind::kBlockPart:
       return ByteWriter()
           .Put(piece.block)

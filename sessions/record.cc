@@ -224,7 +224,7 @@ std::string EncodeAnchorName(std::string_view key, const AnchorName& record) {
   return Frame(RecordKind::kAnchorName, key, writer.str());
 }
 
-std::string EncodeEvent(std::string_view key, const Event& event) {
+std::string EncodeEventPayload(const Event& event) {
   ByteWriter writer;
   writer.Put(event.kind).Put(static_cast<uint8_t>(event.sampled ? 1 : 0)).Put(uint16_t{0});
   writer.Put(static_cast<uint32_t>(event.tokens.size()));
@@ -232,7 +232,11 @@ std::string EncodeEvent(std::string_view key, const Event& event) {
   writer.Bytes(
       {reinterpret_cast<const char*>(event.tokens.data()), event.tokens.size() * sizeof(TokenId)});
   writer.Bytes(event.payload);
-  return Frame(RecordKind::kEvent, key, writer.str());
+  return writer.str();
+}
+
+std::string EncodeEvent(std::string_view key, const Event& event) {
+  return Frame(RecordKind::kEvent, key, EncodeEventPayload(event));
 }
 
 std::string EncodeKvPart(std::string_view key, const KvPart& part) {

@@ -152,6 +152,8 @@ std::string EncodeDigest(RecordKind kind, std::string_view key, const Sha256Dige
 std::string EncodeNumber(RecordKind kind, std::string_view key, uint64_t number);
 std::string EncodeBlockName(std::string_view key, const BlockName& record);
 std::string EncodeAnchorName(std::string_view key, const AnchorName& record);
+// What stands in its record; a bundle's section of an event is the same.
+std::string EncodeEventPayload(const Event& event);
 std::string EncodeEvent(std::string_view key, const Event& event);
 std::string EncodeKvPart(std::string_view key, const KvPart& part);
 std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor);
