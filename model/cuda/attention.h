@@ -34,7 +34,7 @@ void Select(const SelectArgs& args, cudaStream_t stream);
 
 // Marks the CSA blocks that rows [row_begin, row_end) selected and that are not resident: appends
 // {segment, block} to `missing`, at most `limit`, possibly repeated; *count becomes how many there
-// were.
+// were. Segments that failed miss nothing.
 void FindMissing(const SelectArgs& args, int2* missing, int limit, int* count, cudaStream_t stream);
 
 // Attention of rows [row_begin, row_end) over window keys (oldest first), then compressed entries

@@ -248,6 +248,11 @@ TEST_F(AttentionTest, FindsMissingBlocks) {
     }
     for (const auto& one : found) EXPECT_EQ(expected.count(one), 1u);
   }
+  batch.SetFailed(0);
+  FindMissing(args, missing.get(), 64, count.get(), nullptr);
+  ASSERT_GE(count.Read()[0], 1);
+  const std::vector<int2> of_others = missing.Read();
+  for (int i = 0; i < count.Read()[0]; ++i) EXPECT_EQ(of_others[size_t(i)].x, 1);
 }
 
 TEST_F(AttentionTest, AttendsAsTheReference) {

@@ -461,6 +461,13 @@ class Batch {
                          pages.size() * sizeof(pages[0]), cudaMemcpyHostToDevice));
   }
 
+  void SetFailed(int segment) {
+    std::vector<SegmentView> segments = segments_->Read();
+    segments[size_t(segment)].failed = true;
+    CheckCuda(cudaMemcpy(segments_->get(), segments.data(), segments.size() * sizeof(SegmentView),
+                         cudaMemcpyHostToDevice));
+  }
+
  private:
   template <typename F>
   void ForRanges(std::vector<int> splits, const F& run) {

@@ -52,6 +52,8 @@ struct SegmentView {
   // [rows + 1]: row j starts from frontier slots[j] and leaves slots[j + 1]. -1: not kept (never of
   // slots[0]).
   const int* slots = nullptr;
+  // Its source failed: what its rows compute has no meaning, and nothing of it may become state.
+  bool failed = false;
 };
 
 struct BatchView {

@@ -1,4 +1,4 @@
-// The batch's own keys and streams become its sequences' state.
+// The batch's own keys and streams become its sequences' state, except of segments that failed.
 #include "model/cuda/device_math.cuh"
 #include "model/cuda/elementwise.h"
 #include "model/cuda/launch.cuh"
@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreads) CommitKernel(const CommitArgs a) {
   GridDependencyWait();
   const int64_t row = blockIdx.x;
   const SegmentView& g = a.batch.segments[a.batch.segment_of[row]];
+  if (g.failed) return;
   const int64_t j = row - g.row_begin;
   const int part = int(blockIdx.y);
   if (part < a.layers) {

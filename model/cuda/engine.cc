@@ -300,11 +300,13 @@ absl::Status CudaEngine::FetchMissing(Batch* batch, const SelectArgs& args) {
       Segment& of = batch->segments[size_t(segment)];
       std::vector<CsaPart> parts;
       for (const int block : missing) parts.push_back({block, args.number});
-      if (of.status.ok()) of.status = of.sequence->FetchCsa(parts);
+      of.status = of.sequence->FetchCsa(parts);
+      if (!of.status.ok()) upload_.SetFailed(segment);
       failed |= !of.status.ok();
       RETURN_IF_ERROR(static_cast<CudaSequence*>(of.sequence)->Prepare());
     }
-    if (total <= kMissingAtOnce || failed) return absl::OkStatus();
+    if (failed) RETURN_IF_ERROR(upload_.Send(stream_.get()));
+    if (total <= kMissingAtOnce) return absl::OkStatus();
   }
 }
 

@@ -365,6 +365,7 @@ TEST_F(PoolTest, CommitWritesRingsAndStreams) {
       view.start = Draw(0, 20);
       view.row_begin = rows;
       view.rows = count;
+      view.failed = Draw(0, 4) == 0;
       view.rings = owners.back()->device_rings.get();
       view.frontiers = owners.back()->device_frontiers.get();
       view.slots = owners.back()->device_slots.get();
@@ -392,7 +393,8 @@ TEST_F(PoolTest, CommitWritesRingsAndStreams) {
     for (size_t i = 0; i < segments.size(); ++i) {
       Owner& owner = *owners[i];
       const SegmentView& g = segments[i];
-      for (int j = 0; j < g.rows; ++j) {  // in order: a later row overwrites an earlier one
+      // In order: a later row overwrites an earlier one. A segment that failed stays as it was.
+      for (int j = 0; j < (g.failed ? 0 : g.rows); ++j) {
         for (int layer = 0; layer < layers; ++layer) {
           const bool early = args.mtp && layer == layers - 1 && !args.mtp_in_place;
           const int64_t position = g.start + j - (early ? 1 : 0);

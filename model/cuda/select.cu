@@ -440,6 +440,7 @@ __global__ void CollectMissing(const __grid_constant__ SelectArgs a, int2* missi
   const int row = a.row_begin + blockIdx.x;
   const int number = a.batch.segment_of[row];
   const SegmentView& segment = a.batch.segments[number];
+  if (segment.failed) return;
   const int* selected = a.selected + int64_t(row) * a.topk;
   for (int i = threadIdx.x; i < a.selected_count[row]; i += blockDim.x) {
     const int block = selected[i] / kPageKeys;

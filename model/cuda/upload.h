@@ -29,6 +29,8 @@ class Upload {
   // The one row of a draft.
   void SetDraftRow(const Batch& batch);
   void SetLogitRows(std::span<const int> rows);
+  // A segment of the batch failed on the way; to be sent again.
+  void SetFailed(int segment) { host_.segments[segment].failed = true; }
   // Grids are made for positions below `end`.
   void SetEnd(int64_t end) { shape_.end = end; }
   absl::Status Send(cudaStream_t stream) const;
