@@ -77,15 +77,41 @@ class Database::Listener final : public rocksdb::EventListener {
   // finds all that is whole. Taken as an error of the database it would stop every session's
   // writes, in this life and in each that opens the same files.
   void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsCorruption()) return;
-    damage_met_ = true;
-    *error = rocksdb::Status::OK();
+    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsCorruption()) {
+      damage_met_ = true;
+      *error = rocksdb::Status::OK();
+      return;
+    }
+    std::lock_guard lock(mutex_);
+    ++errors_;
+    last_error_ = *error;
+    changed_.notify_all();
+  }
+  void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo&) override {
+    std::lock_guard lock(mutex_);
+    changed_.notify_all();
   }
   // True once after each such compaction.
   bool TakeDamage() { return damage_met_.exchange(false); }
 
+  int64_t errors() const {
+    std::lock_guard lock(mutex_);
+    return errors_;
+  }
+  // Waits until something happened in the background, a moment at most. The newest error, if there
+  // are more than `errors`.
+  rocksdb::Status Await(int64_t errors) {
+    std::unique_lock lock(mutex_);
+    if (errors_ == errors) changed_.wait_for(lock, std::chrono::milliseconds(5));
+    return errors_ == errors ? rocksdb::Status::OK() : last_error_;
+  }
+
  private:
   std::atomic<bool> damage_met_ = false;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t errors_ = 0;          // guarded by mutex_
+  rocksdb::Status last_error_;  // guarded by mutex_
 };
 
 namespace {
@@ -532,11 +558,30 @@ absl::Status Database::FlushNow(const std::vector<Column>& columns) {
   for (Column column : columns) handles.push_back(Handle(column));
   rocksdb::FlushOptions options;
   options.allow_write_stall = true;  // never waits for a compaction that damage may have ended
-  return Translate(db_->Flush(options, handles), "flushing values");
+  constexpr int kMomentsPerRequest = 200;
+  const int64_t errors = listener_->errors();
+  while (true) {
+    RETURN_IF_ERROR(Translate(db_->Flush(options, handles), "flushing values"));
+    // After an error in the life before Resume(), Flush says OK as soon as the job is queued.
+    for (int i = 0; i < kMomentsPerRequest; ++i) {
+      if (!HoldsUnflushed(handles)) return absl::OkStatus();
+      RETURN_IF_ERROR(Translate(listener_->Await(errors), "flushing values"));
+    }
+  }
+}
+
+// Whether a memtable that was closed is not in a table yet.
+bool Database::HoldsUnflushed(const std::vector<rocksdb::ColumnFamilyHandle*>& handles) const {
+  return std::any_of(handles.begin(), handles.end(), [&](rocksdb::ColumnFamilyHandle* handle) {
+    uint64_t count = 0;
+    return db_->GetIntProperty(handle, rocksdb::DB::Properties::kNumImmutableMemTable, &count) &&
+           count > 0;
+  });
 }
 
 absl::Status Database::Compact(Column column, std::string_view begin, std::string_view end) {
-  RETURN_IF_ERROR(CheckEpoch());
+  // CompactRange flushes too, but does not always wait for it (see FlushNow).
+  RETURN_IF_ERROR(Flush({column}));
   rocksdb::CompactRangeOptions options;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   const rocksdb::Slice first = ToSlice(begin), last = ToSlice(end);

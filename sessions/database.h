@@ -201,6 +201,7 @@ class Database {
   absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
   absl::Status FlushNow(const std::vector<Column>& columns);
+  bool HoldsUnflushed(const std::vector<rocksdb::ColumnFamilyHandle*>& handles) const;
   absl::Status OpenRocksDb(const InternalOptions& options, bool for_reading);
   absl::Status MayWrite();
   absl::Status HandOver(const rocksdb::WriteOptions& options, rocksdb::WriteBatch& batch);
