@@ -47,7 +47,7 @@ step_tidy() { tests/tidy.py; }
 step_asan() {
   cmake --preset asan >/dev/null && cmake --build --preset asan &&
     ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 \
-      UBSAN_OPTIONS=print_stacktrace=1 run_ctest build/asan -LE 'slow'
+      UBSAN_OPTIONS=print_stacktrace=1 run_ctest build/asan -LE 'slow|bench|again'
 }
 
 # The layers with threads of their own: the store and the daemon.
