@@ -30,11 +30,7 @@ using testing::RandomTokens;
 
 constexpr int kMaxSessions = 5;
 constexpr int kReportFd = 100;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRandomKills = 15;  // some ten times slower
-#else
-constexpr int kRandomKills = 100;
-#endif
+constexpr int kRandomKills = testing::kSanitized ? 15 : 100;
 constexpr size_t kLargePart = 1 << 20;
 
 // What is known about a session; reported after each acknowledgement.

@@ -36,11 +36,7 @@ using testing::Options;
 using testing::RandomTokens;
 using testing::Tear;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRounds = 12;  // some ten times slower
-#else
-constexpr int kRounds = 60;
-#endif
+constexpr int kRounds = testing::kSanitized ? 12 : 60;
 constexpr size_t kSessions = 3;
 constexpr size_t kIndexBytes = 9000;
 constexpr size_t kAnchorBytes = 5000;

@@ -153,8 +153,12 @@ TEST_F(SpaceTest, NoBlockStaysWithoutItsParents) {
   Open(kBudget);
   std::vector<Session> sessions;
   for (int i = 0; i < 12; ++i) sessions.push_back(NewSession(4));
-  for (int i = 0; i < 120; ++i)
-    Grow(sessions[static_cast<size_t>(Below(random_, 12))], 1 + Below(random_, 8));
+  int64_t bytes = 0;  // of blocks: more than there is room for
+  while (bytes < kBudget + kBudget / 4) {
+    const int64_t blocks = 1 + Below(random_, 8);
+    Grow(sessions[static_cast<size_t>(Below(random_, 12))], blocks);
+    bytes += blocks * static_cast<int64_t>(kPartBytes);
+  }
   ASSERT_OK(store_->Reclaim());
   ASSERT_GT(Must(store_->Stats()).evicted_blocks, 0);
   store_.reset();

@@ -22,6 +22,13 @@
 
 namespace agentd::sessions::testing {
 
+// Some ten times slower: of what is drawn at random a few are enough.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 inline ::testing::AssertionResult IsOk(const absl::Status& status) {
   return status.ok() ? ::testing::AssertionSuccess()
                      : ::testing::AssertionFailure() << status.ToString();

@@ -60,6 +60,12 @@ INSTANTIATE_TEST_SUITE_P(
       return std::string(info.index == 0 ? "Float" : info.index == 1 ? "LowPrecision" : "Shipped");
     });
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kRounds = 2;  // some ten times slower
+#else
+constexpr int kRounds = 4;
+#endif
+
 TEST_P(Property, AnyWayGivesTheSameLogits) {
   auto plain = LoadEngine(GetParam(), {.threads = 1});
   const size_t vocab = size_t(plain->config().vocab_size);
@@ -67,7 +73,7 @@ TEST_P(Property, AnyWayGivesTheSameLogits) {
   auto straight = plain->NewSequence();
   const auto want = StepAll(*plain, *straight, tokens);
   const std::string end = *straight->ExportAnchor();
-  for (int round = 0; round < 4; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     std::string what;
     auto writer = AnyEngine(&what);
     EXPECT_EQ(writer->fingerprint(), plain->fingerprint());
