@@ -150,7 +150,7 @@ TEST_F(SpaceTest, TheDirectoryStaysNearItsBudgetAndNoLogIsLost) {
 }
 
 TEST_F(SpaceTest, NoBlockStaysWithoutItsParents) {
-  Open(kBudget);
+  Open();
   std::vector<Session> sessions;
   for (int i = 0; i < 12; ++i) sessions.push_back(NewSession(4));
   int64_t bytes = 0;  // of blocks: more than there is room for
@@ -159,6 +159,7 @@ TEST_F(SpaceTest, NoBlockStaysWithoutItsParents) {
     Grow(sessions[static_cast<size_t>(Below(random_, 12))], blocks);
     bytes += blocks * static_cast<int64_t>(kPartBytes);
   }
+  Open(kBudget);
   ASSERT_OK(store_->Reclaim());
   ASSERT_GT(Must(store_->Stats()).evicted_blocks, 0);
   store_.reset();
