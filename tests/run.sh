@@ -56,7 +56,7 @@ step_tsan() {
     TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp second_deadlock_stack=1" run_ctest build/tsan -L 'tsan'
 }
 
-step_fuzz() { tests/fuzz.sh 10; }
+step_fuzz() { tests/fuzz.sh 5; }
 
 run_step() {
   local name=$1 start=$SECONDS before_failed=$failed before_passed=$passed status=0
