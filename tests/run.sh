@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a release and runs every test that needs no GPU.
 #   tests/run.sh            release build, all tests, the shipped model's 200 agent tasks (30 minutes at most on 2 cores)
-#   tests/run.sh --ci       also the quickstart, formats, clang-tidy, ASan+UBSan, TSan, fuzz smoke (60 at most)
+#   tests/run.sh --ci       also the quickstart, formats, clang-tidy, ASan+UBSan, TSan, fuzz smoke (70 at most)
 #   tests/run.sh STEP...    only these steps; `tests/run.sh --list` names them
 # Each step prints its time; the last line counts what passed and failed. Logs: build/test-logs/.
 set -uo pipefail
