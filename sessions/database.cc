@@ -11,7 +11,9 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdarg>
 #include <fstream>
 #include <utility>
@@ -562,7 +564,8 @@ absl::Status Database::FlushNow(const std::vector<Column>& columns) {
   const int64_t errors = listener_->errors();
   while (true) {
     RETURN_IF_ERROR(Translate(db_->Flush(options, handles), "flushing values"));
-    // After an error in the life before Resume(), Flush says OK as soon as the job is queued.
+    // After an error and Resume() it says OK as soon as the job is queued. Asked for again once in
+    // a while: a job that ended without an error and without its table is not queued again.
     for (int i = 0; i < kMomentsPerRequest; ++i) {
       if (!HoldsUnflushed(handles)) return absl::OkStatus();
       RETURN_IF_ERROR(Translate(listener_->Await(errors), "flushing values"));
@@ -580,8 +583,7 @@ bool Database::HoldsUnflushed(const std::vector<rocksdb::ColumnFamilyHandle*>& h
 }
 
 absl::Status Database::Compact(Column column, std::string_view begin, std::string_view end) {
-  // CompactRange flushes too, but does not always wait for it (see FlushNow).
-  RETURN_IF_ERROR(Flush({column}));
+  RETURN_IF_ERROR(CheckEpoch());
   rocksdb::CompactRangeOptions options;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   const rocksdb::Slice first = ToSlice(begin), last = ToSlice(end);

@@ -131,7 +131,8 @@ class Database {
   // values. What reads the list of tables first and the log afterwards, as a backup does, so finds
   // no name in the log whose values are in none of those tables.
   class FlushPause;
-  // Rewrites a key range so that what was deleted there leaves the disk.
+  // Rewrites a key range so that what was deleted there leaves the disk. Flush first: what RocksDB
+  // itself flushes here it may not wait for.
   absl::Status Compact(Column column, std::string_view begin, std::string_view end);
   // Rewrites a column's tables, not the values in its blob files; ends early when `canceled`.
   absl::Status CompactAll(Column column, std::atomic<bool>& canceled);
