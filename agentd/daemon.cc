@@ -203,9 +203,30 @@ void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Stat
   }());
 }
 
+void Daemon::AnswerApproval(const v1::AnswerApprovalRequest& request,
+                            std::function<void(absl::Status)> done) {
+  if (!v1::ApprovalDecision_IsValid(request.decision()) ||
+      request.decision() == v1::APPROVAL_DECISION_UNSPECIFIED) {
+    return done(InvalidArgument("decision: {} is none of allow once, allow session, deny",
+                                static_cast<int>(request.decision())));
+  }
+  absl::StatusOr<std::shared_ptr<Session>> session = Find(request.session_id());
+  if (!session.ok()) return done(session.status());
+  std::shared_ptr<Turn> turn;
+  {
+    std::lock_guard lock((*session)->mutex);
+    if ((*session)->hub->view().running) turn = (*session)->turn;
+  }
+  if (turn) return turn->AnswerApproval(request, std::move(done));
+  done(WithReason(FailedPrecondition("session {}: no turn is running; if one was interrupted, go "
+                                     "on with it first (Run without text)",
+                                     request.session_id()),
+                  "NO_TURN"));
+}
+
 absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& request) {
   ASSIGN_OR_RETURN(v1::SessionConfig config,
-                   ResolveConfig(request.config(), model_->defaults, tool_names_));
+                   ResolveConfig(request.config(), defaults_, tool_names_, default_tools_));
   sessions::NewSession fresh;
   fresh.owner = runtime_.owner;
   fresh.seed = config.seed();
@@ -304,11 +325,16 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     turn = std::exchange(session->turn, nullptr);
   }
   if (turn) turn->Join();
+  std::unique_ptr<HotState> hot;
+  {
+    std::lock_guard lock(session->mutex);
+    hot = std::move(session->hot);
+  }
+  hot.reset();                   // what runs in its sandbox ends before its files go
   scheduler_->Drop(session_id);  // before what it still reads is gone
   absl::Status status = Noted(store_->Delete(session_id));
   if (!status.ok() && !absl::IsNotFound(store_->Get(session_id).status())) {
     std::lock_guard lock(session->mutex);
-    session->hot.reset();  // the store takes no commit of it before it is loaded again
     session->busy = false;
     return status;
   }
@@ -325,6 +351,8 @@ absl::Status Daemon::Delete(const std::string& session_id) {
   if (!cleared.ok() && !absl::IsNotFound(cleared)) {
     spdlog::warn("session {}: workspace not removed: {}", session_id, Text(cleared));
   }
+  std::filesystem::remove_all(runtime_.OutputsOf(session_id), error);
+  if (error) spdlog::warn("session {}: outputs not removed: {}", session_id, error.message());
   std::filesystem::remove(runtime_.LockOf(session_id), error);
   return status;  // an error that is left: deleted, but bytes of it are still on the disk
 }
@@ -448,6 +476,8 @@ absl::StatusOr<v1::ServerInfo> Daemon::Info() {
     out.set_read_only(tool->spec().flags.read_only);
     out.set_workspace_only(tool->spec().flags.workspace_only);
     out.set_idempotent(tool->spec().flags.idempotent);
+    out.set_by_default(tool->spec().by_default);
+    out.set_parallel(tool->spec().flags.parallel);
   }
   for (const sandbox::Wall& wall : walls_) {
     v1::Wall& out = *info.add_walls();

@@ -30,6 +30,7 @@ struct DaemonOptions {
   std::filesystem::path helper_dir;  // agentd-init and agentd-tool; empty: beside the binary
   bool resume = true;                // go on at once with turns that were under way
   int64_t store_budget_bytes = 0;    // sessions::StoreOptions::budget_bytes
+  tools::Config tools;
   model::EngineOptions engine;
   SchedulerOptions scheduler;
   sessions::StoreKeys store_keys;  // none: the store is not encrypted
@@ -82,6 +83,11 @@ class Daemon {
   // outcome once that is durable, perhaps on another thread.
   void Cancel(const std::string& session_id, std::function<void(absl::Status)> done);
 
+  // Answers a call that waits for a person; `done` gets the outcome once the answer is durable,
+  // perhaps on another thread.
+  void AnswerApproval(const v1::AnswerApprovalRequest& request,
+                      std::function<void(absl::Status)> done);
+
   // The session's bundle, piece by piece. `sink` may wait.
   absl::Status Export(const v1::ExportSessionRequest& request, const sessions::ByteSink& sink);
   // An empty file of the data directory without a name, for a bundle that arrives.
@@ -102,6 +108,7 @@ class Daemon {
   explicit Daemon(DaemonOptions options);
   absl::Status Init();
   absl::Status MakeDirectories();
+  absl::Status AddTools();
   absl::Status TakeUpSessions();
 
   void ForgetIdle();
@@ -142,8 +149,10 @@ class Daemon {
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   tools::Registry registry_;
   std::vector<std::string> tool_names_;
+  std::vector<std::string> default_tools_;  // of sessions that do not choose
   std::vector<sandbox::Wall> walls_;
   std::unique_ptr<const ModelBundle> model_;
+  AgentDefaults defaults_;  // the model's, with the configuration's limits
   std::unique_ptr<sessions::Store> store_;
   std::unique_ptr<Scheduler> scheduler_;
   Runtime runtime_;

@@ -103,7 +103,7 @@ absl::StatusOr<v1::SessionMeta> Daemon::CheckBundle(int file) const {
     if (!meta.ParseFromString(session.meta))
       return DataLoss("the bundle is damaged: its session's configuration is not readable");
     absl::StatusOr<v1::SessionConfig> config =
-        ResolveConfig(meta.config(), model_->defaults, tool_names_);
+        ResolveConfig(meta.config(), defaults_, tool_names_, default_tools_);
     if (!config.ok()) return Annotate(config.status(), "the bundle's session");
     *meta.mutable_config() = *std::move(config);
     if (SameModel(*model_, meta)) transcript.emplace(NewTranscript(runtime_, meta.config()));

@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
 }
 
 absl::Status Daemon::MakeDirectories() {
-  for (const char* name : {"", "workspaces", "locks"}) {
+  for (const char* name : {"", "workspaces", "locks", "outputs"}) {
     const std::filesystem::path directory = options_.data / name;
     std::error_code error;
     std::filesystem::create_directories(directory, error);
@@ -50,12 +50,23 @@ absl::Status Daemon::MakeDirectories() {
   return absl::OkStatus();
 }
 
+absl::Status Daemon::AddTools() {
+  RETURN_IF_ERROR(tools::AddBuiltinTools(registry_, options_.tools));
+  for (const tools::Tool* tool : registry_.tools()) {
+    tool_names_.push_back(tool->spec().name);
+    if (tool->spec().by_default) default_tools_.push_back(tool->spec().name);
+  }
+  return options_.tools.CheckNames(tool_names_);
+}
+
 absl::Status Daemon::Init() {
-  RETURN_IF_ERROR(tools::AddBuiltinTools(registry_));
-  for (const tools::Tool* tool : registry_.tools()) tool_names_.push_back(tool->spec().name);
+  RETURN_IF_ERROR(AddTools());
   RETURN_IF_ERROR(MakeDirectories());
   std::unique_ptr<model::Engine> engine;
   ASSIGN_OR_RETURN(model_, ModelBundle::Load(options_.model, options_.engine, engine));
+  defaults_ = model_->defaults;
+  defaults_.max_turn_tokens = options_.tools.max_turn_tokens.value_or(defaults_.max_turn_tokens);
+  defaults_.max_turn_calls = options_.tools.max_turn_calls.value_or(defaults_.max_turn_calls);
   sessions::StoreOptions store_options;
   store_options.kv_identity = model_->fingerprint_hex + " " + model_->numerics_id;
   store_options.budget_bytes = options_.store_budget_bytes;
@@ -74,6 +85,7 @@ absl::Status Daemon::Init() {
   runtime_.scheduler = scheduler_.get();
   runtime_.model = model_.get();
   runtime_.registry = &registry_;
+  runtime_.tools_config = &options_.tools;
   runtime_.owner = fmt::format("uid:{}", ::getuid());
   runtime_.data = options_.data;
   runtime_.helper_dir = options_.helper_dir;
@@ -280,15 +292,21 @@ v1::Session Daemon::Describe(Session& session) {
   const EventHub::View view = session.hub->view();
   sessions::SessionInfo info;
   v1::SessionMeta meta;
+  std::shared_ptr<Turn> turn;
   {
     std::lock_guard lock(session.mutex);
     info = session.info;
     meta = session.meta;
+    if (view.running) turn = session.turn;
   }
   // The store knows the newest counts; what is in memory serves while it cannot be read.
   absl::StatusOr<sessions::SessionInfo> newest = store_->Get(session.id);
   if (newest.ok()) info = std::move(newest).value();
-  return Describe(info, meta, view.running);
+  v1::Session out = Describe(info, meta, view.running);
+  if (!turn) return out;
+  for (v1::ApprovalAsked& asked : turn->waiting_for()) *out.add_waiting_for() = std::move(asked);
+  if (out.waiting_for_size() > 0) out.set_state(v1::SESSION_STATE_WAITING);
+  return out;
 }
 
 v1::Session Daemon::Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,

@@ -84,6 +84,15 @@ v1::Event EventRenderer::Render(const sessions::Event& event, sessions::Timeline
     case KindOf<v1::ModelAdopted>::value:
       Copy(event, out.mutable_model_adopted());
       break;
+    case KindOf<v1::ApprovalAsked>::value:
+      Copy(event, out.mutable_approval_asked());
+      break;
+    case KindOf<v1::ApprovalAnswered>::value:
+      Copy(event, out.mutable_approval_answered());
+      break;
+    case KindOf<v1::OutputKept>::value:
+      Copy(event, out.mutable_output_kept());
+      break;
     default:
       out.mutable_note()->set_text("an event of a newer version");
       break;

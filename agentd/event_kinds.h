@@ -30,6 +30,9 @@ AGENTD_EVENT_KIND(Rewound, v1::Event::kRewoundFieldNumber);
 AGENTD_EVENT_KIND(SeedChanged, v1::Event::kSeedChangedFieldNumber);
 AGENTD_EVENT_KIND(Note, v1::Event::kNoteFieldNumber);
 AGENTD_EVENT_KIND(ModelAdopted, v1::Event::kModelAdoptedFieldNumber);
+AGENTD_EVENT_KIND(ApprovalAsked, v1::Event::kApprovalAskedFieldNumber);
+AGENTD_EVENT_KIND(ApprovalAnswered, v1::Event::kApprovalAnsweredFieldNumber);
+AGENTD_EVENT_KIND(OutputKept, v1::Event::kOutputKeptFieldNumber);
 #undef AGENTD_EVENT_KIND
 
 template <typename Message>

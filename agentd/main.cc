@@ -51,6 +51,7 @@ struct Flags {
   int64_t store_budget_bytes = 0;
   int batch_tokens = 512;
   int ready_fd = -1;
+  std::string config;
   std::string store_key_file;
   std::vector<std::string> old_store_key_files;
   bool rewrite_store = false;
@@ -117,6 +118,8 @@ void DefineFlags(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--helper-dir", flags.helper_dir,
                  "Where agentd-init and agentd-tool are (default: beside agentd)");
+  app.add_option("--config", flags.config,
+                 "TOML file about tools: limits, rules, consent (tools/CONFIG.md)");
   app.add_option("--store-key-file", flags.store_key_file,
                  "File of the key (64 hex digits) that the sessions are encrypted with; without it "
                  "$AGENTD_STORE_KEY, if that is set");
@@ -206,6 +209,11 @@ int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
   agentd::daemon::DaemonOptions options;
   options.model = flags.model;
   options.data = data;
+  if (!flags.config.empty()) {
+    auto config = agentd::tools::ReadConfig(flags.config);
+    if (!config.ok()) return Fail(agentd::Annotate(config.status(), "--config"));
+    options.tools = *std::move(config);
+  }
   options.store_keys = std::move(store_keys);
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";

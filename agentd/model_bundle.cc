@@ -152,7 +152,8 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
 
 absl::StatusOr<v1::SessionConfig> ResolveConfig(const v1::SessionConfig& asked,
                                                 const AgentDefaults& defaults,
-                                                const std::vector<std::string>& tool_names) {
+                                                const std::vector<std::string>& tool_names,
+                                                const std::vector<std::string>& default_tools) {
   v1::SessionConfig config = asked;
   if (!config.has_system()) config.set_system(defaults.system);
   if (config.no_tools() && config.tools_size() > 0) {
@@ -165,7 +166,7 @@ absl::StatusOr<v1::SessionConfig> ResolveConfig(const v1::SessionConfig& asked,
     }
   }
   if (config.tools_size() == 0 && !config.no_tools()) {
-    for (const std::string& name : tool_names) config.add_tools(name);
+    for (const std::string& name : default_tools) config.add_tools(name);
   }
   if (config.thinking() == v1::THINKING_UNSPECIFIED) config.set_thinking(defaults.thinking);
   if (!v1::Thinking_IsValid(config.thinking())) {

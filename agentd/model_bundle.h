@@ -65,10 +65,12 @@ absl::StatusOr<AgentDefaults> ParseAgentDefaults(const std::string& json,
                                                  const std::string& source);
 
 // Fills what the client left open from the defaults; checks the rest. InvalidArgument names the
-// field. `tool_names`: all that the daemon has.
+// field. `tool_names`: all that the daemon has; `default_tools`: those of a session that names
+// none.
 absl::StatusOr<v1::SessionConfig> ResolveConfig(const v1::SessionConfig& asked,
                                                 const AgentDefaults& defaults,
-                                                const std::vector<std::string>& tool_names);
+                                                const std::vector<std::string>& tool_names,
+                                                const std::vector<std::string>& default_tools);
 
 model::SamplingParams SamplingOf(const v1::SessionConfig& config);
 model::ChatOptions ChatOptionsOf(const v1::SessionConfig& config);

@@ -94,6 +94,17 @@ grpc::ServerUnaryReactor* AgentdService::Cancel(Context* context, const v1::Canc
   return reactor;
 }
 
+grpc::ServerUnaryReactor* AgentdService::AnswerApproval(Context* context,
+                                                        const v1::AnswerApprovalRequest* request,
+                                                        v1::AnswerApprovalResponse*) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  boost::asio::post(*pool_, [this, request, reactor] {
+    daemon_->AnswerApproval(
+        *request, [reactor](const absl::Status& status) { reactor->Finish(ToGrpc(status)); });
+  });
+  return reactor;
+}
+
 grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* AgentdService::Run(Context* context) {
   return StartRunStream(daemon_, pool_, context, options_.max_prompt_bytes);
 }

@@ -43,6 +43,9 @@ class AgentdService final : public v1::Agentd::CallbackService {
                                           v1::Session* response) override;
   grpc::ServerUnaryReactor* Cancel(Context* context, const v1::CancelRequest* request,
                                    v1::CancelResponse* response) override;
+  grpc::ServerUnaryReactor* AnswerApproval(Context* context,
+                                           const v1::AnswerApprovalRequest* request,
+                                           v1::AnswerApprovalResponse* response) override;
   grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* Run(Context* context) override;
   grpc::ServerWriteReactor<v1::Event>* Watch(Context* context,
                                              const v1::WatchRequest* request) override;

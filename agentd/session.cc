@@ -139,6 +139,11 @@ absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_
   } else {
     RETURN_IF_ERROR(runtime.store->ClearWorkspace(directory));
   }
+  // Calls of another past may have had the same names.
+  std::filesystem::remove_all(runtime.OutputsOf(session_id), error);
+  if (error) {
+    return ErrnoError(error.value(), "remove directory " + runtime.OutputsOf(session_id).string());
+  }
   hot.workspace_ready = true;
   return absl::OkStatus();
 }

@@ -16,7 +16,9 @@
 #include "agentd/scheduler.h"
 #include "agentd/transcript.h"
 #include "agentd/v1/stored.pb.h"
+#include "sandbox/sandbox.h"
 #include "sessions/store.h"
+#include "tools/config.h"
 #include "tools/tool.h"
 
 namespace agentd::daemon {
@@ -29,6 +31,7 @@ struct Runtime {
   Scheduler* scheduler = nullptr;
   const ModelBundle* model = nullptr;
   const tools::Registry* registry = nullptr;
+  const tools::Config* tools_config = nullptr;
   int csa_layers = 0;
   std::string owner;
   std::filesystem::path data;
@@ -42,6 +45,10 @@ struct Runtime {
   std::filesystem::path LockOf(const std::string& session_id) const {
     return data / "locks" / (session_id + ".lock");
   }
+  // Where the outputs lie that were cut for the model; calls see it as /outputs.
+  std::filesystem::path OutputsOf(const std::string& session_id) const {
+    return data / "outputs" / session_id;
+  }
 };
 
 // The part of a session that one operation at a time works on: a turn, a rewind, a cancellation.
@@ -53,6 +60,9 @@ struct HotState {
   bool workspace_ready = false;
   bool after_crash = false;     // the next restore is reported as one after a crash
   int64_t known_evaluated = 0;  // tokens that were evaluated before this state was loaded
+  // Runs while there are calls to run, and on while something lives in it. It holds the lock of the
+  // workspace, so it goes before the workspace is put back.
+  std::unique_ptr<sandbox::Sandbox> sandbox;
 };
 
 // Shared by the daemon's map, the turn and the streams that watch it.

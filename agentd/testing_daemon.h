@@ -60,10 +60,20 @@ class DaemonTest : public testing::Test {
  protected:
   void Start(const Script& script = {}) {
     daemon_.reset();
-    absl::StatusOr<std::unique_ptr<Daemon>> daemon =
-        Daemon::Start(TestOptions(directory_.path() / "data", script));
+    absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(Options(script));
     ASSERT_TRUE(daemon.ok()) << daemon.status();
     daemon_ = std::move(daemon).value();
+  }
+  DaemonOptions Options(const Script& script) {
+    DaemonOptions options = TestOptions(directory_.path() / "data", script);
+    options.tools = tools_;
+    return options;
+  }
+  // What a configuration file with this text says, for the daemons that are started from here on.
+  void Configure(const std::string& toml) {
+    absl::StatusOr<tools::Config> config = tools::ParseConfig(toml, "test.toml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    tools_ = *std::move(config);
   }
   std::string NewSession(uint64_t seed, int64_t max_tokens = 120) {
     v1::CreateSessionRequest request;
@@ -92,6 +102,7 @@ class DaemonTest : public testing::Test {
   }
 
   TemporaryDirectory directory_;
+  tools::Config tools_;
   std::unique_ptr<Daemon> daemon_;
 };
 

@@ -45,6 +45,12 @@ absl::Status Transcript::Apply(const sessions::Event& event) {
       return ApplyToolStarted(event);
     case KindOf<v1::ToolFinished>::value:
       return ApplyToolFinished(event);
+    case KindOf<v1::ApprovalAsked>::value:
+      return ApplyApprovalAsked(event);
+    case KindOf<v1::ApprovalAnswered>::value:
+      return ApplyApprovalAnswered(event);
+    case KindOf<v1::OutputKept>::value:
+      return ApplyOutputKept(event);
     case KindOf<v1::TurnFinished>::value:
       CloseOutput();
       AbandonOutput();
@@ -180,12 +186,47 @@ absl::Status Transcript::ApplyToolFinished(const sessions::Event& event) {
                     finished.call_id());
   }
   if (call->attempts == 0) ++usage_.tool_calls;
+  if (finished.outcome() == v1::TOOL_OUTCOME_REFUSED) ++usage_.refused_calls;
   model::Message result;
   result.role = model::Role::kTool;
   result.tool_call_id = finished.call_id();
   result.content = finished.text();
   messages_.push_back(std::move(result));
   call->result = std::move(finished);
+  return absl::OkStatus();
+}
+
+absl::Status Transcript::ApplyApprovalAsked(const sessions::Event& event) {
+  ASSIGN_OR_RETURN(v1::ApprovalAsked asked, ReadPayload<v1::ApprovalAsked>(event));
+  CallState* call = FindCall(asked.call_id());
+  if (call == nullptr || call->result) {
+    return DataLoss("event {}: asks about call {}, which does not wait", event.seq,
+                    asked.call_id());
+  }
+  call->asked = std::move(asked);
+  call->answered.reset();
+  return absl::OkStatus();
+}
+
+absl::Status Transcript::ApplyApprovalAnswered(const sessions::Event& event) {
+  ASSIGN_OR_RETURN(v1::ApprovalAnswered answered, ReadPayload<v1::ApprovalAnswered>(event));
+  CallState* call = FindCall(answered.call_id());
+  if (call == nullptr || !call->asked || call->answered) {
+    return DataLoss("event {}: answers about call {}, which nobody asked", event.seq,
+                    answered.call_id());
+  }
+  if (answered.decision() == v1::APPROVAL_DECISION_ALLOW_SESSION)
+    allowed_rules_.insert(answered.rule());
+  call->answered = std::move(answered);
+  return absl::OkStatus();
+}
+
+absl::Status Transcript::ApplyOutputKept(const sessions::Event& event) {
+  ASSIGN_OR_RETURN(const v1::OutputKept kept, ReadPayload<v1::OutputKept>(event));
+  if (kept_outputs_.empty() || kept_outputs_.back().call_id != kept.call_id())
+    kept_outputs_.push_back({.call_id = kept.call_id()});
+  kept_outputs_.back().seqs.push_back(event.seq);
+  kept_outputs_.back().bytes += static_cast<int64_t>(kept.text().size());
   return absl::OkStatus();
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,17 @@ enum class Phase {
 struct CallState {
   std::string id;
   tools::ParsedCall call;
-  int attempts = 0;  // times it was started
+  int attempts = 0;                              // times it was started
+  std::optional<v1::ApprovalAsked> asked;        // a person was asked ...
+  std::optional<v1::ApprovalAnswered> answered;  // ... and said this
   std::optional<v1::ToolFinished> result;
+};
+
+// What a call wrote where its result shows only a part: in these events.
+struct KeptOutput {
+  std::string call_id;
+  std::vector<uint64_t> seqs;
+  int64_t bytes = 0;
 };
 
 struct TurnUsage {
@@ -39,6 +49,7 @@ struct TurnUsage {
   int64_t sampled_tokens = 0;
   int32_t tool_calls = 0;
   int32_t repaired_calls = 0;
+  int32_t refused_calls = 0;
 };
 
 // A value without locks; owned by whoever runs the session.
@@ -74,6 +85,9 @@ class Transcript {
   bool prompt_cut() const { return !partial_prompt_.empty(); }
   const std::string& answer() const { return answer_; }  // of the last written message
   const std::optional<sessions::TreeId>& workspace() const { return workspace_; }
+  const std::vector<KeptOutput>& kept_outputs() const { return kept_outputs_; }
+  // A person has allowed all that this rule asks about.
+  bool Allows(const std::string& rule) const { return allowed_rules_.count(rule) > 0; }
   // Index of the last sampled token, so tokens [0, it) were evaluated; 0 if none was sampled.
   int64_t known_evaluated() const { return known_evaluated_; }
   // Where the text that all sessions with this configuration share ends (before the first user
@@ -85,6 +99,9 @@ class Transcript {
   absl::Status ApplyUserMessage(const sessions::Event& event);
   absl::Status ApplyToolStarted(const sessions::Event& event);
   absl::Status ApplyToolFinished(const sessions::Event& event);
+  absl::Status ApplyApprovalAsked(const sessions::Event& event);
+  absl::Status ApplyApprovalAnswered(const sessions::Event& event);
+  absl::Status ApplyOutputKept(const sessions::Event& event);
   void ApplyPromptTokens(const std::vector<TokenId>& tokens);
   absl::StatusOr<std::vector<TokenId>> Render(const std::vector<model::Message>& messages) const;
   void CloseOutput();
@@ -109,6 +126,8 @@ class Transcript {
   std::string answer_;
   TurnUsage usage_;
   std::optional<sessions::TreeId> workspace_;
+  std::vector<KeptOutput> kept_outputs_;
+  std::set<std::string> allowed_rules_;
   int64_t known_evaluated_ = 0;
   int64_t shared_prefix_tokens_ = 0;
 };

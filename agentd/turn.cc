@@ -108,7 +108,7 @@ void Turn::Main() {
 // What this thread has in memory is ahead of the log after a failed commit: the log decides.
 absl::Status Turn::Reload() {
   log_.reset();
-  sandbox_.reset();
+  if (hot_) hot_->sandbox.reset();
   group_.clear();
   runtime_.scheduler->Drop(session_.id);
   ASSIGN_OR_RETURN(hot_, LoadHot(runtime_, session_, config_));
@@ -148,7 +148,8 @@ void Turn::Leave(absl::Status outcome) {
     if (!status.ok()) spdlog::warn("session {}: not parked: {}", session_.id, Text(status));
   }
   log_.reset();
-  sandbox_.reset();
+  if (hot_) hot_->sandbox.reset();
+  RefuseAnswers();
   {
     std::lock_guard lock(session_.mutex);
     session_.meta.set_phase(finished ? v1::SessionMeta::IDLE : v1::SessionMeta::INTERRUPTED);
@@ -457,6 +458,7 @@ absl::Status Turn::Close(v1::TurnEnd end, const std::string& error) {
   finished.set_sampled_tokens(usage.sampled_tokens);
   finished.set_tool_calls(usage.tool_calls);
   finished.set_repaired_calls(usage.repaired_calls);
+  finished.set_refused_calls(usage.refused_calls);
   const int64_t now_us = std::chrono::duration_cast<std::chrono::microseconds>(
                              std::chrono::system_clock::now().time_since_epoch())
                              .count();

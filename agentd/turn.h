@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -37,6 +38,12 @@ class Turn {
   void Cancel();
   // The turn stops where it is and can be gone on with later, by another process too.
   void Park();
+  // A person's word about a call that waits for it; the newest of two about one call is refused.
+  // `done` gets the outcome once the answer is durable, perhaps on another thread.
+  // FailedPrecondition: no such call waits. `call_id` may be empty if one call waits.
+  void AnswerApproval(const v1::AnswerApprovalRequest& request,
+                      std::function<void(absl::Status)> done);
+  std::vector<v1::ApprovalAsked> waiting_for();
   // Runs `callback` once the turn is over (at once if it is), on some thread. OK: its end is
   // durable. Else the session can be gone on with, and the status says what stood in the way.
   void OnDone(std::function<void(absl::Status)> callback);
@@ -62,6 +69,11 @@ class Turn {
     const tools::Tool* tool = nullptr;  // null: does not run
     std::string arguments;              // as the tool accepts them
     std::optional<v1::ToolFinished> refusal;
+    std::optional<v1::ApprovalAsked> ask;  // runs only once a person allows it
+  };
+  struct Answer {
+    v1::ApprovalAnswered answered;
+    std::function<void(absl::Status)> done;
   };
 
   void Main();
@@ -91,12 +103,21 @@ class Turn {
 
   absl::Status RunCalls();
   PreparedCall Prepare(const CallState& call);
+  void CheckRules(PreparedCall& prepared);
+  absl::Status AwaitApprovals(std::vector<PreparedCall>& calls);
+  std::vector<Answer> WaitForAnswers(const std::vector<PreparedCall>& calls);
+  void RefuseAnswers();
   absl::Status RunParallel(const std::vector<PreparedCall>& calls);
   absl::Status RunOne(const PreparedCall& call);
   absl::Status StartSandbox();
-  absl::StatusOr<std::vector<sessions::NewEvent>> SaveWorkspace(const CallState& call,
-                                                                v1::ToolFinished finished);
-  v1::ToolFinished Execute(const PreparedCall& call);
+  struct Executed {
+    v1::ToolFinished finished;
+    std::string whole;  // to be kept beside it
+  };
+  static std::vector<sessions::NewEvent> ResultEvents(const Executed& executed);
+  absl::StatusOr<std::vector<sessions::NewEvent>> SaveWorkspace(std::vector<Executed> executed);
+  Executed Execute(const PreparedCall& call);
+  bool CutByParking(const Executed& executed) const;
 
   const Runtime& runtime_;
   const std::shared_ptr<Session> session_holder_;  // the thread may outlive the daemon's interest
@@ -107,8 +128,8 @@ class Turn {
   // The turn thread's.
   std::unique_ptr<HotState> hot_;
   std::unique_ptr<SessionLog> log_;
-  std::unique_ptr<sandbox::Sandbox> sandbox_;
-  std::vector<TokenId> group_;  // sampled, not queued yet
+  std::set<std::string> asked_;  // calls that this process has asked about
+  std::vector<TokenId> group_;   // sampled, not queued yet
   std::chrono::steady_clock::time_point group_started_;
   bool closed_ = false;
 
@@ -119,8 +140,10 @@ class Turn {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::shared_ptr<Job> job_;             // guarded by mutex_; the one that is decoding
-  std::optional<absl::Status> outcome_;  // guarded by mutex_; set when the turn is over
+  std::shared_ptr<Job> job_;                    // guarded by mutex_; the one that is decoding
+  std::optional<absl::Status> outcome_;         // guarded by mutex_; set when the turn is over
+  std::vector<v1::ApprovalAsked> waiting_for_;  // guarded by mutex_; without an answer
+  std::vector<Answer> answers_;                 // guarded by mutex_; not written yet
   std::vector<std::function<void(absl::Status)>> on_done_;  // guarded by mutex_
   std::mutex join_mutex_;
   std::thread thread_;  // guarded by join_mutex_

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "agentd/event_kinds.h"
+#include "agentd/kept_outputs.h"
 #include "agentd/turn.h"
 #include "agentd/utf8.h"
 #include "base/status.h"
@@ -18,7 +19,6 @@ namespace {
 using sessions::NewEvent;
 using sessions::internal::CrashPoint;
 
-constexpr size_t kParallelCalls = 8;
 // A call that was started so often without a result may be what ends the daemon.
 constexpr int kMaxAttempts = 5;
 constexpr size_t kMaxReasonBytes = 500;  // of an error that the model reads
@@ -44,6 +44,8 @@ NewEvent StartedEvent(const CallState& call, const std::string& arguments) {
 bool MayRunAgain(const tools::ToolFlags& flags) {
   return flags.workspace_only || flags.read_only || flags.idempotent;
 }
+
+bool MayRunBeside(const tools::ToolFlags& flags) { return flags.read_only || flags.parallel; }
 
 }  // namespace
 
@@ -85,6 +87,7 @@ Turn::PreparedCall Turn::Prepare(const CallState& call) {
     return prepared;
   }
   prepared.tool = tool;
+  CheckRules(prepared);
   return prepared;
 }
 
@@ -103,6 +106,8 @@ absl::Status Turn::RunCalls() {
     }
     calls.push_back(Prepare(call));
   }
+  RETURN_IF_ERROR(AwaitApprovals(calls));
+  if (Stopping()) return absl::OkStatus();
   const bool any_run =
       std::any_of(calls.begin(), calls.end(), [](const PreparedCall& c) { return c.tool; });
   if (any_run) {
@@ -119,7 +124,7 @@ absl::Status Turn::RunCalls() {
   }
   const bool parallel =
       calls.size() > 1 && std::all_of(calls.begin(), calls.end(), [](const PreparedCall& call) {
-        return !call.tool || call.tool->spec().flags.read_only;
+        return !call.tool || MayRunBeside(call.tool->spec().flags);
       });
   if (parallel) {
     RETURN_IF_ERROR(RunParallel(calls));
@@ -134,22 +139,23 @@ absl::Status Turn::RunCalls() {
 }
 
 absl::Status Turn::StartSandbox() {
-  if (sandbox_failed_.exchange(false)) sandbox_.reset();
-  if (!hot_->workspace_ready) sandbox_.reset();  // what it runs would hold the old tree's lock
+  if (sandbox_failed_.exchange(false)) hot_->sandbox.reset();
+  if (!hot_->workspace_ready) hot_->sandbox.reset();  // what it runs would hold the old tree's lock
   RETURN_IF_ERROR(EnsureWorkspace(runtime_, session_.id, *hot_));
-  if (sandbox_) return absl::OkStatus();
+  RETURN_IF_ERROR(EnsureOutputs(runtime_, session_, *hot_));
+  if (hot_->sandbox) return absl::OkStatus();
   sandbox::Options options;
   options.workspace = runtime_.WorkspaceOf(session_.id);
   options.lock_file = runtime_.LockOf(session_.id);
   options.helper_dir = runtime_.helper_dir;
   absl::StatusOr<std::unique_ptr<sandbox::Sandbox>> started = sandbox::Sandbox::Start(options);
   if (!started.ok()) return NotTheStores(started.status());
-  sandbox_ = *std::move(started);
+  hot_->sandbox = *std::move(started);
   return absl::OkStatus();
 }
 
 // Runs a prepared call to its end. Any thread.
-v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
+Turn::Executed Turn::Execute(const PreparedCall& prepared) {
   const CallState& call = *prepared.call;
   std::atomic<bool> spawned{false};
   tools::Utf8Cleaner cleaner;  // a character that two chunks share is held until it is whole
@@ -162,7 +168,9 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
     session_.hub->PublishEphemeral(std::move(event));
   };
   tools::ToolContext context;
-  context.sandbox = sandbox_.get();
+  context.sandbox = hot_->sandbox.get();
+  context.call_id = call.id;
+  context.kept_output_bytes = runtime_.tools_config->kept_output_bytes;
   context.cancel = &tool_cancel_;
   context.on_output = [&](std::string_view chunk) {
     if (!spawned.exchange(true)) CrashPoint("agentd.tool_running");
@@ -178,10 +186,11 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
   if (!result.ok()) {
     spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(result.status()));
     sandbox_failed_.store(true);
-    return CutOffResult(call,
-                        absl::IsFailedPrecondition(result.status()) ? v1::TOOL_OUTCOME_REFUSED
-                                                                    : v1::TOOL_OUTCOME_ERROR,
-                        "Error: the sandbox failed: " + Text(result.status()));
+    return {CutOffResult(call,
+                         absl::IsFailedPrecondition(result.status()) ? v1::TOOL_OUTCOME_REFUSED
+                                                                     : v1::TOOL_OUTCOME_ERROR,
+                         "Error: the sandbox failed: " + Text(result.status())),
+            ""};
   }
   v1::ToolFinished finished = CutOffResult(
       call, result->is_error ? v1::TOOL_OUTCOME_ERROR : v1::TOOL_OUTCOME_OK, result->text);
@@ -189,29 +198,40 @@ v1::ToolFinished Turn::Execute(const PreparedCall& prepared) {
   finished.set_exit_code(result->exit_code);
   finished.set_output_bytes(result->output_bytes);
   finished.set_wall_time_us(result->wall_time_us);
-  return finished;
+  return {std::move(finished), std::move(result->whole)};
 }
 
-// The events of a call that may have written: its result and the workspace's new tree. If the
-// workspace cannot be stored as the call left it, its changes are undone and the model is told.
-absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(const CallState& call,
-                                                          v1::ToolFinished finished) {
-  std::vector<NewEvent> events;
+std::vector<NewEvent> Turn::ResultEvents(const Executed& executed) {
+  std::vector<NewEvent> events = KeepOutput(executed.finished.call_id(), executed.whole);
+  events.push_back(MakeEvent(executed.finished));
+  return events;
+}
+
+// The events of calls that may have written: their results and the workspace's new tree. If the
+// workspace cannot be stored as they left it, its changes are undone and the model is told.
+absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(std::vector<Executed> executed) {
   absl::StatusOr<sessions::WorkspaceSnapshot> snapshot =
       runtime_.store->SnapshotWorkspace(runtime_.WorkspaceOf(session_.id));
   if (absl::IsUnavailable(snapshot.status())) return snapshot.status();
+  std::vector<NewEvent> events;
   if (!snapshot.ok()) {
-    // A full disk is none of the call's doing; the commit that follows finds it too and waits.
-    spdlog::warn("session {}: {}: {}", session_.id, call.call.name, Text(snapshot.status()));
-    finished.set_outcome(v1::TOOL_OUTCOME_ERROR);
-    finished.set_text(ValidUtf8(
-        "Error: the workspace could not be saved after this call, so its changes were undone: " +
-        Text(snapshot.status()).substr(0, kMaxReasonBytes)));
+    // A full disk is none of the calls' doing; the commit that follows finds it too and waits.
+    spdlog::warn("session {}: the workspace is not saved: {}", session_.id,
+                 Text(snapshot.status()));
+    for (Executed& call : executed) {
+      call.whole.clear();
+      call.finished.set_outcome(v1::TOOL_OUTCOME_ERROR);
+      call.finished.set_text(ValidUtf8(
+          "Error: the workspace could not be saved after this call, so its changes were undone: " +
+          Text(snapshot.status()).substr(0, kMaxReasonBytes)));
+    }
     hot_->workspace_ready = false;
     absl::Status undone = StartSandbox();
     if (!undone.ok()) spdlog::warn("session {}: undo: {}", session_.id, Text(undone));
   }
-  events.push_back(MakeEvent(finished));
+  for (const Executed& call : executed) {
+    for (NewEvent& event : ResultEvents(call)) events.push_back(std::move(event));
+  }
   if (snapshot.ok() && snapshot->tree != hot_->transcript.workspace()) {
     events.push_back(NewEvent::Workspace(*snapshot));
   }
@@ -228,17 +248,19 @@ absl::Status Turn::RunOne(const PreparedCall& prepared) {
   CrashPoint("agentd.call_ready");
   RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call, prepared.arguments)}));
   CrashPoint("agentd.call_journaled");
-  v1::ToolFinished finished = Execute(prepared);
+  Executed executed = Execute(prepared);
   // Parked in mid-call: the call has no result; it runs again when the turn goes on.
-  if (parking_.load() && finished.outcome() == v1::TOOL_OUTCOME_CANCELLED) {
+  if (CutByParking(executed)) {
     hot_->workspace_ready = false;
     return absl::OkStatus();
   }
   std::vector<NewEvent> events;
   if (prepared.tool->spec().flags.read_only) {
-    events.push_back(MakeEvent(finished));
+    events = ResultEvents(executed);
   } else {
-    ASSIGN_OR_RETURN(events, SaveWorkspace(*prepared.call, std::move(finished)));
+    std::vector<Executed> one;
+    one.push_back(std::move(executed));
+    ASSIGN_OR_RETURN(events, SaveWorkspace(std::move(one)));
   }
   CrashPoint("agentd.result_ready");
   RETURN_IF_ERROR(WriteDurably(std::move(events)));
@@ -246,7 +268,12 @@ absl::Status Turn::RunOne(const PreparedCall& prepared) {
   return absl::OkStatus();
 }
 
-// Read-only calls, several at once; results are written in the order they come.
+bool Turn::CutByParking(const Executed& executed) const {
+  return parking_.load() && executed.finished.outcome() == v1::TOOL_OUTCOME_CANCELLED;
+}
+
+// Calls that may run beside each other, several at once. Results are written in the order of the
+// calls; those of calls that may have written only together with the workspace that they all left.
 absl::Status Turn::RunParallel(const std::vector<PreparedCall>& calls) {
   std::vector<NewEvent> begun;
   std::vector<const PreparedCall*> queue;
@@ -262,35 +289,42 @@ absl::Status Turn::RunParallel(const std::vector<PreparedCall>& calls) {
   CrashPoint("agentd.call_journaled");
   std::mutex mutex;
   std::condition_variable arrived;
-  std::vector<v1::ToolFinished> results;
+  std::vector<std::optional<Executed>> results(queue.size());  // guarded by mutex
   std::atomic<size_t> next{0};
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < std::min(queue.size(), kParallelCalls); ++i) {
+  const size_t at_once = static_cast<size_t>(runtime_.tools_config->parallel_calls);
+  for (size_t i = 0; i < std::min(queue.size(), at_once); ++i) {
     threads.emplace_back([&] {
       for (size_t at = next++; at < queue.size(); at = next++) {
-        v1::ToolFinished finished = Execute(*queue[at]);
+        Executed executed = Execute(*queue[at]);
         std::lock_guard lock(mutex);
-        results.push_back(std::move(finished));
+        results[at] = std::move(executed);
         arrived.notify_one();
       }
     });
   }
   absl::Status status;
-  for (size_t written = 0; written < queue.size();) {
-    std::vector<v1::ToolFinished> batch;
-    {
-      std::unique_lock lock(mutex);
-      arrived.wait(lock, [&] { return !results.empty(); });
-      batch.swap(results);
-    }
-    written += batch.size();
-    for (const v1::ToolFinished& finished : batch) {
-      if (parking_.load() && finished.outcome() == v1::TOOL_OUTCOME_CANCELLED) continue;
-      if (status.ok()) status = Write({MakeEvent(finished)});
+  std::vector<Executed> wrote;
+  for (size_t at = 0; at < queue.size(); ++at) {
+    std::unique_lock lock(mutex);
+    arrived.wait(lock, [&] { return results[at].has_value(); });
+    Executed executed = *std::move(results[at]);
+    lock.unlock();
+    if (!queue[at]->tool->spec().flags.read_only) {
+      wrote.push_back(std::move(executed));
+    } else if (!CutByParking(executed) && status.ok()) {
+      status = Write(ResultEvents(executed));
     }
   }
   for (std::thread& thread : threads) thread.join();
   RETURN_IF_ERROR(status);
+  if (std::any_of(wrote.begin(), wrote.end(),
+                  [this](const Executed& executed) { return CutByParking(executed); })) {
+    hot_->workspace_ready = false;  // all of them run again, or are answered as unknown
+  } else if (!wrote.empty()) {
+    ASSIGN_OR_RETURN(std::vector<NewEvent> events, SaveWorkspace(std::move(wrote)));
+    RETURN_IF_ERROR(Write(std::move(events)));
+  }
   RETURN_IF_ERROR(log_->Flush());
   CrashPoint("agentd.result_committed");
   return absl::OkStatus();

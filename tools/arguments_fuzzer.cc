@@ -3,13 +3,14 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "tools/config.h"
 #include "tools/text.h"
 #include "tools/tool.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const agentd::tools::Registry* const registry = [] {
     auto* filled = new agentd::tools::Registry();
-    AGENTD_CHECK(agentd::tools::AddBuiltinTools(*filled).ok());
+    AGENTD_CHECK(agentd::tools::AddBuiltinTools(*filled, {}).ok());
     return filled;
   }();
   if (size == 0) return 0;

@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "tools/builtin_json.h"
+#include "tools/config.h"
 #include "tools/text.h"
 #include "tools/tool.h"
 
@@ -21,23 +22,34 @@ using sandbox::CallResult;
 constexpr size_t kMaxAnswerBytes = 16'384;
 // Enough on both sides of a cut to find line ends.
 constexpr int64_t kKeptOutputBytes = 512 * 1024;
-constexpr int64_t kDefaultBashSeconds = 60;
-constexpr int64_t kFileToolMs = 60'000;
+constexpr int64_t kToolMs = 60'000;  // of bash, what builtin.json says
 // Four times the largest file that edit_file takes.
 constexpr int64_t kFileToolMemoryBytes = int64_t{1} << 30;
 // What the kernel takes as one argument of a program, with room for the shell's own.
 constexpr size_t kMaxCommandBytes = 120'000;
 
-// The output as the model may see it: valid UTF-8, without one final line end, not too long.
-std::string Answer(const CallResult& result) {
+// The output as the model may see it: valid UTF-8, without one final line end, not too long. What
+// is left out is kept, if there is a place `where` it can be read.
+void SetAnswer(const CallResult& result, const std::string& where, ToolResult& answer) {
   const size_t head_size =
       result.dropped_at >= 0 ? static_cast<size_t>(result.dropped_at) : result.output.size();
   const std::string head = CleanUtf8(std::string_view(result.output).substr(0, head_size));
   std::string text = head + CleanUtf8(std::string_view(result.output).substr(head_size));
   if (text.ends_with('\n')) text.pop_back();
-  if (result.dropped_at < 0) return CutMiddle(text, kMaxAnswerBytes);
-  const int64_t missing = result.output_bytes - static_cast<int64_t>(result.output.size());
-  return CutMiddle(text, kMaxAnswerBytes, static_cast<int64_t>(head.size()), missing);
+  const int64_t missing =
+      result.dropped_at < 0 ? 0 : result.output_bytes - static_cast<int64_t>(result.output.size());
+  if (missing == 0 && text.size() <= kMaxAnswerBytes) {
+    answer.text = std::move(text);
+    return;
+  }
+  if (!where.empty()) {
+    answer.whole = missing == 0
+                       ? text
+                       : head + fmt::format("\n[... {} bytes were not kept ...]\n", missing) +
+                             text.substr(head.size());
+  }
+  answer.text = CutMiddle(text, kMaxAnswerBytes,
+                          missing == 0 ? -1 : static_cast<int64_t>(head.size()), missing, where);
 }
 
 std::string Seconds(int64_t wall_time_ms) { return fmt::format("{}", wall_time_ms / 1000); }
@@ -64,17 +76,26 @@ class BuiltinTool : public Tool {
                                  const ToolContext& context) const override;
 
  private:
-  ToolResult BashResult(const CallResult& result, int64_t wall_time_ms) const;
-  ToolResult FileResult(const CallResult& result, int64_t wall_time_ms) const;
+  ToolResult BashResult(const CallResult& result, int64_t wall_time_ms,
+                        const std::string& where) const;
+  ToolResult FileResult(const CallResult& result, int64_t wall_time_ms,
+                        const std::string& where) const;
+
+  // What the model asks for (0: nothing), within what the configuration allows.
+  int64_t BashTimeMs(int64_t asked_s) const {
+    const int64_t asked_ms = asked_s > 0 ? 1000 * asked_s : spec_.limits.wall_time_ms;
+    return spec_.wall_time_is_most ? std::min(asked_ms, spec_.limits.wall_time_ms) : asked_ms;
+  }
 
   const ToolSpec spec_;
 };
 
-ToolResult BuiltinTool::BashResult(const CallResult& result, int64_t wall_time_ms) const {
+ToolResult BuiltinTool::BashResult(const CallResult& result, int64_t wall_time_ms,
+                                   const std::string& where) const {
   std::string end = EndInWords(result, wall_time_ms);
   if (end.empty() && result.exit_code != 0) end = fmt::format("exit code {}", result.exit_code);
   ToolResult answer;
-  answer.text = Answer(result);
+  SetAnswer(result, where, answer);
   if (!end.empty())
     answer.text += fmt::format("{}[{}]", answer.text.empty() ? "" : "\n", end);
   else if (answer.text.empty())
@@ -82,15 +103,16 @@ ToolResult BuiltinTool::BashResult(const CallResult& result, int64_t wall_time_m
   return answer;
 }
 
-ToolResult BuiltinTool::FileResult(const CallResult& result, int64_t wall_time_ms) const {
+ToolResult BuiltinTool::FileResult(const CallResult& result, int64_t wall_time_ms,
+                                   const std::string& where) const {
   ToolResult answer;
   const std::string end = EndInWords(result, wall_time_ms);
   if (end.empty()) {
-    answer.text = Answer(result);
+    SetAnswer(result, where, answer);
     answer.is_error = result.exit_code != 0;
   } else {
     // What there was before a time-out is worth having; what a cancelled call found is not.
-    if (result.end == CallEnd::kTimedOut) answer.text = Answer(result);
+    if (result.end == CallEnd::kTimedOut) SetAnswer(result, where, answer);
     answer.text += fmt::format("{}Error: {}: {}", answer.text.empty() ? "" : "\n", spec_.name, end);
     answer.is_error = true;
   }
@@ -105,6 +127,8 @@ absl::StatusOr<ToolResult> BuiltinTool::Run(std::string_view arguments,
   const bool is_bash = spec_.name == "bash";
   CallRequest request;
   request.limits = spec_.limits;
+  request.limits.max_output_bytes =
+      std::max(spec_.limits.max_output_bytes, context.kept_output_bytes);
   request.on_output = context.on_output;
   if (is_bash) {
     const std::string command = parsed.value("command", std::string());
@@ -116,7 +140,7 @@ absl::StatusOr<ToolResult> BuiltinTool::Run(std::string_view arguments,
                       : "Error: bash: command: holds a NUL byte",
           .is_error = true};
     request.argv = {"/bin/bash", "-c", command};
-    request.limits.wall_time_ms = 1000 * parsed.value("timeout", kDefaultBashSeconds);
+    request.limits.wall_time_ms = BashTimeMs(parsed.value("timeout", int64_t{0}));
   } else {
     request.argv = {"/agentd/agentd-tool", spec_.name};
     request.stdin_data = std::string(arguments);
@@ -127,8 +151,12 @@ absl::StatusOr<ToolResult> BuiltinTool::Run(std::string_view arguments,
   if (result.end == CallEnd::kSandboxDied)
     return absl::UnavailableError(
         fmt::format("the sandbox died while {} ran; its processes are dead", spec_.name));
-  ToolResult answer = is_bash ? BashResult(result, request.limits.wall_time_ms)
-                              : FileResult(result, request.limits.wall_time_ms);
+  // What read_file leaves out can be read where it was.
+  const std::string where = context.call_id.empty() || spec_.name == "read_file"
+                                ? std::string()
+                                : KeptOutputPath(context.call_id);
+  ToolResult answer = is_bash ? BashResult(result, request.limits.wall_time_ms, where)
+                              : FileResult(result, request.limits.wall_time_ms, where);
   answer.cancelled = result.end == CallEnd::kCancelled;
   answer.exit_code = result.exit_code;
   answer.output_bytes = result.output_bytes;
@@ -165,7 +193,9 @@ ToolFlags FlagsOf(const std::string& name) {
 
 }  // namespace
 
-absl::Status AddBuiltinTools(Registry& registry) {
+std::string KeptOutputPath(const std::string& call_id) { return "/outputs/" + call_id + ".txt"; }
+
+absl::Status AddBuiltinTools(Registry& registry, const Config& config) {
   for (std::string& text : ObjectTexts(kBuiltinJson)) {
     const json definition = json::parse(text, nullptr, false);
     if (!definition.is_object()) return Internal("builtin.json: not JSON: {}", text);
@@ -174,9 +204,10 @@ absl::Status AddBuiltinTools(Registry& registry) {
     spec.description = definition.value("description", "");
     spec.schema = std::move(text);
     spec.flags = FlagsOf(spec.name);
-    spec.limits.wall_time_ms = kFileToolMs;
+    spec.limits.wall_time_ms = kToolMs;
     spec.limits.max_output_bytes = kKeptOutputBytes;
     if (spec.name != "bash") spec.limits.memory_bytes = kFileToolMemoryBytes;
+    ApplySettings(config, spec);
     RETURN_IF_ERROR(registry.Add(std::make_unique<BuiltinTool>(std::move(spec))));
   }
   return absl::OkStatus();

@@ -148,7 +148,7 @@ bool IsJsonObject(std::string_view text) {
 }
 
 std::string CutMiddle(std::string_view text, size_t limit, int64_t missing_at,
-                      int64_t missing_bytes) {
+                      int64_t missing_bytes, std::string_view where) {
   const bool missing = missing_at >= 0 && missing_bytes > 0;
   if (text.size() <= limit && !missing) return std::string(text);
   size_t head = std::min(limit / 2, text.size());
@@ -173,7 +173,9 @@ std::string CutMiddle(std::string_view text, size_t limit, int64_t missing_at,
   std::string out(text.substr(0, head));
   if (!out.empty() && out.back() != '\n') out.push_back('\n');
   const int64_t left_out = static_cast<int64_t>(tail - head) + (missing ? missing_bytes : 0);
-  out += fmt::format("[... {} bytes left out ...]\n", left_out);
+  out += where.empty() ? fmt::format("[... {} bytes left out ...]\n", left_out)
+                       : fmt::format("[... {} bytes left out; read them in {} ...]\n", left_out,
+                                     std::string(where));
   out += text.substr(tail);
   return out;
 }

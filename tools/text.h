@@ -43,8 +43,9 @@ bool IsJsonObject(std::string_view text);
 // are any (and never inside a character), with the line "[... N bytes left out ...]" between them.
 // `missing_at`, if not negative, is where `missing_bytes` are missing from `text` already; the cut
 // then covers that place.
+// `where`: where all of it can be read, which the line then says.
 std::string CutMiddle(std::string_view text, size_t limit, int64_t missing_at = -1,
-                      int64_t missing_bytes = 0);
+                      int64_t missing_bytes = 0, std::string_view where = {});
 
 }  // namespace agentd::tools
 

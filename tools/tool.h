@@ -25,6 +25,7 @@ struct ToolFlags {
   bool idempotent = false;      // running it again is harmless whatever it touches
   bool needs_approval = false;
   bool network = false;
+  bool parallel = false;  // may run beside other such calls although it is not read-only
 };
 
 struct ToolSpec {
@@ -34,10 +35,16 @@ struct ToolSpec {
                        // the prompt shows it
   ToolFlags flags;
   sandbox::Limits limits;
+  bool wall_time_is_most = false;  // a call cannot ask for more
+  bool by_default = true;          // offered to sessions that do not choose their tools
 };
 
 struct ToolContext {
   sandbox::Sandbox* sandbox = nullptr;  // the session's
+  // Of the call in its session: the whole of an output that is cut for the model is kept as the
+  // file /outputs/CALL_ID.txt, up to so many bytes. Empty: it is not kept.
+  std::string call_id;
+  int64_t kept_output_bytes = 0;
   const sandbox::CancelFlag* cancel = nullptr;
   std::function<void(std::string_view)> on_output;  // partial output, may be empty
 };
@@ -50,6 +57,7 @@ struct ToolResult {
   bool cancelled = false;
   int exit_code = 0;
   int64_t output_bytes = 0;  // before cutting
+  std::string whole;         // what `text` says is in /outputs; empty if it says nothing of it
   int64_t wall_time_us = 0;
 };
 
@@ -89,9 +97,17 @@ class Registry {
   std::unique_ptr<State> state_;
 };
 
-// bash, read_file, write_file, edit_file, list_dir, grep (builtin.json, RESULTS.md). They run
-// inside the sandbox as /agentd/agentd-tool.
-absl::Status AddBuiltinTools(Registry& registry);
+// Where a call reads what was left out of an earlier one's result.
+std::string KeptOutputPath(const std::string& call_id);
+
+struct Config;
+
+// What the configuration says of this tool.
+void ApplySettings(const Config& config, ToolSpec& spec);
+
+// bash, read_file, write_file, edit_file, list_dir, grep (builtin.json, RESULTS.md), as `config`
+// sets them. They run inside the sandbox as /agentd/agentd-tool.
+absl::Status AddBuiltinTools(Registry& registry, const Config& config);
 
 }  // namespace agentd::tools
 

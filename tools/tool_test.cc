@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/status.h"
+#include "tools/config.h"
 
 namespace agentd::tools {
 namespace {
@@ -24,7 +25,7 @@ using nlohmann::json;
 class ToolTest : public testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_TRUE(AddBuiltinTools(registry_).ok());
+    ASSERT_TRUE(AddBuiltinTools(registry_, {}).ok());
     char name[] = "/tmp/agentd-tool-test-XXXXXX";
     ASSERT_NE(mkdtemp(name), nullptr);
     root_ = name;
@@ -73,7 +74,7 @@ class ToolTest : public testing::Test {
 
 TEST(RegistryTest, HasTheSixToolsInOrderWithTheSchemasAsWritten) {
   Registry registry;
-  ASSERT_TRUE(AddBuiltinTools(registry).ok());
+  ASSERT_TRUE(AddBuiltinTools(registry, {}).ok());
   std::ifstream in("tools/builtin.json");
   std::stringstream text;
   text << in.rdbuf();
@@ -90,12 +91,12 @@ TEST(RegistryTest, HasTheSixToolsInOrderWithTheSchemasAsWritten) {
   EXPECT_TRUE(registry.Find("bash")->spec().flags.workspace_only);
   EXPECT_FALSE(registry.Find("bash")->spec().flags.network);
   EXPECT_EQ(registry.Find("none"), nullptr);
-  EXPECT_EQ(AddBuiltinTools(registry).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(AddBuiltinTools(registry, {}).code(), absl::StatusCode::kAlreadyExists);
 }
 
 TEST(RegistryTest, SaysWhatIsWrongWithArguments) {
   Registry registry;
-  ASSERT_TRUE(AddBuiltinTools(registry).ok());
+  ASSERT_TRUE(AddBuiltinTools(registry, {}).ok());
   struct {
     const char* name;
     const char* arguments;
@@ -134,7 +135,7 @@ TEST(RegistryTest, SaysWhatIsWrongWithArguments) {
 
 TEST(RegistryTest, MendsPlainSlips) {
   Registry registry;
-  ASSERT_TRUE(AddBuiltinTools(registry).ok());
+  ASSERT_TRUE(AddBuiltinTools(registry, {}).ok());
   struct {
     const char* name;
     const char* arguments;

@@ -104,6 +104,13 @@ struct DoctorOptions {
   bool cut_log = false;
 };
 
+struct ApprovalOptions {
+  std::string session_id;
+  std::string call_id;       // empty: the only one that waits
+  bool for_session = false;  // approve
+  std::string reason;        // deny
+};
+
 struct UsageOptions {
   bool reclaim = false;
   bool json = false;
@@ -117,6 +124,8 @@ int SessionsCommand(const GlobalOptions& global, const ListOptions& options);
 int UsageCommand(const GlobalOptions& global, const UsageOptions& options);
 int ForkCommand(const GlobalOptions& global, const PointOptions& options);
 int RewindCommand(const GlobalOptions& global, const PointOptions& options);
+int ApproveCommand(const GlobalOptions& global, const ApprovalOptions& options);
+int DenyCommand(const GlobalOptions& global, const ApprovalOptions& options);
 int CancelCommand(const GlobalOptions& global, const std::string& session_id);
 int DeleteCommand(const GlobalOptions& global, const std::string& session_id);
 int InfoCommand(const GlobalOptions& global, bool json);

@@ -43,12 +43,16 @@ constexpr char kRunFooter[] =
     "  workspace      tree\n"
     "  turn_finished  end (answer token_limit call_limit context_full cancelled error), answer,\n"
     "                 error, prompt_tokens, sampled_tokens, tool_calls, repaired_calls, "
-    "duration_ms\n"
+    "duration_ms,\n"
+    "                 refused_calls\n"
     "  resumed        restored, replayed, prefilled_again, duration_us, after_crash\n"
     "  rewound        from_timeline, to_seq, to_position\n"
     "  seed_changed   seed\n"
     "  note           text\n"
     "  model_adopted  from_model, from_fingerprint, to_model, to_fingerprint\n"
+    "  approval_asked call_id, name, arguments_json, rule, reason\n"
+    "  approval_answered  call_id, decision (allow_once allow_session deny), reason, rule\n"
+    "  output_kept    call_id, text (a piece of an output that is cut in its result)\n"
     "  progress       what, done, total (not stored: seq 0)\n"
     "  tool_output    call_id, chunk (not stored: seq 0)\n"
     "If the command fails, the last has \"type\":\"error\" with code, message, exit_code. Later\n"
@@ -81,7 +85,9 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   app->add_option("--title", o->title, "What lists call it (default: the first line said)")
       ->group(group);
   app->add_option("--system", o->system, "System text (default: the model's own)")->group(group);
-  app->add_option("--tool", o->tools, "A tool it may call; repeat for more (default: all)")
+  app->add_option("--tool", o->tools,
+                  "A tool it may call; repeat for more (default: those\n"
+                  "offered by default)")
       ->type_size(1)
       ->allow_extra_args(false)
       ->group(group);
@@ -218,6 +224,25 @@ void AddTimeTravel(CLI::App* app, const GlobalOptions& global, PointOptions* for
   });
 }
 
+void AddApprovals(CLI::App* app, const GlobalOptions& global, ApprovalOptions* o, Chosen* chosen) {
+  CLI::App* approve = app->add_subcommand("approve", "Let a call run that waits for consent");
+  approve->add_option("id", o->session_id, "The session")->required();
+  approve->add_option("--call", o->call_id, "Which call, if several wait (show prints them)")
+      ->type_name("CALL");
+  approve->add_flag("--session", o->for_session,
+                    "And for the rest of the session all that the same rule asks about");
+  approve->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return ApproveCommand(global, *o); }; });
+
+  CLI::App* deny = app->add_subcommand("deny", "Refuse a call that waits for consent");
+  deny->add_option("id", o->session_id, "The session")->required();
+  deny->add_option("--call", o->call_id, "Which call, if several wait (show prints them)")
+      ->type_name("CALL");
+  deny->add_option("--reason", o->reason, "Why; the model reads it")->type_name("TEXT");
+  deny->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return DenyCommand(global, *o); }; });
+}
+
 void AddRest(CLI::App* app, const GlobalOptions& global, std::string* id, bool* json,
              Chosen* chosen) {
   CLI::App* cancel = app->add_subcommand("cancel", "End a session's running turn");
@@ -323,6 +348,7 @@ int Main(int argc, char** argv) {
   ImportOptions import;
   BackupOptions backup;
   DoctorOptions doctor;
+  ApprovalOptions approval;
   std::string id;
   bool info_json = false;
   Chosen chosen;
@@ -347,6 +373,7 @@ int Main(int argc, char** argv) {
   AddSessions(&app, global, &list, &usage, &chosen);
   AddViews(&app, global, &show, &watch, &chosen);
   AddTimeTravel(&app, global, &fork, &rewind, &chosen);
+  AddApprovals(&app, global, &approval, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
   AddKeeping(&app, global, &bundle, &import, &backup, &chosen);
   AddDoctor(&app, &doctor, &chosen);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "agentd/ctl/approval.h"
 #include "agentd/ctl/json.h"
 #include "base/status.h"
 
@@ -79,8 +80,13 @@ void TextOutput::Event(const api::Event& event) {
       return Side(OneLine(event.note().text(), 4 * options_.max_columns));
     case api::Event::kModelAdopted:
       return Side(AdoptedLine(event.model_adopted()));
+    case api::Event::kApprovalAsked:
+      return OnApprovalAsked(event.approval_asked());
+    case api::Event::kApprovalAnswered:
+      return Side(AnsweredLine(event.approval_answered()));
     case api::Event::kProgress:
       return OnProgress(event.progress());
+    case api::Event::kOutputKept:  // the result shows its beginning and end
     case api::Event::kWorkspace:   // seen in what the tools say
     case api::Event::kToolOutput:  // comes again with the result
     case api::Event::KIND_NOT_SET:
@@ -119,6 +125,13 @@ void TextOutput::OnTurnFinished(const api::TurnFinished& turn) {
     WriteLine(side_, side_style_.Red(Printable(why)));
   Side(TurnSummary(turn));
   answered_ = false;
+}
+
+// Said even to those who want it quiet: the turn stands still until somebody answers.
+void TextOutput::OnApprovalAsked(const api::ApprovalAsked& asked) {
+  EndLine();
+  WriteLine(side_, Number() + ApprovalLines(asked, Width()));
+  std::fflush(side_);
 }
 
 void TextOutput::OnProgress(const api::Progress& progress) {

@@ -69,6 +69,7 @@ class TextOutput : public Output {
  private:
   void OnTokens(const api::Tokens& tokens);
   void OnUserMessage(const api::UserMessage& message);
+  void OnApprovalAsked(const api::ApprovalAsked& asked);
   void OnTurnFinished(const api::TurnFinished& turn);
   void OnProgress(const api::Progress& progress);
   // The turn stands still until there is `what`: said once, even to those who want it quiet.

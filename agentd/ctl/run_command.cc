@@ -87,6 +87,8 @@ std::unique_ptr<Output> MakeOutput(const RunOptions& options) {
   return std::make_unique<TextOutput>(stdout, stderr, text);
 }
 
+bool AtTerminal() { return isatty(STDIN_FILENO) == 1 && isatty(STDERR_FILENO) == 1; }
+
 int Fail(Output* output, const absl::Status& status, int exit_code) {
   output->Error(status, exit_code);
   return exit_code;
@@ -287,6 +289,7 @@ int RunCommand(const GlobalOptions& global, const RunOptions& options) {
   if (!create.ok()) return Fail(output.get(), create.status(), kUsage);
 
   TurnRunner turns(output.get());
+  if (!options.json && AtTerminal()) turns.AskForConsent();
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
   if (options.session_id.empty()) turns.HoldInterrupts(true);  // or the new session would stay
@@ -311,6 +314,7 @@ int ChatCommand(const GlobalOptions& global, const RunOptions& options) {
   const auto create = MakeCreateRequest(options.session);
   if (!create.ok()) return Fail(output.get(), create.status(), kUsage);
   TurnRunner turns(output.get());
+  if (!options.json && AtTerminal()) turns.AskForConsent();
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Fail(output.get(), client.status(), ExitCodeOf(client.status()));
   Chat chat(&turns, client->get(), output.get(), options, *create);
@@ -319,7 +323,7 @@ int ChatCommand(const GlobalOptions& global, const RunOptions& options) {
       return Fail(output.get(), status, ExitCodeOf(status));
   }
 
-  const bool prompt = isatty(STDIN_FILENO) == 1 && isatty(STDERR_FILENO) == 1;
+  const bool prompt = AtTerminal();
   if (prompt) output->Notice("/help for what you can do here");
   return chat.Converse(prompt);
 }

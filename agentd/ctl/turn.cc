@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "agentd/ctl/approval.h"
 #include "agentd/ctl/exit_code.h"
 #include "agentd/ctl/text.h"
 #include "base/status.h"
@@ -81,6 +82,8 @@ TurnResult TurnRunner::Run(Client* client, const std::string& session_id, std::s
   while (stream->Read(&event)) {
     Note(event, &result);
     output_->Event(event);
+    if (ask_ && event.has_approval_asked())
+      AskPerson(client, session_id, event.approval_asked(), [this] { return interrupted(); });
   }
   result.status = client->ToStatus(stream->Finish());
   EndStream();
@@ -155,6 +158,11 @@ void TurnRunner::EndStream() {
     cancelling = std::move(cancel_thread_);
   }
   if (cancelling.joinable()) cancelling.join();
+}
+
+bool TurnRunner::interrupted() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return interrupts_in_turn_ > 0;
 }
 
 bool TurnRunner::left() {

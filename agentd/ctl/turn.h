@@ -44,6 +44,8 @@ class TurnRunner {
   // without asking the daemon: for what has to be undone. Called with false, or after that Run, all
   // is as before.
   void HoldInterrupts(bool hold);
+  // From here on Run asks on the terminal when a call waits for consent.
+  void AskForConsent() { ask_ = true; }
   // Empty text goes on with an interrupted turn. Text must be valid UTF-8. `adopt`: also if another
   // model made the session.
   TurnResult Run(Client* client, const std::string& session_id, std::string_view text, bool adopt);
@@ -65,8 +67,11 @@ class TurnRunner {
   // Whether to ask again after this answer.
   bool CancelGoesOn(const grpc::Status& answer);
   bool left();
+  // Ctrl-C came since the stream began.
+  bool interrupted();
 
   Output* const output_;
+  bool ask_ = false;  // the calling thread's
 
   std::mutex mutex_;
   std::condition_variable changed_;                      // the stream ended
