@@ -8,6 +8,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -28,6 +29,8 @@ namespace {
 
 constexpr unsigned long kProcFlags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 constexpr unsigned long kTmpFlags = MS_NOSUID | MS_NODEV;
+// The call channel in the call's first process.
+constexpr int kChannelFd = 3;
 // The kernel keeps the pids below this for a namespace's first processes: once it has passed them,
 // it gives out no more of them (RESERVED_PIDS in kernel/pid.c).
 constexpr int64_t kReservedPids = 300;
@@ -102,13 +105,17 @@ class CallChild {
 };
 
 void CallChild::SetUpFds() {
-  // Above the standard ones first, so that no dup2 overwrites a source.
-  const int input = fcntl(fds_.input, F_DUPFD_CLOEXEC, 16);
-  const int output = fcntl(fds_.output, F_DUPFD_CLOEXEC, 16);
-  Check(input >= 0 && output >= 0, Stage::kPayload);
-  Check(dup2(input, 0) == 0 && dup2(output, 1) == 1 && dup2(output, 2) == 2, Stage::kPayload);
-  // Control socket, lock, other calls' channels: nothing but the standard three may be left.
-  Check(syscall(SYS_close_range, 3u, ~0u, 0u) == 0, Stage::kPayload);
+  // Above the numbers they get first, so that no dup2 overwrites a source.
+  int fds[kChannelFd + 1] = {fds_.input, fds_.output, fds_.error, fds_.channel};
+  for (int& fd : fds) {
+    fd = fcntl(fd, F_DUPFD_CLOEXEC, 16);
+    Check(fd >= 0, Stage::kPayload);
+  }
+  for (int i = 0; i < kChannelFd; ++i) Check(dup2(fds[i], i) == i, Stage::kPayload);
+  // Until the program runs.
+  Check(dup3(fds[kChannelFd], kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
+  // Control socket, lock, other calls' channels: nothing else may be left.
+  Check(syscall(SYS_close_range, kChannelFd + 1, ~0u, 0u) == 0, Stage::kPayload);
 }
 
 // The nodes in /dev are the host's own, each bound here with a writable mount: a daemon of uid 0
@@ -252,7 +259,7 @@ void CallChild::Exec() {
 // The first process of a PID namespace gets no signal it does not handle, so the program is its
 // child: one that kills itself must die.
 void CallChild::Reap(pid_t program) {
-  for (int fd : {0, 1, 2}) close(fd);
+  for (int fd : {0, 1, 2, kChannelFd}) close(fd);
   while (true) {
     int status = 0;
     const pid_t pid = waitpid(-1, &status, 0);
@@ -277,9 +284,15 @@ void CallChild::Run() {
   EnterUserNamespace();
   SetRlimits();
   DropPrivileges();
-  const pid_t program = fork();
+  // Like vfork, but with memory of its own: goes on here when the program runs or could not.
+  const pid_t program = static_cast<pid_t>(
+      syscall(SYS_clone, CLONE_VFORK | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
   Check(program >= 0, Stage::kFork);
   if (program == 0) Exec();
+  if (state_->failed == Stage::kNone) {
+    const CallMessage started{CallMessage::Kind::kStarted, {}};
+    (void)!send(kChannelFd, &started, sizeof(started), MSG_NOSIGNAL);
+  }
   Reap(program);
 }
 

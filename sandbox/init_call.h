@@ -26,6 +26,8 @@ struct Abilities {
 struct CallFds {
   int input = -1;
   int output = -1;
+  int error = -1;
+  int channel = -1;
 };
 
 // Starts the call's first process. Returns its pid in the init's namespace, or -1 with errno set.

@@ -12,14 +12,19 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/unique_fd.h"
+#include "sandbox/fd_passing.h"
 #include "sandbox/init_call.h"
 #include "sandbox/protocol.h"
 #include "sandbox/seccomp_filter.h"
@@ -27,11 +32,18 @@
 namespace agentd::sandbox {
 namespace {
 
+int64_t NowMs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
+}
+
 struct RunningCall {
   pid_t pid = -1;
-  int channel = -1;
+  UniqueFd channel;
   CallState* state = nullptr;
-  bool killed = false;
+  int64_t deadline_ms = 0;  // 0: none
+  Killed killed = Killed::kNo;
 };
 
 class Init {
@@ -41,8 +53,10 @@ class Init {
  private:
   bool SayHello();
   bool AcceptCall();
-  void StartReceived(const int fds[kRunFds]);
+  void StartReceived(std::vector<UniqueFd> fds);
   void KillAsked(RunningCall& call);
+  // Kills the calls whose time is over. Milliseconds until the next one's is, or -1.
+  int KillLate();
   void ReapDead();
   void Finish(RunningCall& call, Report report);
 
@@ -71,8 +85,16 @@ bool ReadAll(int fd, std::string& out) {
 }
 
 void SendReport(int channel, const Report& report) {
+  const CallMessage message{CallMessage::Kind::kReport, report};
   // The library may have gone away; then so will this process.
-  (void)!send(channel, &report, sizeof(report), MSG_NOSIGNAL);
+  (void)!send(channel, &message, sizeof(message), MSG_NOSIGNAL);
+}
+
+void Kill(RunningCall& call, Killed why) {
+  if (call.killed != Killed::kNo) return;
+  // Killing the first process of the call's namespace kills them all; ReapDead reports it.
+  kill(call.pid, SIGKILL);
+  call.killed = why;
 }
 
 bool Init::SayHello() {
@@ -85,19 +107,18 @@ bool Init::SayHello() {
 }
 
 void Init::Finish(RunningCall& call, Report report) {
-  SendReport(call.channel, report);
-  close(call.channel);
-  call.channel = -1;
+  SendReport(call.channel.get(), report);
+  call.channel.Reset();
   if (call.state != nullptr) munmap(call.state, sizeof(CallState));
 }
 
-void Init::StartReceived(const int fds[kRunFds]) {
+void Init::StartReceived(std::vector<UniqueFd> fds) {
   RunningCall call;
-  call.channel = fds[3];
+  call.channel = std::move(fds[4]);
   std::string bytes;
   Payload payload;
   Report report;
-  if (!ReadAll(fds[0], bytes) || !Deserialize(bytes, payload) || payload.argv.empty()) {
+  if (!ReadAll(fds[0].get(), bytes) || !Deserialize(bytes, payload) || payload.argv.empty()) {
     report.failed = Stage::kPayload;
     report.error_number = EINVAL;
     return Finish(call, report);
@@ -106,47 +127,49 @@ void Init::StartReceived(const int fds[kRunFds]) {
       mmap(nullptr, sizeof(CallState), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (shared != MAP_FAILED) {
     call.state = static_cast<CallState*>(shared);
-    call.pid = StartCall(payload, CallFds{fds[1], fds[2]}, filters_, abilities_, call.state);
+    const CallFds call_fds{fds[1].get(), fds[2].get(), fds[3].get(), call.channel.get()};
+    call.pid = StartCall(payload, call_fds, filters_, abilities_, call.state);
   }
   if (call.pid < 0) {
     report.failed = Stage::kClone;
     report.error_number = errno;
     return Finish(call, report);
   }
-  calls_.push_back(call);
+  if (payload.wall_time_ms > 0) call.deadline_ms = NowMs() + payload.wall_time_ms;
+  calls_.push_back(std::move(call));
 }
 
 // False at the end of the control socket.
 bool Init::AcceptCall() {
   RunMessage message;
-  iovec io{&message, sizeof(message)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kRunFds)];
-  msghdr header{};
-  header.msg_iov = &io;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof(control);
-  const ssize_t n = recvmsg(kControlFd, &header, MSG_CMSG_CLOEXEC);
-  if (n < 0 && (errno == EINTR || errno == EAGAIN)) return true;
-  if (n <= 0) return false;
-  const cmsghdr* part = CMSG_FIRSTHDR(&header);
-  if (n != sizeof(message) || message.magic != RunMessage::kMagic || part == nullptr ||
-      part->cmsg_type != SCM_RIGHTS || part->cmsg_len != CMSG_LEN(sizeof(int) * kRunFds))
+  std::vector<UniqueFd> fds;
+  const ssize_t n = ReceiveWithFds(kControlFd, &message, sizeof(message), fds);
+  if (n < 0 && errno == EAGAIN) return true;
+  if (n != sizeof(message) || message.magic != RunMessage::kMagic || fds.size() != kRunFds)
     return false;
-  int fds[kRunFds];
-  std::memcpy(fds, CMSG_DATA(part), sizeof(fds));
-  StartReceived(fds);
-  for (int i = 0; i < 3; ++i) close(fds[i]);
+  StartReceived(std::move(fds));
   return true;
 }
 
 void Init::KillAsked(RunningCall& call) {
   // Read the word: a socket closed with unread bytes resets, and the report would be lost.
   char byte;
-  (void)!recv(call.channel, &byte, sizeof(byte), MSG_DONTWAIT);
-  // Killing the first process of the call's namespace kills them all; ReapDead reports it.
-  if (!call.killed) kill(call.pid, SIGKILL);
-  call.killed = true;
+  (void)!recv(call.channel.get(), &byte, sizeof(byte), MSG_DONTWAIT);
+  Kill(call, Killed::kAsked);
+}
+
+int Init::KillLate() {
+  int64_t next_ms = -1;
+  for (RunningCall& call : calls_) {
+    if (call.deadline_ms == 0 || call.killed != Killed::kNo) continue;
+    const int64_t left_ms = call.deadline_ms - NowMs();
+    if (left_ms <= 0) {
+      Kill(call, Killed::kTimedOut);
+    } else if (next_ms < 0 || left_ms < next_ms) {
+      next_ms = left_ms;
+    }
+  }
+  return static_cast<int>(std::min(next_ms, int64_t{1} << 30));
 }
 
 void Init::ReapDead() {
@@ -188,8 +211,8 @@ int Init::Run() {
   while (true) {
     polled.assign({{kControlFd, POLLIN, 0}, {signals, POLLIN, 0}});
     for (const RunningCall& call : calls_)
-      polled.push_back({call.killed ? -1 : call.channel, POLLIN, 0});
-    if (poll(polled.data(), polled.size(), -1) < 0 && errno != EINTR) return 1;
+      polled.push_back({call.killed == Killed::kNo ? call.channel.get() : -1, POLLIN, 0});
+    if (poll(polled.data(), polled.size(), KillLate()) < 0 && errno != EINTR) return 1;
     for (size_t i = 2; i < polled.size(); ++i)
       if (polled[i].revents != 0) KillAsked(calls_[i - 2]);
     if (polled[1].revents != 0) {

@@ -2,10 +2,12 @@
 //
 // Control socket (SOCK_SEQPACKET, fd kControlFd of the init): the init sends one Hello when it can
 // take calls; then the library sends one RunMessage per call with kRunFds descriptors (payload,
-// standard input, output, call channel). End of file ends the init and so everything in it.
+// standard input, output and error, call channel). End of file ends the init and so everything in
+// it.
 //
 // Call channel (SOCK_SEQPACKET, one per call): any byte or end of file from the library kills the
-// call; the init sends one Report when every process of the call is dead, then closes it.
+// call. The call's first process sends kStarted when the program runs, and gives its end up; the
+// init sends kReport when every process of the call is dead, then closes it.
 #ifndef AGENTD_SANDBOX_PROTOCOL_H_
 #define AGENTD_SANDBOX_PROTOCOL_H_
 
@@ -19,7 +21,7 @@ namespace agentd::sandbox {
 
 inline constexpr int kControlFd = 3;
 inline constexpr int kLockFd = 4;
-inline constexpr int kRunFds = 4;
+inline constexpr int kRunFds = 5;
 // Inside the sandbox: hides other directories.
 inline constexpr char kEmptyDirectory[] = "/agentd/empty";
 // Of the nobody that calls run as.
@@ -60,16 +62,26 @@ enum class Stage : uint8_t {
   kExec,
 };
 
+enum class Killed : uint8_t { kNo, kAsked, kTimedOut };
+
 struct Report {
   Stage failed = Stage::kNone;
-  uint8_t killed = 0;        // on the library's word
+  Killed killed = Killed::kNo;
   uint8_t has_status = 0;    // wait_status is the program's
   int32_t error_number = 0;  // of `failed`
   int32_t wait_status = 0;
 };
 
+// What comes to the library over a call channel.
+struct CallMessage {
+  enum class Kind : uint8_t { kStarted, kReport };
+  Kind kind = Kind::kReport;
+  Report report;  // kReport
+};
+
 // The payload of a call, in a memfd: numbers, then the strings.
 struct Payload {
+  int64_t wall_time_ms = 0;  // 0: no limit
   int64_t cpu_time_s = 0;
   int64_t memory_bytes = 0;
   int64_t max_processes = 0;
@@ -93,8 +105,8 @@ inline std::string Serialize(const Payload& p) {
     number(static_cast<int64_t>(values.size()));
     for (const std::string& value : values) text(value);
   };
-  for (int64_t value :
-       {p.cpu_time_s, p.memory_bytes, p.max_processes, p.max_open_files, p.max_file_bytes})
+  for (int64_t value : {p.wall_time_ms, p.cpu_time_s, p.memory_bytes, p.max_processes,
+                        p.max_open_files, p.max_file_bytes})
     number(value);
   text(p.cwd);
   list(p.argv);
@@ -125,8 +137,8 @@ inline bool Deserialize(std::string_view in, Payload& p) {
       if (!text(value)) return false;
     return true;
   };
-  for (int64_t* value :
-       {&p.cpu_time_s, &p.memory_bytes, &p.max_processes, &p.max_open_files, &p.max_file_bytes})
+  for (int64_t* value : {&p.wall_time_ms, &p.cpu_time_s, &p.memory_bytes, &p.max_processes,
+                         &p.max_open_files, &p.max_file_bytes})
     if (!number(*value)) return false;
   return text(p.cwd) && list(p.argv) && list(p.env) && in.empty();
 }

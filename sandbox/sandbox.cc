@@ -1,9 +1,8 @@
 #include "sandbox/sandbox.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -19,8 +18,10 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "sandbox/call.h"
 #include "sandbox/lock.h"
 #include "sandbox/output.h"
+#include "sandbox/process.h"
 #include "sandbox/protocol.h"
 #include "sandbox/spawn.h"
 
@@ -33,10 +34,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int kStartTimeoutMs = 30'000;
 // How often a running call looks at its cancel flag.
 constexpr int kCancelPollMs = 10;
-// A killed call's processes die at once unless the kernel is stuck; then the whole tree goes.
-constexpr auto kKillPatience = std::chrono::seconds(10);
-// The kernel's limit for one argument (32 pages), less its end.
-constexpr size_t kMaxArgumentBytes = 128 * 1024 - 1;
 
 std::string ReadComplaints(int fd) {
   std::string text;
@@ -95,193 +92,27 @@ absl::Status StartFailure(const std::string& complaint) {
                             found ? known->mend : kOtherMend);
 }
 
-const char* WallOf(Stage stage) {
-  switch (stage) {
-    case Stage::kClone:
-      return "PID, mount and IPC namespaces";
-    case Stage::kDevices:
-      return "read-only /dev";
-    case Stage::kProc:
-      return "private /proc";
-    case Stage::kProcessLimit:
-      return "process limit";
-    case Stage::kTmp:
-      return "private /tmp";
-    case Stage::kUserNamespace:
-      return "user namespace of the call";
-    case Stage::kNestedNamespaces:
-      return "no nested user namespaces";
-    case Stage::kRlimits:
-      return "resource limits";
-    case Stage::kCapabilities:
-      return "no capabilities";
-    case Stage::kSeccomp:
-      return "seccomp";
-    default:
-      return nullptr;
-  }
-}
-
-absl::Status CallFailure(const Report& report, const CallRequest& request) {
-  const int error = report.error_number;
-  if (report.failed == Stage::kExec)
-    return ErrnoError(error, fmt::format("run {} in the sandbox", request.argv[0]));
-  if (report.failed == Stage::kCwd)
-    return ErrnoError(error, fmt::format("change to {} in the sandbox", request.cwd));
-  if (const char* wall = WallOf(report.failed))
-    return FailedPrecondition(
-        "sandbox: the wall '{}' cannot be put up: {}; the call did not run; agentctl info shows "
-        "what this machine lacks",
-        wall, std::system_category().message(error));
-  return ErrnoError(error, "start a call in the sandbox");
-}
-
-absl::Status CheckRequest(const CallRequest& request) {
-  if (request.argv.empty() || request.argv[0].empty() || request.argv[0][0] != '/')
-    return InvalidArgument("a sandboxed call needs the absolute path of a program");
-  for (const std::string& arg : request.argv) {
-    if (arg.size() > kMaxArgumentBytes)
-      return InvalidArgument("an argument of {} bytes is longer than a program can be given ({})",
-                             arg.size(), kMaxArgumentBytes);
-    if (arg.find('\0') != std::string::npos)
-      return InvalidArgument("a program's argument cannot hold a NUL byte");
-  }
-  const Limits& limits = request.limits;
-  if (limits.wall_time_ms <= 0 || limits.cpu_time_s <= 0 || limits.memory_bytes <= 0 ||
-      limits.max_processes <= 0 || limits.max_open_files <= 0 || limits.max_file_bytes < 0 ||
-      limits.max_output_bytes <= 0)
-    return InvalidArgument("a sandboxed call's limits must be positive");
-  return absl::OkStatus();
-}
-
-Payload MakePayload(const CallRequest& request) {
-  Payload payload;
-  payload.cpu_time_s = request.limits.cpu_time_s;
-  payload.memory_bytes = request.limits.memory_bytes;
-  payload.max_processes = request.limits.max_processes;
-  payload.max_open_files = request.limits.max_open_files;
-  payload.max_file_bytes = request.limits.max_file_bytes;
-  payload.cwd = request.cwd;
-  payload.argv = request.argv;
-  // HOME is not the workspace, so that programs' settings and caches stay out of it.
-  payload.env = {"PATH=/usr/local/bin:/usr/bin:/bin",
-                 "HOME=/tmp",
-                 "USER=nobody",
-                 "LANG=C.UTF-8",
-                 "TERM=dumb",
-                 "SHELL=/bin/bash",
-                 "PWD=" + request.cwd,
-                 "TMPDIR=/tmp"};
-  for (const auto& [name, value] : request.env) {
-    const std::string prefix = name + "=";
-    std::erase_if(payload.env, [&](const std::string& old) { return old.rfind(prefix, 0) == 0; });
-    payload.env.push_back(prefix + value);
-  }
-  return payload;
-}
-
-// A sealed file in memory, opened for reading only.
-absl::StatusOr<UniqueFd> MemoryFile(const char* name, std::string_view data) {
-  UniqueFd writer(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!writer.valid()) return ErrnoError(errno, "memfd_create");
-  size_t done = 0;
-  while (done < data.size()) {
-    const ssize_t n =
-        pwrite(writer.get(), data.data() + done, data.size() - done, static_cast<off_t>(done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return ErrnoError(errno, "write to a memory file");
-    done += static_cast<size_t>(n);
-  }
-  if (fcntl(writer.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) !=
-      0)
-    return ErrnoError(errno, "seal a memory file");
-  UniqueFd reader(
-      open(fmt::format("/proc/self/fd/{}", writer.get()).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!reader.valid()) return ErrnoError(errno, "reopen a memory file");
-  return reader;
-}
-
-absl::Status SendRun(int control, const int (&fds)[kRunFds]) {
-  RunMessage message;
-  iovec io{&message, sizeof(message)};
-  alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(fds))] = {};
-  msghdr header{};
-  header.msg_iov = &io;
-  header.msg_iovlen = 1;
-  header.msg_control = buffer;
-  header.msg_controllen = sizeof(buffer);
-  cmsghdr* part = CMSG_FIRSTHDR(&header);
-  part->cmsg_level = SOL_SOCKET;
-  part->cmsg_type = SCM_RIGHTS;
-  part->cmsg_len = CMSG_LEN(sizeof(fds));
-  std::memcpy(CMSG_DATA(part), fds, sizeof(fds));
-  while (sendmsg(control, &header, MSG_NOSIGNAL) < 0) {
-    if (errno == EINTR) continue;
-    if (errno == EPIPE || errno == ECONNRESET)
-      return absl::UnavailableError("the session's sandbox has died; start it again");
-    return ErrnoError(errno, "send a call to the sandbox");
-  }
-  return absl::OkStatus();
-}
-
-// What Run holds on to while a call runs.
-struct CallIo {
-  UniqueFd output;   // read end
-  UniqueFd channel;  // call channel
-};
-
 class BubblewrapSandbox : public Sandbox {
  public:
   BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd)
       : spawned_(std::move(spawned)), init_pidfd_(std::move(init_pidfd)) {}
   ~BubblewrapSandbox() override {
-    if (!KillTree()) return;  // its lock stays taken, so nothing else runs on the workspace
+    // If not, its lock stays taken, so nothing else runs on the workspace.
+    if (!KillTree(init_pidfd_.get())) return;
     int status = 0;
     while (waitpid(spawned_.bwrap, &status, 0) < 0 && errno == EINTR) {
     }
   }
 
   absl::StatusOr<CallResult> Run(const CallRequest& request, const CancelFlag& cancel) override;
+  absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) override {
+    return StartProcessThrough(spawned_.control.get(), init_pidfd_.get(), request);
+  }
 
  private:
-  absl::StatusOr<CallIo> Send(const CallRequest& request);
-  // Kills the init and with it everything inside. True when all are dead; false if the kernel does
-  // not get there.
-  bool KillTree();
-
   const Spawned spawned_;
   const UniqueFd init_pidfd_;
 };
-
-bool BubblewrapSandbox::KillTree() {
-  syscall(SYS_pidfd_send_signal, init_pidfd_.get(), SIGKILL, nullptr, 0);
-  // Readable when the init is a zombie, which its namespace's last process comes before.
-  const Clock::time_point deadline = Clock::now() + kKillPatience;
-  pollfd polled{init_pidfd_.get(), POLLIN, 0};
-  while (Clock::now() < deadline)
-    if (poll(&polled, 1, kCancelPollMs) > 0) return true;
-  return false;
-}
-
-absl::StatusOr<CallIo> BubblewrapSandbox::Send(const CallRequest& request) {
-  ASSIGN_OR_RETURN(UniqueFd payload, MemoryFile("call", Serialize(MakePayload(request))));
-  ASSIGN_OR_RETURN(UniqueFd input, MemoryFile("stdin", request.stdin_data));
-  int pipe_fds[2];
-  if (pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoError(errno, "pipe2");
-  UniqueFd output_inside(pipe_fds[1]);
-  CallIo io;
-  io.output.Reset(pipe_fds[0]);
-  int sockets[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0)
-    return ErrnoError(errno, "socketpair");
-  io.channel.Reset(sockets[0]);
-  UniqueFd channel_inside(sockets[1]);
-  if (fcntl(io.output.get(), F_SETFL, O_NONBLOCK) != 0)
-    return ErrnoError(errno, "fcntl O_NONBLOCK");
-  RETURN_IF_ERROR(SendRun(spawned_.control.get(),
-                          {payload.get(), input.get(), output_inside.get(), channel_inside.get()}));
-  return io;
-}
 
 // Reads what is there. False at the end of the output.
 bool Drain(int fd, const CallRequest& request, OutputBuffer& output) {
@@ -298,8 +129,8 @@ bool Drain(int fd, const CallRequest& request, OutputBuffer& output) {
 // One call from sent to reported.
 class CallWait {
  public:
-  CallWait(const CallRequest& request, const CancelFlag& cancel, const CallIo& io)
-      : request_(request), cancel_(cancel), io_(io), output_(request.limits.max_output_bytes) {}
+  CallWait(const CallRequest& request, const CancelFlag& cancel, const SentCall& call)
+      : request_(request), cancel_(cancel), call_(call), output_(request.limits.max_output_bytes) {}
 
   // Returns when the init has reported the end, or has died (no report), or does not manage to kill
   // the call (no report).
@@ -307,55 +138,49 @@ class CallWait {
   CallResult Result(const std::optional<Report>& report);
 
  private:
-  void KillIfDue();
+  void KillIfCancelled();
   void DrainRest();
 
   const CallRequest& request_;
   const CancelFlag& cancel_;
-  const CallIo& io_;
+  const SentCall& call_;
   OutputBuffer output_;
   const Clock::time_point start_ = Clock::now();
-  std::optional<CallEnd> killed_as_;
-  Clock::time_point killed_at_;
+  bool killed_ = false;
+  // When even the slowest kill is over. The init ends a call whose time is over.
+  Clock::time_point give_up_ =
+      start_ + std::chrono::milliseconds(request_.limits.wall_time_ms) + kKillPatience;
 };
 
-void CallWait::KillIfDue() {
-  if (killed_as_) return;
-  if (cancel_.cancelled()) {
-    killed_as_ = CallEnd::kCancelled;
-  } else if (Clock::now() - start_ >= std::chrono::milliseconds(request_.limits.wall_time_ms)) {
-    killed_as_ = CallEnd::kTimedOut;
-  } else {
-    return;
-  }
-  killed_at_ = Clock::now();
-  const char byte = 1;
-  (void)!send(io_.channel.get(), &byte, 1, MSG_NOSIGNAL);
+void CallWait::KillIfCancelled() {
+  if (killed_ || !cancel_.cancelled()) return;
+  killed_ = true;
+  give_up_ = std::min(give_up_, Clock::now() + kKillPatience);
+  AskToKill(call_.channel.get());
 }
 
 std::optional<Report> CallWait::Wait() {
   bool output_open = true;
-  while (true) {
-    KillIfDue();
-    if (killed_as_ && Clock::now() - killed_at_ > kKillPatience) return std::nullopt;
-    pollfd polled[2] = {{io_.channel.get(), POLLIN, 0},
-                        {output_open ? io_.output.get() : -1, POLLIN, 0}};
+  while (Clock::now() < give_up_) {
+    KillIfCancelled();
+    pollfd polled[2] = {{call_.channel.get(), POLLIN, 0},
+                        {output_open ? call_.output.get() : -1, POLLIN, 0}};
     if (poll(polled, 2, kCancelPollMs) < 0) continue;
-    if (polled[1].revents != 0) output_open = Drain(io_.output.get(), request_, output_);
+    if (polled[1].revents != 0) output_open = Drain(call_.output.get(), request_, output_);
     if (polled[0].revents == 0) continue;
-    Report report;
-    const ssize_t n = recv(io_.channel.get(), &report, sizeof(report), 0);
-    if (n < 0 && errno == EINTR) continue;
-    if (n != sizeof(report)) return std::nullopt;
+    const std::optional<CallMessage> message = ReceiveFromCall(call_.channel.get());
+    if (!message) return std::nullopt;
+    if (message->kind != CallMessage::Kind::kReport) continue;
     DrainRest();
-    return report;
+    return message->report;
   }
+  return std::nullopt;
 }
 
 // All writers are dead: what is in the pipe is all there will be.
 void CallWait::DrainRest() {
-  pollfd polled{io_.output.get(), POLLIN, 0};
-  while (poll(&polled, 1, 0) > 0 && Drain(io_.output.get(), request_, output_)) {
+  pollfd polled{call_.output.get(), POLLIN, 0};
+  while (poll(&polled, 1, 0) > 0 && Drain(call_.output.get(), request_, output_)) {
   }
 }
 
@@ -365,29 +190,20 @@ CallResult CallWait::Result(const std::optional<Report>& report) {
   result.output = output_.Take(result.dropped_at);
   result.wall_time_us =
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start_).count();
-  if (!report || (!report->has_status && !report->killed)) {
-    result.end = CallEnd::kSandboxDied;
-  } else if (!report->has_status) {
-    result.end = killed_as_.value_or(CallEnd::kCancelled);
-  } else if (WIFSIGNALED(report->wait_status)) {
-    result.end = CallEnd::kSignaled;
-    result.signal = WTERMSIG(report->wait_status);
-  } else {
-    result.exit_code = WEXITSTATUS(report->wait_status);
-  }
+  SetEnd(report, result);
   return result;
 }
 
 absl::StatusOr<CallResult> BubblewrapSandbox::Run(const CallRequest& request,
                                                   const CancelFlag& cancel) {
-  RETURN_IF_ERROR(CheckRequest(request));
   if (cancel.cancelled()) return CallResult{.end = CallEnd::kCancelled};
-  ASSIGN_OR_RETURN(const CallIo io, Send(request));
-  CallWait wait(request, cancel, io);
+  ASSIGN_OR_RETURN(const SentCall call, SendCall(spawned_.control.get(), request, Streams::kData));
+  CallWait wait(request, cancel, call);
   const std::optional<Report> report = wait.Wait();
   if (report && report->failed != Stage::kNone) return CallFailure(*report, request);
   CallResult result = wait.Result(report);
-  if (result.end == CallEnd::kSandboxDied) KillTree();  // so that nothing of the call lives on
+  if (result.end == CallEnd::kSandboxDied)
+    KillTree(init_pidfd_.get());  // so that nothing of the call lives on
   return result;
 }
 
@@ -436,6 +252,7 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
   if (!std::filesystem::is_directory(options.workspace, error))
     return InvalidArgument("sandbox: the workspace {} is not a directory",
                            options.workspace.string());
+  RETURN_IF_ERROR(CheckMounts(options));
   ASSIGN_OR_RETURN(const std::string bwrap, FindBubblewrap());
   ASSIGN_OR_RETURN(const std::filesystem::path helpers, FindHelpers(options.helper_dir));
   ASSIGN_OR_RETURN(const UniqueFd lock, TakeLock(options.lock_file));

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,7 +25,7 @@
 namespace agentd::sandbox {
 
 struct Limits {
-  int64_t wall_time_ms = 60'000;
+  int64_t wall_time_ms = 60'000;  // of a process also 0: none
   int64_t cpu_time_s = 600;
   int64_t memory_bytes = int64_t{4} << 30;  // address space of each process
   int64_t max_processes = 256;
@@ -67,6 +68,36 @@ class CancelFlag {
   std::atomic<bool> cancelled_{false};
 };
 
+// A program that goes on while its caller talks to it (a server on its standard streams, a shell),
+// behind the same walls as a call. It lives at the longest as long as the sandbox that started it,
+// but the object may live longer. The descriptors are the object's, used by one thread at a time;
+// Kill and Wait may be called from any.
+class Process {
+ public:
+  // Kills what still runs of it, and returns when all of that is dead.
+  virtual ~Process() = default;
+
+  // Ends of pipes, which do not block: EAGAIN when there is nothing to read or no room to write.
+  // Writing when the program has closed its input raises SIGPIPE, which the caller must ignore.
+  virtual int input() const = 0;   // to its standard input; -1 after CloseInput
+  virtual int output() const = 0;  // from its standard output
+  virtual int error() const = 0;   // from its standard error
+  virtual void CloseInput() = 0;   // the program reads the end of its input
+
+  // Kills all its processes. Returns at once; Wait tells when they are dead.
+  virtual void Kill() = 0;
+  // How it ended, once all its processes are dead (what they wrote may still be read); empty if
+  // some live after `timeout_ms`. `output` of the result is empty. After Kill: kCancelled, unless
+  // the program had ended by itself.
+  virtual std::optional<CallResult> Wait(int64_t timeout_ms) = 0;
+};
+
+// A file or directory of the host that calls see, read-only.
+struct Mount {
+  std::filesystem::path host;
+  std::string inside;
+};
+
 struct Options {
   std::filesystem::path workspace;  // host directory, exists
   // Host directory for the lock file that the init holds for as long as any process of the tree
@@ -75,6 +106,11 @@ struct Options {
   // Directory that holds agentd-init and agentd-tool (default: beside the running binary); mounted
   // read-only at /agentd.
   std::filesystem::path helper_dir;
+  // Start refuses those that do not exist, that overlap, or that would cover or lie in what a
+  // sandbox has already (/usr, /etc, /workspace, ...). A socket in one can be connected to.
+  std::vector<Mount> mounts;
+  // Host directory seen read-only at /outputs: long outputs of earlier calls. Empty: none.
+  std::filesystem::path outputs;
 };
 
 struct Wall {
@@ -84,8 +120,8 @@ struct Wall {
   std::string detail;  // what was found, and how to mend it when missing
 };
 
-// One session's sandbox. Run may be called from several threads at once; the destructor kills the
-// whole tree.
+// One session's sandbox. Run and StartProcess may be called from several threads at once; the
+// destructor kills the whole tree.
 class Sandbox {
  public:
   static absl::StatusOr<std::unique_ptr<Sandbox>> Start(const Options& options);
@@ -94,6 +130,10 @@ class Sandbox {
   // Runs one call to its end; every process it started is dead on return. Errors are the sandbox's
   // own (nothing ran, or the init died); what the program did is in the result.
   virtual absl::StatusOr<CallResult> Run(const CallRequest& request, const CancelFlag& cancel) = 0;
+
+  // Returns when the program runs (or has ended already); the errors are Run's. `stdin_data`,
+  // `on_output` and `limits.max_output_bytes` have no use here: the caller reads and writes.
+  virtual absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) = 0;
 };
 
 // What this machine can put up, tried for real. Takes tens of milliseconds.

@@ -7,10 +7,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdlib>
 #include <future>
+#include <iterator>
 #include <mutex>
 #include <queue>
 #include <string_view>
@@ -95,6 +97,12 @@ class InheritedFds {
   std::vector<UniqueFd> fds_;
 };
 
+constexpr char kOutputs[] = "/outputs";
+// What a sandbox has already, or makes for each call.
+constexpr const char* kTaken[] = {"/usr",   "/bin",    "/sbin",      "/lib",    "/lib32",
+                                  "/lib64", "/libx32", "/etc",       "/proc",   "/sys",
+                                  "/dev",   "/tmp",    "/workspace", "/agentd", kOutputs};
+
 constexpr const char* kHelpers[] = {"agentd-init", "agentd-tool"};
 
 // The whole of /etc but for the linker's cache and Debian's alternatives.
@@ -145,6 +153,10 @@ absl::StatusOr<std::vector<std::string>> Arguments(const Options& options, const
     args.insert(args.end(), {"--ro-bind-data", std::to_string(fd), file.name});
   }
   args.insert(args.end(), {"--bind", fs::absolute(options.workspace).string(), "/workspace"});
+  for (const Mount& mount : options.mounts)
+    args.insert(args.end(), {"--ro-bind", fs::absolute(mount.host).string(), mount.inside});
+  if (!options.outputs.empty())
+    args.insert(args.end(), {"--ro-bind", fs::absolute(options.outputs).string(), kOutputs});
   for (const char* name : kHelpers)
     args.insert(args.end(), {"--ro-bind", helpers / name, std::string("/agentd/") + name});
   args.insert(args.end(), {"--dir", kEmptyDirectory, "--remount-ro", "/dev", "--remount-ro", "/",
@@ -219,6 +231,35 @@ absl::StatusOr<fs::path> FindHelpers(const fs::path& wanted) {
   return FailedPrecondition(
       "sandbox: the helper {0} is not in {1}; build the target {0} or set the helper directory",
       missing, places.back().string());
+}
+
+absl::Status CheckMounts(const Options& options) {
+  std::error_code error;
+  if (!options.outputs.empty() && !fs::is_directory(options.outputs, error))
+    return InvalidArgument("sandbox: {} is not a directory", options.outputs.string());
+  std::vector<std::string> taken(std::begin(kTaken), std::end(kTaken));
+  for (const Mount& mount : options.mounts) {
+    const std::string& inside = mount.inside;
+    if (!fs::exists(mount.host, error))
+      return InvalidArgument("sandbox: {}, to be mounted at {}, does not exist",
+                             mount.host.string(), inside);
+    if (!inside.starts_with('/') || inside.find('\0') != std::string::npos ||
+        fs::path(inside).lexically_normal().string() != inside || inside.ends_with('/'))
+      return InvalidArgument(
+          "sandbox: '{}' is no place for a mount: give an absolute path without '.', '..', "
+          "doubled or trailing slashes",
+          inside);
+    const auto other = std::find_if(taken.begin(), taken.end(), [&](const std::string& place) {
+      return place == inside || place.starts_with(inside + "/") || inside.starts_with(place + "/");
+    });
+    if (other != taken.end())
+      return InvalidArgument(
+          "sandbox: a mount at {} would cover or lie in {}; choose another place, such as "
+          "/opt/NAME",
+          inside, *other);
+    taken.push_back(inside);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Spawned> SpawnInit(const Options& options, const std::string& bwrap,

@@ -1,4 +1,5 @@
 // What a call must not use up, and that nothing of it outlives it.
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -132,6 +133,37 @@ TEST_F(LifeTest, NothingOutlivesACancelOrATimeout) {
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->end, cancelled ? CallEnd::kCancelled : CallEnd::kTimedOut);
     EXPECT_EQ(during, 2);
+    EXPECT_EQ(CountMarked(marker), 0);
+  }
+}
+
+// A long-lived process is held by the same walls, and takes along what it started.
+TEST_F(LifeTest, NothingOutlivesAProcess) {
+  for (const bool killed : {true, false}) {
+    const std::string marker = Marker();
+    auto started = sandbox_->StartProcess(
+        {.argv = {"/bin/bash", "-c",
+                  Leaver(marker) + "ls /proc/$$/fd; ./probe write-usr; sleep 1000"},
+         .limits = {.wall_time_ms = 0}});
+    ASSERT_TRUE(started.ok()) << started.status();
+    const std::string expected = "up\n0\n1\n2\nEROFS\n";
+    std::string said;
+    while (said.size() < expected.size()) {
+      pollfd polled{(*started)->output(), POLLIN, 0};
+      ASSERT_GT(poll(&polled, 1, 60'000), 0);
+      char buffer[256];
+      const ssize_t n = read((*started)->output(), buffer, sizeof(buffer));
+      ASSERT_GT(n, 0) << said;
+      said.append(buffer, static_cast<size_t>(n));
+    }
+    EXPECT_EQ(said, expected);
+    EXPECT_EQ(CountMarked(marker), 2);
+    if (killed) {
+      (*started)->Kill();
+      EXPECT_EQ((*started)->Wait(60'000)->end, CallEnd::kCancelled);
+    } else {
+      started->reset();
+    }
     EXPECT_EQ(CountMarked(marker), 0);
   }
 }

@@ -1,0 +1,17 @@
+// Long-lived programs (Sandbox::StartProcess). Private to sandbox/.
+#ifndef AGENTD_SANDBOX_PROCESS_H_
+#define AGENTD_SANDBOX_PROCESS_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "sandbox/sandbox.h"
+
+namespace agentd::sandbox {
+
+absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int init_pidfd,
+                                                             const CallRequest& request);
+
+}  // namespace agentd::sandbox
+
+#endif  // AGENTD_SANDBOX_PROCESS_H_
