@@ -42,6 +42,8 @@ const char* WallOf(Stage stage) {
       return "resource limits";
     case Stage::kCapabilities:
       return "no capabilities";
+    case Stage::kLandlock:
+      return "Landlock";
     case Stage::kSeccomp:
       return "seccomp";
     default:

@@ -24,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include "sandbox/landlock.h"
+
 namespace agentd::sandbox {
 namespace {
 
@@ -239,6 +241,9 @@ void CallChild::DropPrivileges() {
   Check(syscall(SYS_capset, &header, none) == 0, Stage::kCapabilities);
   // What stays behind as the call's first process cannot be opened or traced by its children.
   Check(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, Stage::kCapabilities);
+  // After the last mount: who is restricted cannot mount.
+  if (abilities_.landlock_abi >= kLeastLandlockAbi)
+    Check(RestrictByLandlock(abilities_.landlock_abi, kCallFileRules), Stage::kLandlock);
   Check(LoadSeccompFilters(filters_), Stage::kSeccomp);
 }
 

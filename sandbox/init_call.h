@@ -21,6 +21,7 @@ struct CallState {
 // What of the machine the init found out at its start.
 struct Abilities {
   bool pid_max_per_namespace = false;
+  int landlock_abi = 0;
 };
 
 struct CallFds {

@@ -26,6 +26,7 @@
 #include "base/unique_fd.h"
 #include "sandbox/fd_passing.h"
 #include "sandbox/init_call.h"
+#include "sandbox/landlock.h"
 #include "sandbox/protocol.h"
 #include "sandbox/seccomp_filter.h"
 
@@ -103,6 +104,8 @@ bool Init::SayHello() {
   hello.nested = hello.pid_max_per_namespace || ProbeNamespaces(false);
   hello.seccomp = BuildSeccompFilters(filters_);
   abilities_.pid_max_per_namespace = hello.pid_max_per_namespace;
+  abilities_.landlock_abi = LandlockAbi();
+  hello.landlock_abi = static_cast<uint8_t>(abilities_.landlock_abi);
   return send(kControlFd, &hello, sizeof(hello), MSG_NOSIGNAL) == sizeof(hello);
 }
 

@@ -35,6 +35,7 @@ struct Hello {
   uint8_t seccomp = 0;
   // The init could make and fill a namespace of the kind calls get.
   uint8_t nested = 0;
+  uint8_t landlock_abi = 0;  // 0: the kernel has none
   static constexpr uint32_t kMagic = 0x41494e31;
 };
 
@@ -56,6 +57,7 @@ enum class Stage : uint8_t {
   kNestedNamespaces,
   kRlimits,
   kCapabilities,
+  kLandlock,
   kSeccomp,
   kFork,
   kCwd,

@@ -19,6 +19,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "sandbox/call.h"
+#include "sandbox/landlock.h"
 #include "sandbox/lock.h"
 #include "sandbox/output.h"
 #include "sandbox/process.h"
@@ -94,8 +95,10 @@ absl::Status StartFailure(const std::string& complaint) {
 
 class BubblewrapSandbox : public Sandbox {
  public:
-  BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd)
-      : spawned_(std::move(spawned)), init_pidfd_(std::move(init_pidfd)) {}
+  BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd, std::vector<std::string> missing_walls)
+      : spawned_(std::move(spawned)),
+        init_pidfd_(std::move(init_pidfd)),
+        missing_walls_(std::move(missing_walls)) {}
   ~BubblewrapSandbox() override {
     // If not, its lock stays taken, so nothing else runs on the workspace.
     if (!KillTree(init_pidfd_.get())) return;
@@ -108,10 +111,12 @@ class BubblewrapSandbox : public Sandbox {
   absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) override {
     return StartProcessThrough(spawned_.control.get(), init_pidfd_.get(), request);
   }
+  const std::vector<std::string>& missing_walls() const override { return missing_walls_; }
 
  private:
   const Spawned spawned_;
   const UniqueFd init_pidfd_;
+  const std::vector<std::string> missing_walls_;
 };
 
 // Reads what is there. False at the end of the output.
@@ -246,6 +251,29 @@ absl::Status CheckHello(const Hello& hello) {
   return absl::OkStatus();
 }
 
+std::vector<Wall> OptionalWalls(const Hello& hello) {
+  const bool limited = hello.pid_max_per_namespace || geteuid() != 0;
+  const int abi = hello.landlock_abi;
+  return {
+      {"Landlock", false, abi >= kLeastLandlockAbi,
+       abi == 0
+           ? "the kernel has none: boot it with landlock in lsm="
+           : fmt::format("version {}{}", abi,
+                         abi < kLeastLandlockAbi    ? " forbids moving files: use Linux 5.19 or "
+                                                      "newer"
+                         : abi < kScopedLandlockAbi ? ", files only (Linux 6.12 and newer: "
+                                                      "abstract sockets and signals too)"
+                                                    : ", files, abstract sockets and signals")},
+      {"process limit", false, limited,
+       hello.pid_max_per_namespace ? "pid_max of the call's own PID namespace"
+       : limited                   ? "RLIMIT_NPROC in the call's own user namespace"
+                 : "the kernel does not count processes of uid 0: run the daemon as an "
+                   "ordinary user or on Linux 6.14 or newer"},
+      {"memory limit of a whole call", false, false,
+       "each process is limited by its address space; no cgroup limits their sum"},
+  };
+}
+
 absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options& options,
                                                                    Hello& hello) {
   std::error_code error;
@@ -273,7 +301,11 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
     return status;
   }
   hello = *received;
-  return std::make_unique<BubblewrapSandbox>(std::move(spawned), std::move(pidfd));
+  std::vector<std::string> missing;
+  for (const Wall& wall : OptionalWalls(hello))
+    if (!wall.available) missing.push_back(wall.name);
+  return std::make_unique<BubblewrapSandbox>(std::move(spawned), std::move(pidfd),
+                                             std::move(missing));
 }
 
 }  // namespace
@@ -310,14 +342,7 @@ std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir) {
                        ran ? "a call ran behind them" : Text(status)});
     }
   }
-  const bool limited = hello.pid_max_per_namespace || geteuid() != 0;
-  walls.push_back({"process limit", false, limited,
-                   hello.pid_max_per_namespace ? "pid_max of the call's own PID namespace"
-                   : limited                   ? "RLIMIT_NPROC in the call's own user namespace"
-                             : "the kernel does not count processes of uid 0: run the daemon as an "
-                               "ordinary user or on Linux 6.14 or newer"});
-  walls.push_back({"memory limit of a whole call", false, false,
-                   "each process is limited by its address space; no cgroup limits their sum"});
+  for (Wall& wall : OptionalWalls(hello)) walls.push_back(std::move(wall));
   std::error_code ignored;
   std::filesystem::remove_all(root, ignored);
   return walls;

@@ -134,6 +134,9 @@ class Sandbox {
   // Returns when the program runs (or has ended already); the errors are Run's. `stdin_data`,
   // `on_output` and `limits.max_output_bytes` have no use here: the caller reads and writes.
   virtual absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) = 0;
+
+  // Names of the optional walls (as in ProbeWalls) that its calls go without.
+  virtual const std::vector<std::string>& missing_walls() const = 0;
 };
 
 // What this machine can put up, tried for real. Takes tens of milliseconds.

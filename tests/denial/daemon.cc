@@ -1,6 +1,7 @@
 // Stands in for the daemon where a test must kill or cripple it: starts a sandbox, runs one bash
 // command in it and prints how that ended.
-//   denial_daemon [--no-seccomp] WORKSPACE LOCK HELPERS COMMAND
+//   denial_daemon [--no-seccomp] [--no-landlock] [--mount DIR] WORKSPACE LOCK HELPERS COMMAND
+// --mount: DIR is seen at /opt/mounted.
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
@@ -8,7 +9,9 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <string>
 #include <string_view>
 
 #include "base/status.h"
@@ -16,12 +19,12 @@
 
 namespace {
 
-// From here on seccomp(2) fails as on a kernel built without it.
-bool ForbidSeccomp() {
+// From here on a system call fails as on a kernel built without it.
+bool Forbid(long number, int error) {
   sock_filter program[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(number), 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<uint32_t>(error)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
   sock_fprog prog{4, program};
@@ -33,17 +36,32 @@ bool ForbidSeccomp() {
 
 int main(int argc, char** argv) {
   using agentd::sandbox::Sandbox;
-  if (argc > 1 && std::string_view(argv[1]) == "--no-seccomp") {
-    if (!ForbidSeccomp()) return 2;
-    ++argv;
-    --argc;
+  agentd::sandbox::Options options;
+  for (; argc > 5; ++argv, --argc) {
+    const std::string_view option = argv[1];
+    if (option == "--no-seccomp") {
+      if (!Forbid(SYS_seccomp, EINVAL)) return 2;
+    } else if (option == "--no-landlock") {
+      if (!Forbid(SYS_landlock_create_ruleset, ENOSYS)) return 2;
+    } else if (option == "--mount" && argc > 6) {
+      options.mounts.push_back({argv[2], "/opt/mounted"});
+      ++argv;
+      --argc;
+    } else {
+      return 2;
+    }
   }
   if (argc != 5) return 2;
-  auto sandbox = Sandbox::Start({argv[1], argv[2], argv[3]});
+  options.workspace = argv[1];
+  options.lock_file = argv[2];
+  options.helper_dir = argv[3];
+  auto sandbox = Sandbox::Start(options);
   if (!sandbox.ok()) {
     std::printf("start: %s\n", agentd::Text(sandbox.status()).c_str());
     return 1;
   }
+  for (const std::string& wall : (*sandbox)->missing_walls())
+    std::fprintf(stderr, "missing: %s\n", wall.c_str());
   agentd::sandbox::CallRequest request{.argv = {"/bin/bash", "-c", argv[4]}};
   request.on_output = [](std::string_view text) {
     std::fwrite(text.data(), 1, text.size(), stdout);

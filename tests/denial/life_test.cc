@@ -1,12 +1,14 @@
 // What a call must not use up, and that nothing of it outlives it.
 #include <poll.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <chrono>
 #include <thread>
 
 #include "base/unique_fd.h"
+#include "sandbox/landlock.h"
 #include "tests/denial/harness.h"
 
 namespace agentd::sandbox {
@@ -348,6 +350,22 @@ TEST_F(DaemonTest, WithoutSeccompItRefuses) {
   const std::string said = daemon.ReadAll();
   EXPECT_NE(said.find("'seccomp' cannot be put up"), std::string::npos) << said;
   EXPECT_EQ(said.find("ran"), std::string::npos) << said;
+}
+
+// A read-only mount stops nobody from writing into a FIFO in it, to whoever reads that on the host:
+// Landlock alone does. Without it calls run, and say what they go without.
+TEST_F(DaemonTest, LandlockIsAWallOfItsOwn) {
+  if (LandlockAbi() < kLeastLandlockAbi) GTEST_SKIP() << "the kernel has no Landlock";
+  fs::create_directory(root_ / "mounted");
+  ASSERT_EQ(mkfifo((root_ / "mounted/fifo").c_str(), 0666), 0);
+  const std::string attempt = fmt::format("--mount {}/mounted {} 2>&1", root_.string(),
+                                          Arguments("./probe write /opt/mounted/fifo"));
+  const std::string with = Daemon(attempt).ReadAll();
+  EXPECT_TRUE(with.ends_with("EACCES\nexit 0\n")) << with;
+  EXPECT_EQ(with.find("missing: Landlock"), std::string::npos) << with;
+  const std::string without = Daemon("--no-landlock " + attempt).ReadAll();
+  EXPECT_TRUE(without.ends_with("ok\nexit 0\n")) << without;
+  EXPECT_NE(without.find("missing: Landlock\n"), std::string::npos) << without;
 }
 
 TEST_F(DaemonTest, WorksForAnOrdinaryUser) {

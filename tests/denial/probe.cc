@@ -122,6 +122,18 @@ int ConnectUnix(const std::string& path) {
   return fd < 0 || connect(fd, reinterpret_cast<sockaddr*>(&to), size) != 0 ? -1 : fd;
 }
 
+// Listens on the name that ConnectUnix takes, until it is killed.
+[[noreturn]] void ServeUnix(const std::string& path) {
+  const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un at{};
+  at.sun_family = AF_UNIX;
+  path.copy(at.sun_path, sizeof(at.sun_path) - 1);
+  if (path[0] == '@') at.sun_path[0] = '\0';
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  if (bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || listen(fd, 16) != 0) std::exit(1);
+  while (true) pause();
+}
+
 // Passes an open directory to whoever listens.
 long SendDescriptor(const std::string& path) {
   const int to = ConnectUnix(path);
@@ -340,6 +352,7 @@ long WithArguments(const std::string& name, const std::vector<std::string>& argu
   if (name == "link-fd") return LinkByDescriptor(arguments[0].c_str());
   if (name == "chmod" || name == "fchmod" || name == "utime" || name == "chown")
     return Touch(name, arguments[0].c_str());
+  if (name == "write") return Open(arguments[0].c_str(), O_RDWR | O_NONBLOCK);
   if (name == "read") return Open(arguments[0].c_str(), O_RDONLY);
   if (name == "memory") return Memory(std::stoul(arguments[0]));
   if (name == "sparse") return ftruncate(creat("sparse", 0644), std::stol(arguments[0]));
@@ -360,8 +373,9 @@ int main(int argc, char** argv) {
   attempts.merge(KernelAttempts());
   const auto found = attempts.find(argv[1]);
   const std::vector<std::string> arguments(argv + 2, argv + argc);
-  // These print what they reached, and end.
+  // These do not end by an errno.
   if (std::string(argv[1]) == "fork-bomb") ForkBomb(std::stoi(arguments[0]));
+  if (std::string(argv[1]) == "serve") ServeUnix(arguments[0]);
   if (std::string(argv[1]) == "open-files") OpenFiles(std::stoi(arguments[0]));
   const long result = InChild(
       found != attempts.end() ? found->second : [&] { return WithArguments(argv[1], arguments); });

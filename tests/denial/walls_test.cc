@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/unique_fd.h"
+#include "sandbox/landlock.h"
 #include "tests/denial/harness.h"
 
 namespace agentd::sandbox {
@@ -62,7 +63,9 @@ TEST_F(WallsTest, NothingIsWritableButTheWorkspace) {
          {"drop-caches", geteuid() == 0 ? "EROFS" : "EACCES", nullptr},
          {"oom-score", "EROFS", "ok"},
          {"fifo", "ok", "ok"},
-         {"device", "EPERM", nullptr}});
+         // Landlock is asked before the capability.
+         {"device", LandlockAbi() >= kLeastLandlockAbi ? "EACCES" : "EPERM",
+          geteuid() == 0 ? "ok" : nullptr}});
   EXPECT_EQ(Bash("echo x > /workspace/in && cat in").output, "x\n");
 }
 
@@ -334,6 +337,30 @@ TEST_F(WallsTest, TheHostsServicesAreOutOfReach) {
     EXPECT_EQ(Inside(fmt::format("udp {} 53", address)), "ENETUNREACH");
     EXPECT_EQ(Inside(fmt::format("tcp {} 80", address)), "ENETUNREACH");
   }
+}
+
+// Calls of a session share a network namespace, where abstract names lie: Landlock keeps them
+// apart.
+TEST_F(WallsTest, ACallsAbstractSocketsAreItsOwn) {
+  if (LandlockAbi() < kScopedLandlockAbi) GTEST_SKIP() << "the kernel's Landlock has no scopes";
+  const std::string name = "@" + Marker();
+  // Both in one call first: the control.
+  CallRequest request{
+      .argv = {"/bin/bash", "-c",
+               fmt::format("./probe serve {0} & until [ $(./probe unix {0}) = ok ]; do "
+                           "sleep 0.02; done; echo up; read < fifo; kill %1",
+                           name)}};
+  ASSERT_EQ(mkfifo((workspace() / "fifo").c_str(), 0600), 0);
+  std::string said;
+  std::string other;
+  request.on_output = [&](std::string_view text) {
+    said += text;
+    if (!said.ends_with("up\n") || !other.empty()) return;
+    other = Inside("unix " + name);
+    Bash("echo > fifo");
+  };
+  EXPECT_EQ(Run(request).output, "up\n");
+  EXPECT_EQ(other, "EPERM");
 }
 
 TEST_F(WallsTest, ACallMayTalkToItself) {
