@@ -38,6 +38,8 @@ const char* WallOf(Stage stage) {
       return "user namespace of the call";
     case Stage::kNestedNamespaces:
       return "no nested user namespaces";
+    case Stage::kNetwork:
+      return "network namespace of the call";
     case Stage::kRlimits:
       return "resource limits";
     case Stage::kCapabilities:
@@ -61,6 +63,9 @@ absl::Status CheckRequest(const CallRequest& request, Streams streams) {
     if (arg.find('\0') != std::string::npos)
       return InvalidArgument("a program's argument cannot hold a NUL byte");
   }
+  if (request.network != static_cast<bool>(request.on_proxy_listener))
+    return InvalidArgument(
+        "a sandboxed call with network needs on_proxy_listener, and one without must not have it");
   const Limits& limits = request.limits;
   const int64_t least_ms = streams == Streams::kOwn ? 0 : 1;
   if (limits.wall_time_ms < least_ms || limits.cpu_time_s <= 0 || limits.memory_bytes <= 0 ||
@@ -78,6 +83,7 @@ Payload MakePayload(const CallRequest& request) {
   payload.max_processes = request.limits.max_processes;
   payload.max_open_files = request.limits.max_open_files;
   payload.max_file_bytes = request.limits.max_file_bytes;
+  payload.network = request.network ? 1 : 0;
   payload.cwd = request.cwd;
   payload.argv = request.argv;
   // HOME is not the workspace, so that programs' settings and caches stay out of it.
@@ -89,6 +95,14 @@ Payload MakePayload(const CallRequest& request) {
                  "SHELL=/bin/bash",
                  "PWD=" + request.cwd,
                  "TMPDIR=/tmp"};
+  if (request.network) {
+    const std::string proxy = fmt::format("http://127.0.0.1:{}", kProxyPort);
+    for (const char* name :
+         {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"})
+      payload.env.push_back(fmt::format("{}={}", name, proxy));
+    for (const char* name : {"NO_PROXY", "no_proxy"})
+      payload.env.push_back(fmt::format("{}=localhost,127.0.0.1,::1", name));
+  }
   for (const auto& [name, value] : request.env) {
     const std::string prefix = name + "=";
     std::erase_if(payload.env, [&](const std::string& old) { return old.rfind(prefix, 0) == 0; });
@@ -167,11 +181,13 @@ absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Strea
   return call;
 }
 
-std::optional<CallMessage> ReceiveFromCall(int channel) {
+std::optional<CallMessage> ReceiveFromCall(int channel, const CallRequest& request) {
   CallMessage message;
   std::vector<UniqueFd> fds;
   if (ReceiveWithFds(channel, &message, sizeof(message), fds) != sizeof(message))
     return std::nullopt;
+  if (message.kind == CallMessage::Kind::kListener && fds.size() == 1)
+    request.on_proxy_listener(std::move(fds[0]));
   return message;
 }
 

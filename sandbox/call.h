@@ -32,8 +32,8 @@ struct SentCall {
 // Checks the request and sends it to the init.
 absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Streams streams);
 
-// Waits for the next message; none when the init has died.
-std::optional<CallMessage> ReceiveFromCall(int channel);
+// Waits for the next message; none when the init has died. A listener has been handed on.
+std::optional<CallMessage> ReceiveFromCall(int channel, const CallRequest& request);
 
 // The init kills all processes of the call, then reports.
 void AskToKill(int channel);

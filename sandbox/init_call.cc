@@ -3,8 +3,11 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -19,11 +22,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/unique_fd.h"
+#include "sandbox/fd_passing.h"
 #include "sandbox/landlock.h"
 
 namespace agentd::sandbox {
@@ -93,6 +99,7 @@ class CallChild {
   void HideProc();
   void MountTmp();
   void EnterUserNamespace();
+  void EnterNetworkNamespace();
   void SetRlimits();
   void DropPrivileges();
   [[noreturn]] void Exec();
@@ -208,6 +215,27 @@ void CallChild::EnterUserNamespace() {
   close(proc_);
 }
 
+// Made in the call's user namespace, whose first process has in it what bringing up a loopback
+// takes, until it drops that.
+void CallChild::EnterNetworkNamespace() {
+  Check(unshare(CLONE_NEWNET) == 0, Stage::kNetwork);
+  const UniqueFd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  Check(listener.valid(), Stage::kNetwork);
+  ifreq loopback{};
+  std::strcpy(loopback.ifr_name, "lo");
+  loopback.ifr_flags = IFF_UP;
+  Check(ioctl(listener.get(), SIOCSIFFLAGS, &loopback) == 0, Stage::kNetwork);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(kProxyPort);
+  Check(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+            listen(listener.get(), SOMAXCONN) == 0,
+        Stage::kNetwork);
+  const CallMessage message{CallMessage::Kind::kListener, {}};
+  Check(SendWithFds(kChannelFd, &message, sizeof(message), {listener.get()}), Stage::kNetwork);
+}
+
 void CallChild::SetRlimits() {
   auto set = [this](__rlimit_resource which, int64_t value) {
     const rlimit limit{static_cast<rlim_t>(value), static_cast<rlim_t>(value)};
@@ -287,6 +315,7 @@ void CallChild::Run() {
   MountProc();
   MountTmp();
   EnterUserNamespace();
+  if (payload_.network != 0) EnterNetworkNamespace();
   SetRlimits();
   DropPrivileges();
   // Like vfork, but with memory of its own: goes on here when the program runs or could not.

@@ -76,8 +76,9 @@ absl::Status SandboxedProcess::AwaitExec(const CallRequest& request) {
   if (!PollReadable(channel_.get(), kExecTimeoutMs))
     return absl::DeadlineExceededError(
         fmt::format("{} did not start in the sandbox in {} ms", request.argv[0], kExecTimeoutMs));
-  const std::optional<CallMessage> message = ReceiveFromCall(channel_.get());
+  const std::optional<CallMessage> message = ReceiveFromCall(channel_.get(), request);
   if (!message) return absl::UnavailableError("the session's sandbox has died; start it again");
+  if (message->kind == CallMessage::Kind::kListener) return AwaitExec(request);
   if (message->kind == CallMessage::Kind::kStarted) return absl::OkStatus();
   SetResult(message->report);
   if (message->report.failed != Stage::kNone) return CallFailure(message->report, request);
@@ -99,7 +100,7 @@ std::optional<CallResult> SandboxedProcess::Wait(int64_t timeout_ms) {
   std::lock_guard lock(mutex_);
   if (result_ || !ready) return result_;
   // Once the program runs, the only message is the report.
-  const std::optional<CallMessage> message = ReceiveFromCall(channel_.get());
+  const std::optional<CallMessage> message = ReceiveFromCall(channel_.get(), CallRequest());
   SetResult(message ? std::optional<Report>(message->report) : std::nullopt);
   return result_;
 }

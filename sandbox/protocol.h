@@ -6,8 +6,9 @@
 // it.
 //
 // Call channel (SOCK_SEQPACKET, one per call): any byte or end of file from the library kills the
-// call. The call's first process sends kStarted when the program runs, and gives its end up; the
-// init sends kReport when every process of the call is dead, then closes it.
+// call. The call's first process sends kListener, with the socket, if the call has network, then
+// kStarted when the program runs, and gives its end up; the init sends kReport when every process
+// of the call is dead, then closes it.
 #ifndef AGENTD_SANDBOX_PROTOCOL_H_
 #define AGENTD_SANDBOX_PROTOCOL_H_
 
@@ -24,6 +25,8 @@ inline constexpr int kLockFd = 4;
 inline constexpr int kRunFds = 5;
 // Inside the sandbox: hides other directories.
 inline constexpr char kEmptyDirectory[] = "/agentd/empty";
+// On the loopback of a call that has network.
+inline constexpr uint16_t kProxyPort = 3128;
 // Of the nobody that calls run as.
 inline constexpr unsigned kCallUid = 65534;
 
@@ -55,6 +58,7 @@ enum class Stage : uint8_t {
   kTmp,
   kUserNamespace,
   kNestedNamespaces,
+  kNetwork,
   kRlimits,
   kCapabilities,
   kLandlock,
@@ -76,7 +80,7 @@ struct Report {
 
 // What comes to the library over a call channel.
 struct CallMessage {
-  enum class Kind : uint8_t { kStarted, kReport };
+  enum class Kind : uint8_t { kListener, kStarted, kReport };
   Kind kind = Kind::kReport;
   Report report;  // kReport
 };
@@ -89,6 +93,7 @@ struct Payload {
   int64_t max_processes = 0;
   int64_t max_open_files = 0;
   int64_t max_file_bytes = 0;
+  int64_t network = 0;  // 1: a network namespace of its own
   std::string cwd;
   std::vector<std::string> argv;
   std::vector<std::string> env;  // NAME=VALUE
@@ -108,7 +113,7 @@ inline std::string Serialize(const Payload& p) {
     for (const std::string& value : values) text(value);
   };
   for (int64_t value : {p.wall_time_ms, p.cpu_time_s, p.memory_bytes, p.max_processes,
-                        p.max_open_files, p.max_file_bytes})
+                        p.max_open_files, p.max_file_bytes, p.network})
     number(value);
   text(p.cwd);
   list(p.argv);
@@ -140,7 +145,7 @@ inline bool Deserialize(std::string_view in, Payload& p) {
     return true;
   };
   for (int64_t* value : {&p.wall_time_ms, &p.cpu_time_s, &p.memory_bytes, &p.max_processes,
-                         &p.max_open_files, &p.max_file_bytes})
+                         &p.max_open_files, &p.max_file_bytes, &p.network})
     if (!number(*value)) return false;
   return text(p.cwd) && list(p.argv) && list(p.env) && in.empty();
 }

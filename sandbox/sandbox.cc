@@ -173,7 +173,7 @@ std::optional<Report> CallWait::Wait() {
     if (poll(polled, 2, kCancelPollMs) < 0) continue;
     if (polled[1].revents != 0) output_open = Drain(call_.output.get(), request_, output_);
     if (polled[0].revents == 0) continue;
-    const std::optional<CallMessage> message = ReceiveFromCall(call_.channel.get());
+    const std::optional<CallMessage> message = ReceiveFromCall(call_.channel.get(), request_);
     if (!message) return std::nullopt;
     if (message->kind != CallMessage::Kind::kReport) continue;
     DrainRest();

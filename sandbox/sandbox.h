@@ -21,6 +21,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 
 namespace agentd::sandbox {
 
@@ -43,6 +44,14 @@ struct CallRequest {
   // Called with each chunk of output (standard output and error, one pipe, in the order written)
   // while the call runs.
   std::function<void(std::string_view)> on_output;
+  // Gives the call a network namespace of its own, in which there is a loopback and on it one
+  // listening TCP socket, which the usual environment variables name as an HTTP proxy. What that
+  // socket accepts is all the way out there is. Without, the call is in the session's network
+  // namespace, which leads nowhere.
+  bool network = false;
+  // Needed with `network`: called once, by the thread in Run or StartProcess, before the program
+  // runs. The socket is to be closed when the call has ended.
+  std::function<void(UniqueFd)> on_proxy_listener;
 };
 
 enum class CallEnd { kExited, kSignaled, kTimedOut, kCancelled, kSandboxDied };

@@ -7,6 +7,7 @@
 #include <linux/io_uring.h>
 #include <linux/keyctl.h>
 #include <linux/perf_event.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -327,6 +328,11 @@ std::map<std::string, Attempt> KernelAttempts() {
                           {"alg", AF_ALG, SOCK_SEQPACKET},
                           {"xdp", AF_XDP, SOCK_RAW}})
     attempts[f.name] = [f] { return socket(f.family, f.type, 0); };
+  attempts["loopback-down"] = [] {
+    ifreq loopback{};
+    std::strcpy(loopback.ifr_name, "lo");
+    return ioctl(socket(AF_INET, SOCK_DGRAM, 0), SIOCSIFFLAGS, &loopback);
+  };
   attempts["raw-icmp"] = [] { return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP); };
   return attempts;
 }
