@@ -16,6 +16,8 @@
 
 namespace agentd::tools {
 
+class Shell;
+
 // What a tool can do decides how a call without a result is treated after a crash, and what may run
 // beside it.
 struct ToolFlags {
@@ -41,6 +43,7 @@ struct ToolSpec {
 
 struct ToolContext {
   sandbox::Sandbox* sandbox = nullptr;  // the session's
+  Shell* shell = nullptr;               // the session's
   // Of the call in its session: the whole of an output that is cut for the model is kept as the
   // file /outputs/CALL_ID.txt, up to so many bytes. Empty: it is not kept.
   std::string call_id;
