@@ -220,9 +220,12 @@ absl::Status CallFailure(const Report& report, const CallRequest& request) {
   return ErrnoError(error, "start a call in the sandbox");
 }
 
-void SetEnd(const std::optional<Report>& report, CallResult& result) {
+void SetEnd(const std::optional<Report>& report, const std::string& full, CallResult& result) {
   if (!report || (!report->has_status && report->killed == Killed::kNo)) {
     result.end = CallEnd::kSandboxDied;
+  } else if (!report->has_status && !full.empty()) {
+    result.end = CallEnd::kWorkspaceFull;
+    result.detail = full;
   } else if (!report->has_status) {
     result.end = report->killed == Killed::kTimedOut ? CallEnd::kTimedOut : CallEnd::kCancelled;
   } else if (WIFSIGNALED(report->wait_status)) {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <optional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -45,8 +46,9 @@ bool KillTree(int init_pidfd);
 // The error for a call whose program did not run.
 absl::Status CallFailure(const Report& report, const CallRequest& request);
 
-// Sets end, exit_code and signal. No report: the sandbox died.
-void SetEnd(const std::optional<Report>& report, CallResult& result);
+// Sets end, exit_code, signal and detail. No report: the sandbox died. `full`: why the workspace's
+// watch ended it, or "".
+void SetEnd(const std::optional<Report>& report, const std::string& full, CallResult& result);
 
 }  // namespace agentd::sandbox
 

@@ -34,8 +34,9 @@ bool PollReadable(int fd, int64_t timeout_ms) {
 
 class SandboxedProcess : public Process {
  public:
-  SandboxedProcess(SentCall call, UniqueFd init_pidfd)
+  SandboxedProcess(SentCall call, UniqueFd init_pidfd, std::shared_ptr<WorkspaceWatch> watch)
       : channel_(std::move(call.channel)),
+        watched_(std::move(watch), channel_.get()),
         init_pidfd_(std::move(init_pidfd)),
         output_(std::move(call.output)),
         error_(std::move(call.error)),
@@ -63,6 +64,7 @@ class SandboxedProcess : public Process {
 
   const ProcessClock::time_point start_ = ProcessClock::now();
   const UniqueFd channel_;
+  const WatchedCall watched_;
   const UniqueFd init_pidfd_;
   const UniqueFd output_;
   const UniqueFd error_;
@@ -87,7 +89,7 @@ absl::Status SandboxedProcess::AwaitExec(const CallRequest& request) {
 
 void SandboxedProcess::SetResult(const std::optional<Report>& report) {
   result_.emplace();
-  SetEnd(report, *result_);
+  SetEnd(report, watched_.full(), *result_);
   result_->wall_time_us =
       std::chrono::duration_cast<std::chrono::microseconds>(ProcessClock::now() - start_).count();
 }
@@ -108,6 +110,7 @@ std::optional<CallResult> SandboxedProcess::Wait(int64_t timeout_ms) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int init_pidfd,
+                                                             std::shared_ptr<WorkspaceWatch> watch,
                                                              const CallRequest& request) {
   if (!request.stdin_data.empty())
     return InvalidArgument("a sandboxed process gets its input through a pipe: leave stdin_data");
@@ -116,7 +119,8 @@ absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int in
   UniqueFd pidfd(fcntl(init_pidfd, F_DUPFD_CLOEXEC, 0));
   if (!pidfd.valid()) return ErrnoError(errno, "fcntl F_DUPFD_CLOEXEC");
   ASSIGN_OR_RETURN(SentCall call, SendCall(control, request, Streams::kOwn));
-  auto process = std::make_unique<SandboxedProcess>(std::move(call), std::move(pidfd));
+  auto process =
+      std::make_unique<SandboxedProcess>(std::move(call), std::move(pidfd), std::move(watch));
   RETURN_IF_ERROR(process->AwaitExec(request));
   return std::unique_ptr<Process>(std::move(process));
 }

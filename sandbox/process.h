@@ -6,10 +6,13 @@
 
 #include "absl/status/statusor.h"
 #include "sandbox/sandbox.h"
+#include "sandbox/workspace_watch.h"
 
 namespace agentd::sandbox {
 
+// `watch` may be null.
 absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int init_pidfd,
+                                                             std::shared_ptr<WorkspaceWatch> watch,
                                                              const CallRequest& request);
 
 }  // namespace agentd::sandbox

@@ -25,6 +25,7 @@
 #include "sandbox/process.h"
 #include "sandbox/protocol.h"
 #include "sandbox/spawn.h"
+#include "sandbox/workspace_watch.h"
 
 namespace agentd::sandbox {
 namespace {
@@ -95,10 +96,15 @@ absl::Status StartFailure(const std::string& complaint) {
 
 class BubblewrapSandbox : public Sandbox {
  public:
-  BubblewrapSandbox(Spawned spawned, UniqueFd init_pidfd, std::vector<std::string> missing_walls)
+  BubblewrapSandbox(const Options& options, Spawned spawned, UniqueFd init_pidfd,
+                    std::vector<std::string> missing_walls)
       : spawned_(std::move(spawned)),
         init_pidfd_(std::move(init_pidfd)),
-        missing_walls_(std::move(missing_walls)) {}
+        missing_walls_(std::move(missing_walls)) {
+    if (options.max_workspace_bytes > 0 || options.max_workspace_files > 0)
+      watch_ = std::make_shared<WorkspaceWatch>(options.workspace, options.max_workspace_bytes,
+                                                options.max_workspace_files);
+  }
   ~BubblewrapSandbox() override {
     // If not, its lock stays taken, so nothing else runs on the workspace.
     if (!KillTree(init_pidfd_.get())) return;
@@ -109,7 +115,7 @@ class BubblewrapSandbox : public Sandbox {
 
   absl::StatusOr<CallResult> Run(const CallRequest& request, const CancelFlag& cancel) override;
   absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) override {
-    return StartProcessThrough(spawned_.control.get(), init_pidfd_.get(), request);
+    return StartProcessThrough(spawned_.control.get(), init_pidfd_.get(), watch_, request);
   }
   const std::vector<std::string>& missing_walls() const override { return missing_walls_; }
 
@@ -117,6 +123,8 @@ class BubblewrapSandbox : public Sandbox {
   const Spawned spawned_;
   const UniqueFd init_pidfd_;
   const std::vector<std::string> missing_walls_;
+  // Null when the workspace is not limited. Shared with processes, which may live longer.
+  std::shared_ptr<WorkspaceWatch> watch_;
 };
 
 // Reads what is there. False at the end of the output.
@@ -140,7 +148,7 @@ class CallWait {
   // Returns when the init has reported the end, or has died (no report), or does not manage to kill
   // the call (no report).
   std::optional<Report> Wait();
-  CallResult Result(const std::optional<Report>& report);
+  CallResult Result(const std::optional<Report>& report, const std::string& full);
 
  private:
   void KillIfCancelled();
@@ -189,13 +197,13 @@ void CallWait::DrainRest() {
   }
 }
 
-CallResult CallWait::Result(const std::optional<Report>& report) {
+CallResult CallWait::Result(const std::optional<Report>& report, const std::string& full) {
   CallResult result;
   result.output_bytes = output_.total_bytes();
   result.output = output_.Take(result.dropped_at);
   result.wall_time_us =
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start_).count();
-  SetEnd(report, result);
+  SetEnd(report, full, result);
   return result;
 }
 
@@ -203,10 +211,11 @@ absl::StatusOr<CallResult> BubblewrapSandbox::Run(const CallRequest& request,
                                                   const CancelFlag& cancel) {
   if (cancel.cancelled()) return CallResult{.end = CallEnd::kCancelled};
   ASSIGN_OR_RETURN(const SentCall call, SendCall(spawned_.control.get(), request, Streams::kData));
+  const WatchedCall watched(watch_, call.channel.get());
   CallWait wait(request, cancel, call);
   const std::optional<Report> report = wait.Wait();
   if (report && report->failed != Stage::kNone) return CallFailure(*report, request);
-  CallResult result = wait.Result(report);
+  CallResult result = wait.Result(report, watched.full());
   if (result.end == CallEnd::kSandboxDied)
     KillTree(init_pidfd_.get());  // so that nothing of the call lives on
   return result;
@@ -280,6 +289,8 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
   if (!std::filesystem::is_directory(options.workspace, error))
     return InvalidArgument("sandbox: the workspace {} is not a directory",
                            options.workspace.string());
+  if (options.max_workspace_bytes < 0 || options.max_workspace_files < 0)
+    return InvalidArgument("sandbox: the workspace's limits must not be negative");
   RETURN_IF_ERROR(CheckMounts(options));
   ASSIGN_OR_RETURN(const std::string bwrap, FindBubblewrap());
   ASSIGN_OR_RETURN(const std::filesystem::path helpers, FindHelpers(options.helper_dir));
@@ -304,7 +315,7 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
   std::vector<std::string> missing;
   for (const Wall& wall : OptionalWalls(hello))
     if (!wall.available) missing.push_back(wall.name);
-  return std::make_unique<BubblewrapSandbox>(std::move(spawned), std::move(pidfd),
+  return std::make_unique<BubblewrapSandbox>(options, std::move(spawned), std::move(pidfd),
                                              std::move(missing));
 }
 

@@ -54,7 +54,7 @@ struct CallRequest {
   std::function<void(UniqueFd)> on_proxy_listener;
 };
 
-enum class CallEnd { kExited, kSignaled, kTimedOut, kCancelled, kSandboxDied };
+enum class CallEnd { kExited, kSignaled, kTimedOut, kCancelled, kWorkspaceFull, kSandboxDied };
 
 struct CallResult {
   CallEnd end = CallEnd::kExited;
@@ -65,6 +65,7 @@ struct CallResult {
   int64_t output_bytes = 0;  // all that was written
   int64_t dropped_at = -1;   // offset in `output` where bytes were left out, or -1
   int64_t wall_time_us = 0;
+  std::string detail;  // kWorkspaceFull: what it holds and may hold
 };
 
 // Set from any thread to end a running call.
@@ -120,6 +121,12 @@ struct Options {
   std::vector<Mount> mounts;
   // Host directory seen read-only at /outputs: long outputs of earlier calls. Empty: none.
   std::filesystem::path outputs;
+  // What the workspace may hold, in bytes on disk and in files and directories; 0: not limited. A
+  // call or process that makes it larger is ended (kWorkspaceFull). A soft wall: the size is looked
+  // at while calls run, so that more may be written before one is ended. When a workspace is too
+  // large already, only calls that enlarge it further are.
+  int64_t max_workspace_bytes = 0;
+  int64_t max_workspace_files = 0;
 };
 
 struct Wall {

@@ -67,6 +67,8 @@ std::string EndInWords(const CallResult& result, int64_t wall_time_ms) {
       return fmt::format("timed out after {} s", wall_time_ms / 1000);
     case CallEnd::kCancelled:
       return "cancelled";
+    case CallEnd::kWorkspaceFull:
+      return fmt::format("ended: {}: delete what is not needed", result.detail);
     default:
       return "";
   }
