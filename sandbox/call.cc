@@ -26,8 +26,6 @@ const char* WallOf(Stage stage) {
   switch (stage) {
     case Stage::kClone:
       return "PID, mount and IPC namespaces";
-    case Stage::kDevices:
-      return "read-only /dev";
     case Stage::kProc:
       return "private /proc";
     case Stage::kProcessLimit:

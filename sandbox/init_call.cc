@@ -94,7 +94,6 @@ class CallChild {
     return ok;
   }
   void SetUpFds();
-  void ProtectDevices();
   void MountProc();
   void HideProc();
   void MountTmp();
@@ -125,28 +124,6 @@ void CallChild::SetUpFds() {
   Check(dup3(fds[kChannelFd], kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
   // Control socket, lock, other calls' channels: nothing else may be left.
   Check(syscall(SYS_close_range, kChannelFd + 1, ~0u, 0u) == 0, Stage::kPayload);
-}
-
-// The nodes in /dev are the host's own, each bound here with a writable mount: a daemon of uid 0
-// owns them, so a call could change their modes and times for the whole machine. Writing into a
-// device does not need its mount to be writable. First of all mounts: what is bound from a node
-// below gets its flags.
-void CallChild::ProtectDevices() {
-  DIR* directory = opendir("/dev");
-  Check(directory != nullptr, Stage::kDevices);
-  while (const dirent* entry = readdir(directory)) {
-    struct stat info;
-    Check(fstatat(dirfd(directory), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0,
-          Stage::kDevices);
-    if (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode)) continue;
-    const std::string path = std::string("/dev/") + entry->d_name;
-    struct statvfs mounted;
-    Check(statvfs(path.c_str(), &mounted) == 0, Stage::kDevices);
-    Check(mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | FlagsOf(mounted),
-                nullptr) == 0,
-          Stage::kDevices);
-  }
-  closedir(directory);
 }
 
 // A fresh proc shows this call's processes only. It is made read-only: the daemon's uid may be 0,
@@ -311,7 +288,6 @@ void CallChild::Run() {
   sigprocmask(SIG_SETMASK, &none, nullptr);
   umask(022);
   SetUpFds();
-  ProtectDevices();
   MountProc();
   MountTmp();
   EnterUserNamespace();
@@ -342,6 +318,24 @@ pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters
   const pid_t pid = CloneNamespaces();
   if (pid == 0) CallChild(payload, fds, filters, abilities, state).Run();
   return pid;
+}
+
+bool ProtectDevices() {
+  DIR* directory = opendir("/dev");
+  if (directory == nullptr) return false;
+  bool ok = true;
+  while (const dirent* entry = ok ? readdir(directory) : nullptr) {
+    struct stat info;
+    ok = fstatat(dirfd(directory), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0;
+    if (!ok || (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode))) continue;
+    const std::string path = std::string("/dev/") + entry->d_name;
+    struct statvfs mounted;
+    ok = statvfs(path.c_str(), &mounted) == 0 &&
+         mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | FlagsOf(mounted),
+               nullptr) == 0;
+  }
+  closedir(directory);
+  return ok;
 }
 
 bool KernelHasPidMaxPerNamespace() {

@@ -37,6 +37,12 @@ struct CallFds {
 pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
                 const Abilities& abilities, CallState* state);
 
+// Makes the mounts of the nodes in /dev read-only, for all calls to come. The nodes are the host's
+// own, each bound here with a writable mount: a daemon of uid 0 owns them, so a call could change
+// their modes and times for the whole machine. Writing into a device does not need its mount to be
+// writable. What a call binds from such a node gets its flags. False with errno set on failure.
+bool ProtectDevices();
+
 // By its version. Never found out by writing: in older kernels pid_max is the host's, and a daemon
 // of uid 0 would change it.
 bool KernelHasPidMaxPerNamespace();

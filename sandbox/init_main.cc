@@ -205,6 +205,7 @@ int Init::Run() {
   if (signals < 0) Die("signalfd");
   if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) Die("prctl PR_SET_DUMPABLE");
   if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) Die("mount MS_PRIVATE");
+  if (!ProtectDevices()) Die("mount /dev read-only");
   if (!SayHello()) Die("send hello");
   // The pipe to the library was for complaints up to here.
   const int null = open("/dev/null", O_RDWR | O_CLOEXEC);

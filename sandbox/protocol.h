@@ -52,7 +52,6 @@ enum class Stage : uint8_t {
   kNone,
   kPayload,
   kClone,
-  kDevices,
   kProc,
   kProcessLimit,
   kTmp,
