@@ -75,13 +75,11 @@ absl::Status CheckRequest(const CallRequest& request, Streams streams) {
 
 Payload MakePayload(const CallRequest& request) {
   Payload payload;
-  payload.wall_time_ms = request.limits.wall_time_ms;
   payload.cpu_time_s = request.limits.cpu_time_s;
   payload.memory_bytes = request.limits.memory_bytes;
   payload.max_processes = request.limits.max_processes;
   payload.max_open_files = request.limits.max_open_files;
   payload.max_file_bytes = request.limits.max_file_bytes;
-  payload.network = request.network ? 1 : 0;
   payload.cwd = request.cwd;
   payload.argv = request.argv;
   // HOME is not the workspace, so that programs' settings and caches stay out of it.
@@ -168,7 +166,9 @@ absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Strea
   const UniqueFd channel_inside(sockets[1]);
   SentCall call{std::move(input.ours), std::move(output.ours), std::move(error.ours),
                 UniqueFd(sockets[0])};
-  const RunMessage message;
+  RunMessage message;
+  message.network = request.network ? 1 : 0;
+  message.wall_time_ms = request.limits.wall_time_ms;
   if (!SendWithFds(control, &message, sizeof(message),
                    {payload.get(), input.inside.get(), output.inside.get(),
                     own ? error.inside.get() : output.inside.get(), channel_inside.get()})) {

@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -67,6 +68,20 @@ unsigned long FlagsOf(const struct statvfs& info) {
   return flags;
 }
 
+bool ReadAll(int fd, std::string& out) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) return false;
+  out.resize(static_cast<size_t>(info.st_size));
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t n = pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    done += static_cast<size_t>(n);
+  }
+  return true;
+}
+
 // As execve takes them.
 std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   std::vector<char*> pointers;
@@ -79,11 +94,11 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 // through the shared state and end it.
 class CallChild {
  public:
-  CallChild(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
-            const Abilities& abilities, CallState* state)
-      : payload_(payload), fds_(fds), filters_(filters), abilities_(abilities), state_(state) {}
+  CallChild(bool network, const SeccompFilters& filters, const Abilities& abilities,
+            CallState* state)
+      : network_(network), filters_(filters), abilities_(abilities), state_(state) {}
 
-  [[noreturn]] void Run();
+  [[noreturn]] void Run(int socket);
 
  private:
   void Check(bool ok, Stage stage) {
@@ -93,7 +108,7 @@ class CallChild {
     _exit(1);
   }
   bool WriteProc(const char* path, const std::string& text) {
-    const int fd = openat(proc_, path, O_WRONLY | O_CLOEXEC);
+    const int fd = openat(proc_.get(), path, O_WRONLY | O_CLOEXEC);
     if (fd < 0) return false;
     const bool ok = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
     const int error = errno;
@@ -101,7 +116,11 @@ class CallChild {
     errno = error;
     return ok;
   }
-  void SetUpFds();
+  void PutUpWalls();
+  void LimitProcesses();
+  std::vector<UniqueFd> ReceiveCall();
+  void SetUpFds(const std::vector<UniqueFd>& fds);
+  [[noreturn]] void RunProgram();
   void MountProc();
   void HideProc();
   void MountTmp();
@@ -112,25 +131,26 @@ class CallChild {
   [[noreturn]] void Exec(char* const argv[], char* const env[]);
   [[noreturn]] void Reap(pid_t program);
 
-  const Payload& payload_;
-  const CallFds& fds_;
+  const bool network_;
   const SeccompFilters& filters_;
   const Abilities& abilities_;
   CallState* state_;
-  int proc_ = -1;  // the writable proc mount, under the read-only one
+  UniqueFd proc_;      // the writable proc mount, under the read-only one
+  UniqueFd pid_max_;   // of its PID namespace, where there is such a thing
+  UniqueFd listener_;  // with network
+  Payload payload_;    // once it has come
 };
 
-void CallChild::SetUpFds() {
+void CallChild::SetUpFds(const std::vector<UniqueFd>& fds) {
   // Above the numbers they get first, so that no dup2 overwrites a source.
-  int fds[kChannelFd + 1] = {fds_.input, fds_.output, fds_.error, fds_.channel};
-  for (int& fd : fds) {
-    fd = fcntl(fd, F_DUPFD_CLOEXEC, 16);
-    Check(fd >= 0, Stage::kPayload);
+  int copies[kChannelFd + 1];
+  for (int i = 0; i <= kChannelFd; ++i) {
+    copies[i] = fcntl(fds[static_cast<size_t>(i) + 1].get(), F_DUPFD_CLOEXEC, 16);
+    Check(copies[i] >= 0, Stage::kPayload);
   }
-  for (int i = 0; i < kChannelFd; ++i) Check(dup2(fds[i], i) == i, Stage::kPayload);
+  for (int i = 0; i < kChannelFd; ++i) Check(dup2(copies[i], i) == i, Stage::kPayload);
   // Until the program runs.
-  Check(dup3(fds[kChannelFd], kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
-  // Control socket, lock, other calls' channels: nothing else may be left.
+  Check(dup3(copies[kChannelFd], kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
   Check(syscall(SYS_close_range, kChannelFd + 1, ~0u, 0u) == 0, Stage::kPayload);
 }
 
@@ -138,14 +158,13 @@ void CallChild::SetUpFds() {
 // and /proc/sys and others trust a bare uid 0 without asking for capabilities.
 void CallChild::MountProc() {
   Check(mount("proc", "/proc", "proc", kProcFlags, nullptr) == 0, Stage::kProc);
-  proc_ = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  Check(proc_ >= 0, Stage::kProc);
+  proc_.Reset(open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  Check(proc_.valid(), Stage::kProc);
   if (abilities_.pid_max_per_namespace) {
-    // Pids are used again from kReservedPids on only, so the limit lies above that; and where the
-    // kernel lets us, they begin there too, which makes the limit the same for a call's first
-    // processes.
-    const int64_t pid_max = kReservedPids + payload_.max_processes;
-    Check(WriteProc("sys/kernel/pid_max", std::to_string(pid_max)), Stage::kProcessLimit);
+    pid_max_.Reset(openat(proc_.get(), "sys/kernel/pid_max", O_WRONLY | O_CLOEXEC));
+    Check(pid_max_.valid(), Stage::kProcessLimit);
+    // Pids are used again from kReservedPids on only. Where the kernel lets us, they begin there
+    // too, which makes the limit the same for a call's first processes.
     if (!WriteProc("sys/kernel/ns_last_pid", std::to_string(kReservedPids)))
       Check(errno == ENOENT, Stage::kProcessLimit);
   }
@@ -181,10 +200,7 @@ void CallChild::MountTmp() {
 }
 
 void CallChild::EnterUserNamespace() {
-  // Also what RLIMIT_NPROC counts in: the call alone, not the daemon's other processes. The
-  // namespace keeps the limit it was made under, so set it first.
-  const rlim_t processes = static_cast<rlim_t>(payload_.max_processes);
-  const rlimit limit{processes, processes};
+  // Also what RLIMIT_NPROC counts in: the call alone, not the daemon's other processes.
   const uid_t uid = geteuid();
   const gid_t gid = getegid();
   Check(unshare(CLONE_NEWUSER) == 0, Stage::kUserNamespace);
@@ -196,29 +212,38 @@ void CallChild::EnterUserNamespace() {
   Check(WriteProc("self/gid_map", map(kCallUid, gid)), Stage::kUserNamespace);
   // No user namespace below this one, whatever the system call filter lets through.
   Check(WriteProc("sys/user/max_user_namespaces", "0"), Stage::kNestedNamespaces);
-  Check(setrlimit(RLIMIT_NPROC, &limit) == 0, Stage::kRlimits);
-  close(proc_);
+  proc_.Reset();
 }
 
 // Made in the call's user namespace, whose first process has in it what bringing up a loopback
 // takes, until it drops that.
 void CallChild::EnterNetworkNamespace() {
   Check(unshare(CLONE_NEWNET) == 0, Stage::kNetwork);
-  const UniqueFd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  Check(listener.valid(), Stage::kNetwork);
+  listener_.Reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  Check(listener_.valid(), Stage::kNetwork);
   ifreq loopback{};
   std::strcpy(loopback.ifr_name, "lo");
   loopback.ifr_flags = IFF_UP;
-  Check(ioctl(listener.get(), SIOCSIFFLAGS, &loopback) == 0, Stage::kNetwork);
+  Check(ioctl(listener_.get(), SIOCSIFFLAGS, &loopback) == 0, Stage::kNetwork);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   address.sin_port = htons(kProxyPort);
-  Check(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
-            listen(listener.get(), SOMAXCONN) == 0,
+  Check(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+            listen(listener_.get(), SOMAXCONN) == 0,
         Stage::kNetwork);
-  const CallMessage message{CallMessage::Kind::kListener, {}};
-  Check(SendWithFds(kChannelFd, &message, sizeof(message), {listener.get()}), Stage::kNetwork);
+}
+
+void CallChild::LimitProcesses() {
+  const rlim_t processes = static_cast<rlim_t>(payload_.max_processes);
+  const rlimit limit{processes, processes};
+  Check(setrlimit(RLIMIT_NPROC, &limit) == 0, Stage::kRlimits);
+  if (!pid_max_.valid()) return;
+  // Above the pids that are not used again.
+  const std::string pid_max = std::to_string(kReservedPids + payload_.max_processes);
+  Check(
+      write(pid_max_.get(), pid_max.data(), pid_max.size()) == static_cast<ssize_t>(pid_max.size()),
+      Stage::kProcessLimit);
 }
 
 void CallChild::SetRlimits() {
@@ -285,18 +310,28 @@ void CallChild::Reap(pid_t program) {
   }
 }
 
-void CallChild::Run() {
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
-  umask(022);
-  SetUpFds();
+void CallChild::PutUpWalls() {
   MountProc();
   MountTmp();
   EnterUserNamespace();
-  if (payload_.network != 0) EnterNetworkNamespace();
-  SetRlimits();
+  if (network_) EnterNetworkNamespace();
   DropPrivileges();
+}
+
+std::vector<UniqueFd> CallChild::ReceiveCall() {
+  RunMessage message;
+  std::vector<UniqueFd> fds;
+  const ssize_t n = ReceiveWithFds(kChannelFd, &message, sizeof(message), fds);
+  if (n == 0) _exit(0);  // the init gave it up
+  Check(n == sizeof(message) && fds.size() == kRunFds, Stage::kPayload);
+  std::string bytes;
+  Check(ReadAll(fds[0].get(), bytes), Stage::kPayload);
+  errno = EINVAL;
+  Check(Deserialize(bytes, payload_) && !payload_.argv.empty(), Stage::kPayload);
+  return fds;
+}
+
+void CallChild::RunProgram() {
   const std::vector<char*> argv = Pointers(payload_.argv);
   const std::vector<char*> env = Pointers(payload_.env);
   // Copying the page tables of a process that goes on to execute another is half a millisecond on
@@ -311,6 +346,27 @@ void CallChild::Run() {
   Reap(program);
 }
 
+void CallChild::Run(int socket) {
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  umask(022);
+  // The channel's number serves for the socket until the call has come. Nothing else may be left:
+  // control socket, lock, other calls' channels.
+  Check(dup3(socket, kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
+  Check(syscall(SYS_close_range, kChannelFd + 1, ~0u, 0u) == 0, Stage::kPayload);
+  PutUpWalls();
+  const std::vector<UniqueFd> fds = ReceiveCall();
+  if (network_) {
+    const CallMessage message{CallMessage::Kind::kListener, {}};
+    Check(SendWithFds(fds[4].get(), &message, sizeof(message), {listener_.get()}), Stage::kNetwork);
+  }
+  LimitProcesses();
+  SetUpFds(fds);
+  SetRlimits();
+  RunProgram();
+}
+
 pid_t CloneNamespaces() {
   return static_cast<pid_t>(syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | SIGCHLD,
                                     nullptr, nullptr, nullptr, nullptr));
@@ -318,11 +374,22 @@ pid_t CloneNamespaces() {
 
 }  // namespace
 
-pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
-                const Abilities& abilities, CallState* state) {
-  const pid_t pid = CloneNamespaces();
-  if (pid == 0) CallChild(payload, fds, filters, abilities, state).Run();
-  return pid;
+bool PrepareCall(bool network, const SeccompFilters& filters, const Abilities& abilities,
+                 PreparedCall& prepared) {
+  int sockets[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0) return false;
+  prepared.socket.Reset(sockets[0]);
+  const UniqueFd inside(sockets[1]);
+  void* shared =
+      mmap(nullptr, sizeof(CallState), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return false;
+  prepared.state = static_cast<CallState*>(shared);
+  prepared.pid = CloneNamespaces();
+  if (prepared.pid == 0) CallChild(network, filters, abilities, prepared.state).Run(inside.get());
+  if (prepared.pid > 0) return true;
+  munmap(shared, sizeof(CallState));
+  prepared.state = nullptr;
+  return false;
 }
 
 bool ProtectDevices() {

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include "base/unique_fd.h"
 #include "sandbox/protocol.h"
 #include "sandbox/seccomp_filter.h"
 
@@ -24,18 +25,20 @@ struct Abilities {
   int landlock_abi = 0;
 };
 
-struct CallFds {
-  int input = -1;
-  int output = -1;
-  int error = -1;
-  int channel = -1;
+// A call's first process, behind all the walls that do not depend on the call, which it waits for.
+// When it is waited for itself, all processes of the call are dead: the kernel ends a PID namespace
+// with its first process.
+struct PreparedCall {
+  pid_t pid = -1;  // in the init's namespace
+  // Takes one RunMessage with its descriptors.
+  UniqueFd socket;
+  CallState* state = nullptr;
 };
 
-// Starts the call's first process. Returns its pid in the init's namespace, or -1 with errno set.
-// When that process is waited for, all processes of the call are dead: the kernel ends a PID
-// namespace with its first process.
-pid_t StartCall(const Payload& payload, const CallFds& fds, const SeccompFilters& filters,
-                const Abilities& abilities, CallState* state);
+// Starts such a process. False with errno set if it cannot be started; what it fails at itself is
+// in its state.
+bool PrepareCall(bool network, const SeccompFilters& filters, const Abilities& abilities,
+                 PreparedCall& prepared);
 
 // Makes the mounts of the nodes in /dev read-only, for all calls to come. The nodes are the host's
 // own, each bound here with a writable mount: a daemon of uid 0 owns them, so a call could change

@@ -39,6 +39,9 @@ int64_t NowMs() {
   return now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
 }
 
+// After so long without an event the init prepares the next call.
+constexpr int kQuietMs = 5;
+
 struct RunningCall {
   pid_t pid = -1;
   UniqueFd channel;
@@ -54,7 +57,7 @@ class Init {
  private:
   bool SayHello();
   bool AcceptCall();
-  void StartReceived(std::vector<UniqueFd> fds);
+  void Start(const RunMessage& message, const std::vector<UniqueFd>& fds, UniqueFd channel);
   void KillAsked(RunningCall& call);
   // Kills the calls whose time is over. Milliseconds until the next one's is, or -1.
   int KillLate();
@@ -64,25 +67,15 @@ class Init {
   SeccompFilters filters_;
   Abilities abilities_;
   std::vector<RunningCall> calls_;
+  // The next call's first process: putting up walls takes longer than what is left then. Made when
+  // nothing happens, so that it takes nothing from a call that is beginning; one attempt a call.
+  PreparedCall prepared_;
+  bool prepare_ = true;
 };
 
 [[noreturn]] void Die(const char* what) {
   std::fprintf(stderr, "agentd-init: %s: %s\n", what, std::strerror(errno));
   _exit(1);
-}
-
-bool ReadAll(int fd, std::string& out) {
-  struct stat info;
-  if (fstat(fd, &info) != 0) return false;
-  out.resize(static_cast<size_t>(info.st_size));
-  size_t done = 0;
-  while (done < out.size()) {
-    const ssize_t n = pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    done += static_cast<size_t>(n);
-  }
-  return true;
 }
 
 void SendReport(int channel, const Report& report) {
@@ -115,30 +108,26 @@ void Init::Finish(RunningCall& call, Report report) {
   if (call.state != nullptr) munmap(call.state, sizeof(CallState));
 }
 
-void Init::StartReceived(std::vector<UniqueFd> fds) {
+void Init::Start(const RunMessage& message, const std::vector<UniqueFd>& fds, UniqueFd channel) {
+  // One with network is made when it is asked for: it is rare, and slow anyway.
+  PreparedCall prepared;
+  if (message.network == 0) std::swap(prepared, prepared_);
+  prepare_ = prepared_.pid < 0;
   RunningCall call;
-  call.channel = std::move(fds[4]);
-  std::string bytes;
-  Payload payload;
-  Report report;
-  if (!ReadAll(fds[0].get(), bytes) || !Deserialize(bytes, payload) || payload.argv.empty()) {
-    report.failed = Stage::kPayload;
-    report.error_number = EINVAL;
-    return Finish(call, report);
-  }
-  void* shared =
-      mmap(nullptr, sizeof(CallState), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared != MAP_FAILED) {
-    call.state = static_cast<CallState*>(shared);
-    const CallFds call_fds{fds[1].get(), fds[2].get(), fds[3].get(), call.channel.get()};
-    call.pid = StartCall(payload, call_fds, filters_, abilities_, call.state);
-  }
-  if (call.pid < 0) {
+  call.channel = std::move(channel);
+  if (prepared.pid < 0 && !PrepareCall(message.network != 0, filters_, abilities_, prepared)) {
+    Report report;
     report.failed = Stage::kClone;
     report.error_number = errno;
     return Finish(call, report);
   }
-  if (payload.wall_time_ms > 0) call.deadline_ms = NowMs() + payload.wall_time_ms;
+  call.pid = prepared.pid;
+  call.state = prepared.state;
+  if (message.wall_time_ms > 0) call.deadline_ms = NowMs() + message.wall_time_ms;
+  // If that process has failed at a wall and is dead, ReapDead finds it among the calls and reports
+  // at what.
+  (void)SendWithFds(prepared.socket.get(), &message, sizeof(message),
+                    {fds[0].get(), fds[1].get(), fds[2].get(), fds[3].get(), call.channel.get()});
   calls_.push_back(std::move(call));
 }
 
@@ -150,7 +139,8 @@ bool Init::AcceptCall() {
   if (n < 0 && errno == EAGAIN) return true;
   if (n != sizeof(message) || message.magic != RunMessage::kMagic || fds.size() != kRunFds)
     return false;
-  StartReceived(std::move(fds));
+  UniqueFd channel = std::move(fds[4]);
+  Start(message, fds, std::move(channel));
   return true;
 }
 
@@ -180,6 +170,10 @@ void Init::ReapDead() {
     int status = 0;
     const pid_t pid = waitpid(-1, &status, WNOHANG);
     if (pid <= 0) return;
+    if (pid == prepared_.pid) {
+      munmap(prepared_.state, sizeof(CallState));
+      prepared_ = PreparedCall();
+    }
     for (size_t i = 0; i < calls_.size(); ++i) {
       RunningCall& call = calls_[i];
       if (call.pid != pid) continue;
@@ -216,7 +210,15 @@ int Init::Run() {
     polled.assign({{kControlFd, POLLIN, 0}, {signals, POLLIN, 0}});
     for (const RunningCall& call : calls_)
       polled.push_back({call.killed == Killed::kNo ? call.channel.get() : -1, POLLIN, 0});
-    if (poll(polled.data(), polled.size(), KillLate()) < 0 && errno != EINTR) return 1;
+    int timeout_ms = KillLate();
+    if (prepare_ && (timeout_ms < 0 || timeout_ms > kQuietMs)) timeout_ms = kQuietMs;
+    const int ready = poll(polled.data(), polled.size(), timeout_ms);
+    if (ready < 0 && errno != EINTR) return 1;
+    if (ready == 0 && prepare_) {
+      prepare_ = false;
+      (void)PrepareCall(false, filters_, abilities_, prepared_);
+      continue;
+    }
     for (size_t i = 2; i < polled.size(); ++i)
       if (polled[i].revents != 0) KillAsked(calls_[i - 2]);
     if (polled[1].revents != 0) {

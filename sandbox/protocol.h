@@ -44,6 +44,8 @@ struct Hello {
 
 struct RunMessage {
   uint32_t magic = kMagic;
+  uint8_t network = 0;       // a network namespace of its own
+  int64_t wall_time_ms = 0;  // 0: no limit
   static constexpr uint32_t kMagic = 0x4152554e;
 };
 
@@ -84,15 +86,13 @@ struct CallMessage {
   Report report;  // kReport
 };
 
-// The payload of a call, in a memfd: numbers, then the strings.
+// The payload of a call, in a memfd: numbers, then the strings. Read by the call's first process.
 struct Payload {
-  int64_t wall_time_ms = 0;  // 0: no limit
   int64_t cpu_time_s = 0;
   int64_t memory_bytes = 0;
   int64_t max_processes = 0;
   int64_t max_open_files = 0;
   int64_t max_file_bytes = 0;
-  int64_t network = 0;  // 1: a network namespace of its own
   std::string cwd;
   std::vector<std::string> argv;
   std::vector<std::string> env;  // NAME=VALUE
@@ -111,8 +111,8 @@ inline std::string Serialize(const Payload& p) {
     number(static_cast<int64_t>(values.size()));
     for (const std::string& value : values) text(value);
   };
-  for (int64_t value : {p.wall_time_ms, p.cpu_time_s, p.memory_bytes, p.max_processes,
-                        p.max_open_files, p.max_file_bytes, p.network})
+  for (int64_t value :
+       {p.cpu_time_s, p.memory_bytes, p.max_processes, p.max_open_files, p.max_file_bytes})
     number(value);
   text(p.cwd);
   list(p.argv);
@@ -143,8 +143,8 @@ inline bool Deserialize(std::string_view in, Payload& p) {
       if (!text(value)) return false;
     return true;
   };
-  for (int64_t* value : {&p.wall_time_ms, &p.cpu_time_s, &p.memory_bytes, &p.max_processes,
-                         &p.max_open_files, &p.max_file_bytes, &p.network})
+  for (int64_t* value :
+       {&p.cpu_time_s, &p.memory_bytes, &p.max_processes, &p.max_open_files, &p.max_file_bytes})
     if (!number(*value)) return false;
   return text(p.cwd) && list(p.argv) && list(p.env) && in.empty();
 }
