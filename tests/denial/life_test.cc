@@ -35,6 +35,14 @@ TEST_F(LimitsTest, AForkBombIsBounded) {
   EXPECT_EQ(Outside("fork-bomb 400"), "400 no limit");
 }
 
+// Threads count as processes do.
+TEST_F(LimitsTest, AThreadBombIsBounded) {
+  const std::string text = Inside("thread-bomb 3000", {.max_processes = 100});
+  EXPECT_TRUE(text.ends_with(" EAGAIN")) << text;
+  EXPECT_LE(std::stoi(text), 100) << text;
+  EXPECT_EQ(Outside("thread-bomb 400"), "400 no limit");
+}
+
 TEST_F(LimitsTest, OpenFiles) {
   const std::string text = Inside("open-files 2000", {.max_open_files = 50});
   EXPECT_EQ(text, "47 EMFILE");

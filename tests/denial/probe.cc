@@ -9,6 +9,7 @@
 #include <linux/perf_event.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -195,6 +196,27 @@ long MemfdExec() {
   std::exit(0);
 }
 
+// Starts threads until the kernel says no, and prints how many there were.
+[[noreturn]] void ThreadBomb(int most) {
+  pthread_attr_t small;
+  pthread_attr_init(&small);
+  pthread_attr_setstacksize(&small, 16384);
+  int count = 0;
+  int error = 0;
+  for (; count < most && error == 0; ++count) {
+    pthread_t thread;
+    error = pthread_create(
+        &thread, &small,
+        [](void*) -> void* {
+          while (true) pause();
+        },
+        nullptr);
+  }
+  std::printf("%d %s\n", error != 0 ? count - 1 : count,
+              error != 0 ? strerrorname_np(error) : "no limit");
+  std::exit(0);
+}
+
 [[noreturn]] void OpenFiles(int most) {
   int count = 0;
   while (count < most && dup(0) >= 0) ++count;
@@ -252,6 +274,9 @@ std::map<std::string, Attempt> FileAttempts() {
       {"proc-1-root", [] { return Open("/proc/1/root/etc", O_RDONLY); }},
       {"proc-1-mem", [] { return Open("/proc/1/mem", O_RDONLY); }},
       {"proc-1-environ", [] { return Open("/proc/1/environ", O_RDONLY); }},
+      {"proc-1-cwd", [] { return Open("/proc/1/cwd", O_RDONLY | O_DIRECTORY); }},
+      // Whatever it holds, none of that can be opened.
+      {"proc-1-fd", [] { return Open("/proc/1/fd/0", O_RDONLY); }},
       {"proc-1-exe", [] { return Open("/proc/1/exe", O_RDONLY); }},
       {"core-pattern", [] { return Open("/proc/sys/kernel/core_pattern", O_WRONLY); }},
       {"drop-caches", [] { return Open("/proc/sys/vm/drop_caches", O_WRONLY); }},
@@ -295,7 +320,8 @@ std::map<std::string, Attempt> KernelAttempts() {
          return Call(SYS_add_key, P("user"), P("probe"), P("x"), 1, KEY_SPEC_PROCESS_KEYRING);
        }},
       {"open-by-handle", [] { return Call(SYS_open_by_handle_at, AT_FDCWD, 0, 0); }},
-      {"kexec", [] { return Call(SYS_kexec_load, 0, 0, 0, 0); }},
+      // More segments than there may be: harmless where it is allowed.
+      {"kexec", [] { return Call(SYS_kexec_load, 0, 17, 0, 0); }},
       {"init-module", [] { return Call(SYS_init_module, 0, 0, P("")); }},
       {"io-uring", IoUring},
       {"aio",
@@ -349,7 +375,25 @@ long Touch(const std::string& what, const char* path) {
   return chown(path, info.st_uid, info.st_gid);
 }
 
+// Changes a file in one of the ways there are.
+long Change(const std::string& how, const std::string& path) {
+  const char* name = path.c_str();
+  if (how == "append") return Open(name, O_WRONLY | O_APPEND);
+  if (how == "truncate") return truncate(name, 0);
+  if (how == "xattr") return setxattr(name, "user.x", "y", 1, 0);
+  if (how == "rename") return rename(name, (path + "-renamed").c_str());
+  if (how == "unlink") return unlink(name);
+  if (how == "create") return Open((path + "-new").c_str(), O_CREAT | O_WRONLY);
+  if (how == "mkdir") return mkdir((path + "-directory").c_str(), 0755);
+  // mmap
+  const long fd = Open(name, O_RDWR);
+  if (fd < 0) return -1;
+  void* at = mmap(nullptr, 1, PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
+  return at == MAP_FAILED ? -1 : 0;
+}
+
 long WithArguments(const std::string& name, const std::vector<std::string>& arguments) {
+  if (name == "change") return Change(arguments[0], arguments[1]);
   if (name == "tcp") return ConnectTcp(arguments[0].c_str(), std::stoi(arguments[1]));
   if (name == "udp") return SendUdp(arguments[0].c_str(), std::stoi(arguments[1]));
   if (name == "unix") return ConnectUnix(arguments[0]);
@@ -381,6 +425,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 2, argv + argc);
   // These do not end by an errno.
   if (std::string(argv[1]) == "fork-bomb") ForkBomb(std::stoi(arguments[0]));
+  if (std::string(argv[1]) == "thread-bomb") ThreadBomb(std::stoi(arguments[0]));
   if (std::string(argv[1]) == "serve") ServeUnix(arguments[0]);
   if (std::string(argv[1]) == "open-files") OpenFiles(std::stoi(arguments[0]));
   const long result = InChild(
