@@ -219,7 +219,10 @@ absl::Status CallFailure(const Report& report, const CallRequest& request) {
 }
 
 void SetEnd(const std::optional<Report>& report, const std::string& full, CallResult& result) {
-  if (!report || (!report->has_status && report->killed == Killed::kNo)) {
+  if (report && report->failed != Stage::kNone) {
+    result.end = CallEnd::kExited;  // it did not run: as a shell says it
+    result.exit_code = 127;
+  } else if (!report || (!report->has_status && report->killed == Killed::kNo)) {
     result.end = CallEnd::kSandboxDied;
   } else if (!report->has_status && !full.empty()) {
     result.end = CallEnd::kWorkspaceFull;

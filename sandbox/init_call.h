@@ -15,8 +15,6 @@ namespace agentd::sandbox {
 struct CallState {
   Stage failed;
   int32_t error_number;
-  int32_t wait_status;
-  uint8_t has_status;
 };
 
 // What of the machine the init found out at its start.

@@ -180,8 +180,6 @@ void Init::ReapDead() {
       Report report;
       report.failed = call.state->failed;
       report.error_number = call.state->error_number;
-      report.wait_status = call.state->wait_status;
-      report.has_status = call.state->has_status;
       report.killed = call.killed;
       Finish(call, report);
       calls_.erase(calls_.begin() + static_cast<ptrdiff_t>(i));

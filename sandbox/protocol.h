@@ -7,8 +7,9 @@
 //
 // Call channel (SOCK_SEQPACKET, one per call): any byte or end of file from the library kills the
 // call. The call's first process sends kListener, with the socket, if the call has network, then
-// kStarted when the program runs, and gives its end up; the init sends kReport when every process
-// of the call is dead, then closes it.
+// kStarted when the program runs, then kReport when the program has ended and every other process
+// of the call is dead. Where it does not come to that, because a wall failed or the call was
+// killed, the init sends kReport when the first process is dead, too.
 #ifndef AGENTD_SANDBOX_PROTOCOL_H_
 #define AGENTD_SANDBOX_PROTOCOL_H_
 

@@ -119,11 +119,17 @@ bool WorkspaceWatch::WalkIsDue(const TreeSize& free) const {
   const Clock::duration since = Clock::now() - walked_;
   if (since >= std::max<Clock::duration>(kLeastPause, 100 * walk_took_)) return true;
   if (since < 5 * walk_took_) return false;
-  const auto lost = [](int64_t max, int64_t used, int64_t least, int64_t lost_by_now) {
-    return max > 0 && lost_by_now >= std::max(max - used, least);
+  for (const auto& [id, call] : calls_)
+    if (!call.at_start) return true;
+  return MayBeAbove(free);
+}
+
+bool WorkspaceWatch::MayBeAbove(const TreeSize& free) const {
+  const auto may_be = [](int64_t max, int64_t used, int64_t least, int64_t lost) {
+    return max > 0 && lost >= std::max(max - used, least);
   };
-  return lost(max_bytes_, size_->bytes, kLeastLostBytes, free_at_walk_.bytes - free.bytes) ||
-         lost(max_files_, size_->files, kLeastLostFiles, free_at_walk_.files - free.files);
+  return may_be(max_bytes_, size_->bytes, kLeastLostBytes, free_at_walk_.bytes - free.bytes) ||
+         may_be(max_files_, size_->files, kLeastLostFiles, free_at_walk_.files - free.files);
 }
 
 void WorkspaceWatch::Walk(std::unique_lock<std::mutex>& lock) {
@@ -152,6 +158,10 @@ void WorkspaceWatch::EndCallsAbove(const absl::StatusOr<TreeSize>& size) {
   }
 }
 
+bool WorkspaceWatch::IsAbove(const TreeSize& size) const {
+  return (max_bytes_ > 0 && size.bytes > max_bytes_) || (max_files_ > 0 && size.files > max_files_);
+}
+
 std::string WorkspaceWatch::Above(const absl::StatusOr<TreeSize>& size,
                                   const TreeSize& at_start) const {
   if (!size.ok()) return "the workspace cannot be measured: " + Text(size.status());
@@ -168,7 +178,12 @@ WatchedCall::WatchedCall(std::shared_ptr<WorkspaceWatch> watch, int channel)
   if (!watch_) return;
   std::lock_guard lock(watch_->mutex_);
   id_ = watch_->next_id_++;
-  watch_->calls_[id_] = {channel, watch_->size_, ""};
+  // Of what was added since the last walk, this call has done nothing.
+  const std::optional<TreeSize>& size = watch_->size_;
+  const bool known =
+      size && !(watch_->changed_ &&
+                (watch_->IsAbove(*size) || watch_->MayBeAbove(FreeSpace(watch_->workspace_))));
+  watch_->calls_[id_] = {channel, known ? size : std::nullopt, ""};
   watch_->wake_.notify_all();
 }
 

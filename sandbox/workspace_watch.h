@@ -46,8 +46,9 @@ class WorkspaceWatch {
 
   struct Call {
     int channel = -1;
-    // When it began, the workspace was this large. It may be above the limit already: then a call
-    // that makes it no larger, such as one that deletes, goes on.
+    // When it began, the workspace was this large; empty until a walk tells, where that was not
+    // known. It may be above the limit already: then a call that makes it no larger, such as one
+    // that deletes, goes on.
     std::optional<TreeSize> at_start;
     std::string full;  // why it was ended, or ""
   };
@@ -55,6 +56,9 @@ class WorkspaceWatch {
   void Loop();
   bool WalkIsDue(const TreeSize& free) const;
   void Walk(std::unique_lock<std::mutex>& lock);
+  bool IsAbove(const TreeSize& size) const;
+  // Whether the file system has lost, since the last walk, what was left to a limit.
+  bool MayBeAbove(const TreeSize& free) const;
   void EndCallsAbove(const absl::StatusOr<TreeSize>& size);
   std::string Above(const absl::StatusOr<TreeSize>& size, const TreeSize& at_start) const;
 

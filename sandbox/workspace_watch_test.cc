@@ -107,7 +107,7 @@ TEST_F(WorkspaceWatchTest, MeasuresWhatIsThere) {
   }
   std::filesystem::create_symlink("/usr", workspace / "link");
   ++files;
-  std::ofstream(workspace / "sparse");
+  std::ofstream(workspace / "sparse") << "";
   std::filesystem::resize_file(workspace / "sparse", uintmax_t{1} << 40);
   std::filesystem::create_hard_link(workspace / "sparse", workspace / "second-name");
   files += 2;

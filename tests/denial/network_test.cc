@@ -19,7 +19,7 @@ class Greeter {
     if (listener_.valid()) shutdown(listener_.get(), SHUT_RDWR);
     if (thread_.joinable()) thread_.join();
   }
-  void Serve(UniqueFd listener, std::string text) {
+  void Serve(UniqueFd listener, const std::string& text) {
     listener_ = std::move(listener);
     thread_ = std::thread([this, text] {
       while (true) {

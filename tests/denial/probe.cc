@@ -275,8 +275,12 @@ std::map<std::string, Attempt> FileAttempts() {
       {"proc-1-mem", [] { return Open("/proc/1/mem", O_RDONLY); }},
       {"proc-1-environ", [] { return Open("/proc/1/environ", O_RDONLY); }},
       {"proc-1-cwd", [] { return Open("/proc/1/cwd", O_RDONLY | O_DIRECTORY); }},
-      // Whatever it holds, none of that can be opened.
-      {"proc-1-fd", [] { return Open("/proc/1/fd/0", O_RDONLY); }},
+      // Its call channel, by which it reports.
+      {"proc-1-fd",
+       [] {
+         char target[64];
+         return readlink("/proc/1/fd/3", target, sizeof(target));
+       }},
       {"proc-1-exe", [] { return Open("/proc/1/exe", O_RDONLY); }},
       {"core-pattern", [] { return Open("/proc/sys/kernel/core_pattern", O_WRONLY); }},
       {"drop-caches", [] { return Open("/proc/sys/vm/drop_caches", O_WRONLY); }},
