@@ -19,6 +19,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "sandbox/call.h"
+#include "sandbox/cgroup.h"
 #include "sandbox/landlock.h"
 #include "sandbox/lock.h"
 #include "sandbox/output.h"
@@ -279,7 +280,8 @@ std::vector<Wall> OptionalWalls(const Hello& hello) {
                  : "the kernel does not count processes of uid 0: run the daemon as an "
                    "ordinary user or on Linux 6.14 or newer"},
       {"memory limit of a whole call", false, false,
-       "each process is limited by its address space; no cgroup limits their sum"},
+       "each process is limited by its address space, but nothing limits their sum: " +
+           DescribeCgroup()},
   };
 }
 
