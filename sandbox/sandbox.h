@@ -2,8 +2,9 @@
 // forked inside it.
 //
 // A call sees a read-only system, one writable place (the workspace, mounted at /workspace), a
-// private /tmp, /dev and /proc, no network, no capabilities, no way to gain privileges, and a
-// seccomp filter. It fails closed: when a required wall cannot be put up, Start or Run returns
+// private /tmp, /dev and /proc, no network (or one way out, which the caller holds), no
+// capabilities, no way to gain privileges, a seccomp filter, and Landlock where the kernel has it.
+// It fails closed: when a required wall cannot be put up, Start or Run returns
 // FailedPrecondition that names the wall and how to mend it, and nothing runs.
 #ifndef AGENTD_SANDBOX_SANDBOX_H_
 #define AGENTD_SANDBOX_SANDBOX_H_
