@@ -19,7 +19,7 @@ MAY_USE = {
 LIBRARIES = {
     r"rocksdb/": {"sessions"},
     r"(grpc|grpcpp)/": {"agentd", "tests"},
-    r"boost/": {"agentd"},
+    r"boost/": {"agentd", "sandbox"},
     r"(hwy/|cuda|nccl)": {"model"},
     r"seccomp\.h": {"sandbox", "tests"},
     r"valijson/": {"tools"},
