@@ -811,12 +811,12 @@ TEST_F(EgressProxyTest, PythonAndCurlGoThrough) {
   child_in.Reset();
   child_out.Reset();
   FILE* child = fdopen(from[0], "r");
-  int port = 0;
-  ASSERT_EQ(std::fscanf(child, "%d\n", &port), 1);
+  char said[1000] = "";
+  ASSERT_NE(std::fgets(said, sizeof(said), child), nullptr);
+  const int port = std::atoi(said);
   ServeHost(static_cast<uint16_t>(port));
   const std::string line = fmt::format("127.0.0.1:{}\n", port_);
   ASSERT_EQ(write(to_child.get(), line.data(), line.size()), static_cast<ssize_t>(line.size()));
-  char said[1000] = "";
   EXPECT_NE(std::fgets(said, sizeof(said), child), nullptr);
   EXPECT_THAT(said, StartsWith("True 403 agentd: host evil.test is not in this tool's list"));
   if (std::system("curl --version >/dev/null 2>&1") == 0) {
