@@ -306,11 +306,11 @@ TEST_F(EgressProxyTest, WhatComesWithConnectIsPassedOn) {
 }
 
 TEST_F(EgressProxyTest, APlainRequestIsRewrittenAndTheNextOneDropped) {
-  std::string seen;
+  std::promise<std::string> received;
   LoopbackServer server([&](Peer& peer) {
-    seen = peer.ReadThrough("\r\n\r\nhello");
+    const std::string request = peer.ReadThrough("\r\n\r\nhello");
     peer.Send("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nokEXTRA");
-    seen += peer.ReadAll();
+    received.set_value(request + peer.ReadAll());
   });
   ServeHost(server.port());
   const std::string host = fmt::format("a.test:{}", server.port());
@@ -320,7 +320,7 @@ TEST_F(EgressProxyTest, APlainRequestIsRewrittenAndTheNextOneDropped) {
       host));
   EXPECT_EQ(answer, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
   EXPECT_EQ(Decision(0).reason, "");
-  handle_.reset();
+  const std::string seen = received.get_future().get();
   EXPECT_EQ(server.connections(), 1);
   EXPECT_THAT(seen, StartsWith("POST /x HTTP/1.1\r\n"));
   EXPECT_EQ(UpstreamComplaint(seen.substr(0, seen.find("\r\n\r\n") + 4), "a.test", server.port()),
@@ -523,21 +523,27 @@ TEST_F(EgressProxyTest, SaysWhyItCannotConnect) {
 }
 
 TEST_F(EgressProxyTest, BrokenAnswersAre502) {
-  std::string answer;
+  std::mutex mutex;
+  std::string answer;  // guarded by mutex
   LoopbackServer server([&](Peer& peer) {
     peer.ReadThrough("\r\n\r\n");
+    std::lock_guard lock(mutex);
     peer.Send(answer);
   });
+  const auto set_answer = [&](const char* text) {
+    std::lock_guard lock(mutex);
+    answer = text;
+  };
   ServeHost(server.port());
   for (const char* broken :
        {"", "HTTP/1.1 200", "nonsense\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\n\r\n"}) {
-    answer = broken;
+    set_answer(broken);
     EXPECT_THAT(Get(server.port()), StartsWith("HTTP/1.1 502 agentd: ")) << broken;
   }
   // Once it has begun, the client must see that the end is missing.
-  answer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this";
+  set_answer("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this");
   Peer client = Connect();
   client.Send(
       fmt::format("GET http://a.test:{0}/ HTTP/1.1\r\nHost: a.test:{0}\r\n\r\n", server.port()));
