@@ -294,13 +294,13 @@ void EgressConnection::StopRelays() {
 }
 
 void EgressConnection::Refuse(EgressRefusal refusal) {
+  own_answer_ = EgressAnswer(refusal, request_.get().method() != http::verb::head);
   decided_ = true;
-  decision_.reason = refusal.reason;
+  decision_.reason = std::move(refusal.reason);
   phase_ = Phase::kAnswer;
   StopRelays();
   CloseWithReset(upstream_);
   Report();
-  own_answer_ = EgressAnswer(refusal, request_.get().method() != http::verb::head);
   ExpireAfter(milliseconds(owner_->limits().request_time_ms));
   asio::async_write(client_, asio::buffer(own_answer_),
                     [this, keep = shared_from_this()](ErrorCode error, size_t) {
