@@ -88,7 +88,7 @@ class Peer {
     return got > 0;
   }
   std::string ReadAll() {
-    std::string text;
+    std::string text = std::exchange(rest_, {});
     while (More(&text)) {
     }
     return text;
@@ -393,6 +393,28 @@ TEST_F(EgressProxyTest, BodiesArriveWhole) {
     }
   }
   EXPECT_EQ(bad, 0);
+}
+
+TEST_F(EgressProxyTest, ALastChunkThatComesAloneEndsTheBodyOnce) {
+  std::promise<std::string> received;
+  LoopbackServer server([&](Peer& peer) {
+    peer.ReadThrough("\r\n\r\n");
+    std::string body = peer.ReadThrough("hello\r\n");
+    peer.Send("HTTP/1.1 100 Continue\r\n\r\n");
+    body += peer.ReadThrough("\r\n\r\n");
+    peer.Send("HTTP/1.1 204 No Content\r\n\r\n");
+    received.set_value(body + peer.ReadAll());
+  });
+  ServeHost(server.port());
+  Peer client = Connect();
+  client.Send(
+      fmt::format("PUT http://a.test:{0}/ HTTP/1.1\r\nHost: a.test:{0}\r\nTransfer-Encoding: "
+                  "chunked\r\n\r\n5\r\nhello\r\n",
+                  server.port()));
+  EXPECT_EQ(client.ReadThrough("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.Send("0\r\n\r\n");
+  EXPECT_EQ(client.ReadAll(), "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+  EXPECT_EQ(received.get_future().get(), "5\r\nhello\r\n0\r\n\r\n");
 }
 
 TEST_F(EgressProxyTest, InterimEarlyAndBodilessAnswers) {

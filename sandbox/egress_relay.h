@@ -115,7 +115,8 @@ class MessageRelay {
         owner_(owner) {}
 
   void Start() {
-    parser_.eager(true);  // small chunks by the bufferful
+    // An eager parser would wait for the chunk after one that is here.
+    parser_.eager(false);
     boost::beast::http::async_write_header(
         to_, serializer_,
         [this, keep = owner_.KeepAlive()](boost::system::error_code error, size_t written) {
