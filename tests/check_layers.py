@@ -23,6 +23,7 @@ LIBRARIES = {
     r"(hwy/|cuda|nccl)": {"model"},
     r"seccomp\.h": {"sandbox", "tests"},
     r"valijson/": {"tools"},
+    r"curl/": {"tools"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]')
 

@@ -17,6 +17,9 @@
 namespace agentd::tools {
 
 class Shell;
+namespace mcp {
+class Session;
+}
 
 // What a tool can do decides how a call without a result is treated after a crash, and what may run
 // beside it.
@@ -44,6 +47,7 @@ struct ToolSpec {
 struct ToolContext {
   sandbox::Sandbox* sandbox = nullptr;  // the session's
   Shell* shell = nullptr;               // the session's
+  mcp::Session* mcp = nullptr;          // the session's MCP servers; null if there are none
   // Of the call in its session: the whole of an output that is cut for the model is kept as the
   // file /outputs/CALL_ID.txt, up to so many bytes. Empty: it is not kept.
   std::string call_id;

@@ -1,0 +1,102 @@
+#include "tools/mcp/config.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "absl/strings/ascii.h"
+#include "base/status.h"
+#include "tools/mcp/http_transport.h"
+
+namespace agentd::tools::mcp {
+namespace {
+
+bool IsServerName(std::string_view name) {
+  return !name.empty() && name.size() <= 32 && name.front() != '_' && name.back() != '_' &&
+         name.find("__") == std::string_view::npos &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return absl::ascii_isalnum(c) || c == '-' || c == '_';
+         });
+}
+
+// Replaces each ${NAME} in `value`; true if there was one.
+absl::StatusOr<bool> Expand(const Environment& environment, const std::string& where,
+                            std::string& value) {
+  std::string out;
+  bool found = false;
+  size_t from = 0;
+  for (size_t begin = value.find("${"); begin != std::string::npos;
+       begin = value.find("${", from)) {
+    const size_t end = value.find('}', begin);
+    if (end == std::string::npos) return InvalidArgument("{}: \"${{\" without \"}}\"", where);
+    const std::string name = value.substr(begin + 2, end - begin - 2);
+    const std::optional<std::string> text = environment(name);
+    if (!text)
+      return InvalidArgument("{}: the environment variable {} is not set for agentd", where, name);
+    out += value.substr(from, begin - from) + *text;
+    from = end + 1;
+    found = true;
+  }
+  value = out + value.substr(from);
+  return found;
+}
+
+absl::Status CheckHeader(const std::string& name, const std::string& value) {
+  static const std::vector<std::string> kOurs = {
+      "content-type", "accept",   "mcp-session-id", "last-event-id",
+      "mcp-method",   "mcp-name", "host",           "mcp-protocol-version"};
+  const bool token = !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return absl::ascii_isalnum(c) || c == '-' || c == '_';
+  });
+  if (!token) return InvalidArgument("\"{}\" is not a header's name", name);
+  if (std::find(kOurs.begin(), kOurs.end(), absl::AsciiStrToLower(name)) != kOurs.end())
+    return InvalidArgument("the header {} is set by agentd itself", name);
+  if (std::any_of(value.begin(), value.end(), [](char c) { return c == '\r' || c == '\n'; }))
+    return InvalidArgument("the header {} holds a line end", name);
+  return absl::OkStatus();
+}
+
+absl::Status ResolveHttp(ServerConfig& config, const Environment& environment) {
+  ASSIGN_OR_RETURN(const UrlKind kind, KindOfUrl(config.url));
+  for (auto& [name, value] : config.headers) {
+    ASSIGN_OR_RETURN(const bool secret, Expand(environment, "header " + name, value));
+    RETURN_IF_ERROR(CheckHeader(name, value));
+    if (secret && !kind.encrypted && !kind.loopback)
+      return InvalidArgument("the header {} would be sent unencrypted: use https", name);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ResolveStdio(ServerConfig& config, const Environment& environment) {
+  if (!config.command[0].starts_with('/'))
+    return InvalidArgument("the command needs an absolute path, not \"{}\"", config.command[0]);
+  if (!config.headers.empty()) return InvalidArgument("headers are for servers with a url");
+  for (auto& [name, value] : config.env)
+    RETURN_IF_ERROR(Expand(environment, "env " + name, value).status());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::optional<std::string> ProcessEnvironment(const std::string& name) {
+  const char* value = std::getenv(name.c_str());
+  return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+}
+
+absl::StatusOr<ServerConfig> Resolve(ServerConfig config, const Environment& environment) {
+  if (!IsServerName(config.name))
+    return InvalidArgument(
+        "\"{}\" is no name for an MCP server: 1 to 32 letters, digits, '-' and single '_' inside",
+        config.name);
+  const std::string context = "MCP server " + config.name;
+  if (config.command.empty() == config.url.empty())
+    return InvalidArgument("{}: it needs either a command or a url", context);
+  const Timeouts& t = config.timeouts;
+  if (std::min({t.start_ms, t.probe_ms, t.call_ms, t.total_ms}) <= 0)
+    return InvalidArgument("{}: a time-out must be above 0", context);
+  const absl::Status status =
+      config.url.empty() ? ResolveStdio(config, environment) : ResolveHttp(config, environment);
+  if (!status.ok()) return Annotate(status, context);
+  return config;
+}
+
+}  // namespace agentd::tools::mcp

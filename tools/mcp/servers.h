@@ -1,0 +1,79 @@
+// MCP servers as tools: what the daemon asks of them once. Each session then has its own instances
+// of them (session.h).
+//
+//   daemon:   auto servers = Servers::Start(configs, launcher for a scratch sandbox);
+//             servers->AddTools(registry);  // next to the built-in tools
+//   session:  Session session(*servers, launcher for the session's sandbox);
+//             context.mcp = &session;       // of each call
+//             session.Stop();               // before its sandbox ends
+#ifndef AGENTD_TOOLS_MCP_SERVERS_H_
+#define AGENTD_TOOLS_MCP_SERVERS_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "tools/mcp/client.h"
+#include "tools/mcp/config.h"
+#include "tools/mcp/header_params.h"
+#include "tools/mcp/stdio_transport.h"
+#include "tools/tool.h"
+
+namespace agentd::tools::mcp {
+
+// Starts a server's program. Any thread. An Unavailable Status means that the sandbox died: calls
+// then return it; any other one is the model's to read.
+using Launcher = std::function<absl::StatusOr<std::unique_ptr<StdioPeer>>(const ServerConfig&)>;
+
+// A tool of a server, as it was at the daemon's start.
+struct RemoteTool {
+  ToolSpec spec;     // named SERVER__TOOL
+  std::string name;  // the server's own
+  enum class Kind { kTool, kListResources, kReadResource };
+  Kind kind = Kind::kTool;
+  std::vector<HeaderParam> header_params;
+};
+
+// Opens connections to a server, which `launcher` starts if it is a program. `launch_status`, if
+// not null, gets what the launcher said.
+Client::Open OpenerFor(const ServerConfig& config, const Launcher& launcher,
+                       absl::Status* launch_status = nullptr);
+
+struct ServerState {
+  ServerConfig config;
+  ServerInfo info;
+  std::vector<RemoteTool> tools;
+  // What a person should know: why there are no tools, which of them were left out and why.
+  std::vector<std::string> problems;
+};
+
+// The servers of a daemon. Immutable once started; shared by all sessions, which must end before.
+class Servers {
+ public:
+  // Asks each server for its tools, all at once; each has Timeouts::start_ms. InvalidArgument for a
+  // configuration that cannot be; a server that does not work is a problem of its own.
+  static absl::StatusOr<std::unique_ptr<Servers>> Start(
+      const std::vector<ServerConfig>& configs, const Launcher& scratch,
+      const Environment& environment = ProcessEnvironment, InputHandler input = nullptr);
+  ~Servers();
+
+  // AlreadyExists names both when two tools would have one name, and how to mend that. A tool whose
+  // schema is of no use is left out, and its server has one more problem.
+  absl::Status AddTools(Registry& registry);
+
+  const std::vector<std::unique_ptr<ServerState>>& all() const { return servers_; }
+  const InputHandler& input() const { return input_; }
+
+ private:
+  explicit Servers(InputHandler input);
+
+  std::vector<std::unique_ptr<ServerState>> servers_;
+  const InputHandler input_;
+};
+
+}  // namespace agentd::tools::mcp
+
+#endif  // AGENTD_TOOLS_MCP_SERVERS_H_
