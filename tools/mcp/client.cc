@@ -248,6 +248,7 @@ absl::StatusOr<Reply> Client::RequestOnce(const std::string& method, const Json&
       .headers = options.headers};
   const absl::Status status = transport_->Send(message, &wait);
   if (!status.ok()) return status;
+  AGENTD_CHECK(wait.Ended());
   if (wait.end() == Wait::End::kAnswered) return wait.TakeReply();
   return GiveUp(id, method, wait, timeout_ms);
 }

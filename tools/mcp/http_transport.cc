@@ -341,8 +341,10 @@ absl::Status HttpTransport::Outcome(const Transfer& transfer, const Outgoing& me
     if (in_session) why_dead_ = transfer.failure();
     return absl::UnavailableError(transfer.failure());
   }
-  if (in_session && (code == 404 || code == 400))
+  if (in_session && (code == 404 || code == 400)) {
     why_dead_ = fmt::format("it does not know the session any more (HTTP {})", code);
+    return absl::UnavailableError(why_dead_);
+  }
   lock.unlock();
   if (code / 100 == 2 && !waits) return absl::OkStatus();
   if (transfer.is_stream())

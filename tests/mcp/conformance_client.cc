@@ -1,0 +1,135 @@
+// The client under test of the MCP conformance suite: conformance_client URL. What agentd itself
+// does with a server - its tools in the registry, calls through a session - is what the suite sees;
+// only whom to call with what is decided here, by scenario.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/status.h"
+#include "tools/mcp/json_rpc.h"
+#include "tools/mcp/servers.h"
+#include "tools/mcp/session.h"
+
+namespace agentd::tools::mcp {
+namespace {
+
+std::string Env(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// A person who accepts whatever is asked, with the defaults.
+absl::StatusOr<Json> AcceptWithDefaults(const std::string& /*method*/, const Json& params) {
+  Json content = Json::object();
+  for (const auto& [name, property] : At(At(params, "requestedSchema"), "properties").items())
+    if (property.contains("default"))
+      content[name] = property["default"];
+    else if (StringAt(property, "type") == "boolean")
+      content[name] = true;
+  return Json{{"action", "accept"}, {"content", content}};
+}
+
+class ConformanceRun {
+ public:
+  int Start(const std::string& url) {
+    ServerConfig config;
+    config.name = "s";
+    config.url = url;
+    auto servers = Servers::Start({config}, nullptr, ProcessEnvironment, AcceptWithDefaults);
+    if (!servers.ok()) return Fail(Text(servers.status()));
+    servers_ = *std::move(servers);
+    if (const absl::Status status = servers_->AddTools(registry_); !status.ok())
+      return Fail(Text(status));
+    const ServerState& state = *servers_->all()[0];
+    for (const std::string& problem : state.problems) std::fprintf(stderr, "%s\n", problem.c_str());
+    if (state.info.revision.empty()) return 1;
+    session_ = std::make_unique<Session>(*servers_, nullptr);
+    return 0;
+  }
+
+  // A call as a turn of the daemon makes it; `arguments` that do not fit are sent all the same.
+  void Call(const std::string& name, const std::string& arguments) {
+    const Tool* tool = registry_.Find("s__" + name);
+    if (tool == nullptr) {
+      std::printf("%s: not offered\n", name.c_str());
+      return;
+    }
+    ToolContext context;
+    context.mcp = session_.get();
+    const auto result = tool->Run(arguments, context);
+    std::printf("%s: %s\n", name.c_str(),
+                result.ok() ? result->text.c_str() : Text(result.status()).c_str());
+  }
+
+  void CallAll() {
+    for (const Tool* tool : registry_.tools())
+      Call(tool->spec().name.substr(3), ArgumentsFor(tool->spec()));
+  }
+
+  // For those arguments that are required, something of their type.
+  static std::string ArgumentsFor(const ToolSpec& spec) {
+    const Json parameters = Json::parse(spec.schema)["parameters"];
+    Json arguments = Json::object();
+    const Json& required = At(parameters, "required");
+    for (const auto& [name, property] : At(parameters, "properties").items()) {
+      if (!required.is_array() ||
+          std::find(required.begin(), required.end(), name) == required.end())
+        continue;
+      const std::string type = StringAt(property, "type");
+      if (type == "number" || type == "integer")
+        arguments[name] = 5;
+      else if (type == "boolean")
+        arguments[name] = true;
+      else
+        arguments[name] = type == "object" ? Json::object() : Json("text");
+    }
+    return Dump(arguments);
+  }
+
+  const Registry& registry() const { return registry_; }
+
+ private:
+  static int Fail(const std::string& why) {
+    std::fprintf(stderr, "%s\n", why.c_str());
+    return 1;
+  }
+
+  Registry registry_;
+  std::unique_ptr<Servers> servers_;
+  std::unique_ptr<Session> session_;
+};
+
+int RunScenario(const std::string& url) {
+  ConformanceRun run;
+  if (const int failed = run.Start(url); failed != 0) return failed;
+  const std::string scenario = Env("MCP_CONFORMANCE_SCENARIO");
+  const Json context = Json::parse(Env("MCP_CONFORMANCE_CONTEXT"), nullptr, false);
+  if (At(context, "toolCalls").is_array()) {
+    for (const Json& call : context["toolCalls"])
+      run.Call(StringAt(call, "name"), Dump(At(call, "arguments")));
+  } else if (scenario == "http-standard-headers") {
+    run.CallAll();
+    run.Call("read_resource", R"({"uri": "file:///path/to/file%20name.txt"})");
+  } else if (scenario == "json-schema-2020-12-preservation") {
+    const Tool* focal = run.registry().Find("s__json_schema_2020_12_tool");
+    if (focal != nullptr)
+      run.Call("json_schema_echo",
+               Dump(Json{{"schema", Json::parse(focal->spec().schema)["parameters"]}}));
+  } else {
+    run.CallAll();
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace agentd::tools::mcp
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: conformance_client URL\n");
+    return 2;
+  }
+  return agentd::tools::mcp::RunScenario(argv[1]);
+}
