@@ -8,7 +8,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 steps_default=(setup build unit agent_tasks)
-steps_ci=(setup format build unit agent_tasks quickstart tidy asan tsan fuzz)
+steps_ci=(setup format build unit mcp agent_tasks quickstart tidy asan tsan fuzz)
 jobs=$(nproc)
 logs=build/test-logs
 passed=0 failed=0 skipped=0
@@ -37,6 +37,9 @@ run_ctest() {
 }
 
 step_unit() { run_ctest build; }
+
+# Real MCP servers and the conformance suite, from npm.
+step_mcp() { tests/mcp/run.sh; }
 
 step_agent_tasks() { tests/agent_tasks/run.sh; }
 

@@ -42,9 +42,12 @@ std::string BlockText(const Json& block) {
   return fmt::format("[content of type \"{}\", not included]", type);
 }
 
+// Servers repeat structured content as a text: as JSON, or the one text that it holds.
 bool SaysTheSame(const Json& block, const Json& structured) {
-  return StringAt(block, "type") == "text" &&
-         Json::parse(StringAt(block, "text"), nullptr, /*allow_exceptions=*/false) == structured;
+  if (StringAt(block, "type") != "text") return false;
+  const std::string text = StringAt(block, "text");
+  if (structured.is_object() && structured.size() == 1 && structured.front() == text) return true;
+  return Json::parse(text, nullptr, /*allow_exceptions=*/false) == structured;
 }
 
 std::string Joined(const std::vector<std::string>& parts) {
