@@ -17,7 +17,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kLookMs = 20;
+constexpr int kHttpLookMs = 20;
 constexpr long kConnectMs = 10'000;
 // For messages that nobody waits for.
 constexpr int64_t kNotificationMs = 10'000;
@@ -194,7 +194,7 @@ void HttpTransport::Transfer::Run(Waiter& waiter, const Receiver& receiver,
     if (curl_multi_perform(handles_.multi, &running) != CURLM_OK) break;
     Deliver(receiver);
     if (waiter.Ended() || aborted) break;
-    if (running > 0) curl_multi_poll(handles_.multi, nullptr, 0, kLookMs, nullptr);
+    if (running > 0) curl_multi_poll(handles_.multi, nullptr, 0, kHttpLookMs, nullptr);
   }
   int left = 0;
   while (const CURLMsg* message = curl_multi_info_read(handles_.multi, &left))
@@ -308,7 +308,7 @@ absl::Status HttpTransport::Resume(const Transfer& before, const Outgoing& messa
   absl::Status status = absl::UnavailableError("the connection was ended");
   for (int tries = 0; tries < kMaxResumes; ++tries) {
     const Clock::time_point at = Clock::now() + std::chrono::milliseconds(retry_ms);
-    while (!waiter.Ended() && !aborted_ && Clock::now() < at) waiter.WaitFor(kLookMs);
+    while (!waiter.Ended() && !aborted_ && Clock::now() < at) waiter.WaitFor(kHttpLookMs);
     if (waiter.Ended()) return absl::OkStatus();
     if (aborted_) break;
     std::vector<std::string> headers = HeadersFor({});

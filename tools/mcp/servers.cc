@@ -20,7 +20,7 @@ using OrderedJson = nlohmann::ordered_json;
 
 constexpr size_t kMaxTools = 512;
 constexpr size_t kMaxToolNameBytes = 128;
-constexpr size_t kMaxDescriptionBytes = 8'192;
+constexpr size_t kMaxToolDescriptionBytes = 8'192;
 constexpr size_t kMaxSchemaBytes = 64 << 10;
 // Looking up a member of an OrderedJson takes time in proportion to their number.
 constexpr int64_t kMaxPageMembers = 20'000;
@@ -91,7 +91,7 @@ absl::StatusOr<RemoteTool> ReadTool(const ServerState& server, const OrderedJson
   }
   std::string description = StringAt(json, "description");
   if (description.empty()) description = StringAt(json, "title");
-  tool.spec = SpecFor(server.config, tool.name, CutMiddle(description, kMaxDescriptionBytes),
+  tool.spec = SpecFor(server.config, tool.name, CutMiddle(description, kMaxToolDescriptionBytes),
                       PythonText(definition.at("inputSchema")));
   if (server.config.trusted) {
     const Json& hints = At(json, "annotations");

@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr size_t kMaxAnswerBytes = 16'384;
-constexpr int kLookMs = 20;
+constexpr int kSessionLookMs = 20;
 // The pause before a server that died is started again doubles with each time that it failed in a
 // row; after so many it is left alone for a while.
 constexpr int kFirstPauseMs = 100;
@@ -188,7 +188,7 @@ absl::StatusOr<std::shared_ptr<Client>> Session::ClientOf(const ServerState& ser
   for (;;) {
     if (cancelled()) return absl::CancelledError("cancelled");
     if (instance.opening) {
-      instance.changed.wait_for(lock, milliseconds(kLookMs));
+      instance.changed.wait_for(lock, milliseconds(kSessionLookMs));
       continue;
     }
     if (instance.client == nullptr) break;
@@ -206,7 +206,7 @@ absl::StatusOr<std::shared_ptr<Client>> Session::ClientOf(const ServerState& ser
         std::chrono::ceil<std::chrono::seconds>(instance.not_before - Clock::now()).count());
   instance.opening = true;
   while (Clock::now() < instance.not_before && !cancelled())
-    instance.changed.wait_for(lock, milliseconds(kLookMs));
+    instance.changed.wait_for(lock, milliseconds(kSessionLookMs));
   if (cancelled()) {
     instance.opening = false;
     instance.changed.notify_all();
