@@ -96,12 +96,14 @@ TEST_F(ApprovalTest, WaitsForAYesToEachCall) {
 // Consent for the session is to what the rule asks about, in later turns and lives too, and to
 // nothing else.
 TEST_F(ApprovalTest, AYesForTheSessionHolds) {
-  Configure(std::string(kAskToRemove) +
-            "[[rule]]\ntool = \"write_file\"\naction = \"ask\"\n");
-  const Script script = {
-      CallsText({Bash("rm -f a")}), CallsText({Bash("rm -f b")}), "One.",
-      CallsText({Bash("rm -f c")}), "Two.",
-      CallsText({CallText("write_file", {{"path", "d"}, {"content", "x"}})}), "Three."};
+  Configure(std::string(kAskToRemove) + "[[rule]]\ntool = \"write_file\"\naction = \"ask\"\n");
+  const Script script = {CallsText({Bash("rm -f a")}),
+                         CallsText({Bash("rm -f b")}),
+                         "One.",
+                         CallsText({Bash("rm -f c")}),
+                         "Two.",
+                         CallsText({CallText("write_file", {{"path", "d"}, {"content", "x"}})}),
+                         "Three."};
   Start(script);
   const std::string id = NewSession(1, 2000);
   ASSERT_TRUE(daemon_->Run(id, "Go.").ok());
@@ -171,8 +173,8 @@ TEST_F(ApprovalTest, SurvivesARestart) {
   EXPECT_EQ(again[0].SerializeAsString(), asked[1].SerializeAsString());
   ASSERT_TRUE(Answer(id, v1::APPROVAL_DECISION_ALLOW_ONCE).ok());
   WaitIdle(*daemon_, id);
-  EXPECT_THAT(Results(id), testing::UnorderedElementsAre(
-                               "Error: bash: this call is not allowed: not a", "two"));
+  EXPECT_THAT(Results(id),
+              testing::UnorderedElementsAre("Error: bash: this call is not allowed: not a", "two"));
   EXPECT_TRUE(Gapless(AllEvents(*daemon_, id)));
 }
 
@@ -205,8 +207,8 @@ TEST_F(ApprovalTest, AnswersThatFitNoQuestionAreRefused) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Answer(id, v1::APPROVAL_DECISION_ALLOW_ONCE)));
   EXPECT_TRUE(absl::IsFailedPrecondition(Answer(id, v1::APPROVAL_DECISION_ALLOW_ONCE, "call_9")));
   ASSERT_TRUE(Answer(id, v1::APPROVAL_DECISION_ALLOW_ONCE, asked[1].call_id()).ok());
-  EXPECT_TRUE(absl::IsFailedPrecondition(
-      Answer(id, v1::APPROVAL_DECISION_DENY, asked[1].call_id())));
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(Answer(id, v1::APPROVAL_DECISION_DENY, asked[1].call_id())));
   ASSERT_TRUE(Answer(id, v1::APPROVAL_DECISION_ALLOW_ONCE, asked[0].call_id()).ok());
   WaitIdle(*daemon_, id);
   EXPECT_THAT(Results(id), ElementsAre("(no output)", "(no output)"));

@@ -145,6 +145,7 @@ void Daemon::Launch(Hold hold) {
   std::shared_ptr<Session> session = hold.session;
   auto turn = std::make_shared<Turn>(runtime_, session, std::move(hold.hot));
   hold.Release();  // the turn gives the session back
+  EndIdleTools();
   std::shared_ptr<Turn> previous;
   std::vector<std::function<void(absl::Status)>> cancels;
   {

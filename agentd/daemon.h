@@ -22,6 +22,10 @@
 #include "sessions/store.h"
 #include "tools/tool.h"
 
+namespace agentd::tools::mcp {
+class Servers;
+}
+
 namespace agentd::daemon {
 
 struct DaemonOptions {
@@ -109,6 +113,8 @@ class Daemon {
   absl::Status Init();
   absl::Status MakeDirectories();
   absl::Status AddTools();
+  absl::Status StartServers();
+  void EndIdleTools();
   absl::Status TakeUpSessions();
 
   void ForgetIdle();
@@ -147,6 +153,9 @@ class Daemon {
 
   const DaemonOptions options_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  // Before what uses them: the registry's tools, the sessions.
+  std::unique_ptr<sandbox::EgressProxy> proxy_;
+  std::unique_ptr<tools::mcp::Servers> mcp_servers_;
   tools::Registry registry_;
   std::vector<std::string> tool_names_;
   std::vector<std::string> default_tools_;  // of sessions that do not choose

@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <system_error>
 #include <utility>
 
@@ -11,6 +12,8 @@
 #include "agentd/turn.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
+#include "tools/mcp/launcher.h"
+#include "tools/mcp/session.h"
 
 namespace agentd::daemon {
 namespace {
@@ -50,18 +53,55 @@ absl::Status Daemon::MakeDirectories() {
   return absl::OkStatus();
 }
 
+// Asks the MCP servers for their tools: programs in a sandbox on an empty directory, which is
+// closed then. One that does not work is told of, and is no reason not to start.
+absl::Status Daemon::StartServers() {
+  if (options_.tools.mcp_servers.empty()) return absl::OkStatus();
+  const std::filesystem::path scratch = options_.data / "workspaces" / "mcp-start";
+  std::error_code error;
+  std::filesystem::create_directories(scratch, error);
+  if (error) return NoDataDirectory(error, "create directory " + scratch.string());
+  sandbox::Options options;
+  options.workspace = scratch;
+  options.lock_file = options_.data / "locks" / "mcp-start.lock";
+  options.helper_dir = options_.helper_dir;
+  options.mounts = options_.tools.mounts;
+  ToolHost host;
+  absl::Status started = host.Start(options, nullptr);
+  const tools::mcp::Launcher launcher = started.ok() ? tools::mcp::LaunchIn(*host.sandbox())
+                                                     : [started](const tools::mcp::ServerConfig&)
+      -> absl::StatusOr<std::unique_ptr<tools::mcp::StdioPeer>> { return started; };
+  ASSIGN_OR_RETURN(mcp_servers_, tools::mcp::Servers::Start(options_.tools.mcp_servers, launcher));
+  RETURN_IF_ERROR(mcp_servers_->AddTools(registry_, options_.tools));
+  for (const auto& server : mcp_servers_->all()) {
+    for (const std::string& problem : server->problems)
+      spdlog::warn("MCP server {}: {}", server->config.name, problem);
+  }
+  host.Stop();
+  std::filesystem::remove_all(scratch, error);
+  return absl::OkStatus();
+}
+
 absl::Status Daemon::AddTools() {
   RETURN_IF_ERROR(tools::AddBuiltinTools(registry_, options_.tools));
+  RETURN_IF_ERROR(tools::AddShellTool(registry_, options_.tools));
+  RETURN_IF_ERROR(StartServers());
   for (const tools::Tool* tool : registry_.tools()) {
     tool_names_.push_back(tool->spec().name);
     if (tool->spec().by_default) default_tools_.push_back(tool->spec().name);
   }
-  return options_.tools.CheckNames(tool_names_);
+  RETURN_IF_ERROR(options_.tools.CheckNames(tool_names_));
+  const auto all = registry_.tools();
+  if (std::any_of(all.begin(), all.end(),
+                  [](const tools::Tool* tool) { return tool->spec().network.has_value(); })) {
+    ASSIGN_OR_RETURN(proxy_, sandbox::EgressProxy::Create());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Daemon::Init() {
-  RETURN_IF_ERROR(AddTools());
   RETURN_IF_ERROR(MakeDirectories());
+  RETURN_IF_ERROR(AddTools());
   std::unique_ptr<model::Engine> engine;
   ASSIGN_OR_RETURN(model_, ModelBundle::Load(options_.model, options_.engine, engine));
   defaults_ = model_->defaults;
@@ -86,6 +126,8 @@ absl::Status Daemon::Init() {
   runtime_.model = model_.get();
   runtime_.registry = &registry_;
   runtime_.tools_config = &options_.tools;
+  runtime_.mcp_servers = mcp_servers_.get();
+  runtime_.proxy = proxy_.get();
   runtime_.owner = fmt::format("uid:{}", ::getuid());
   runtime_.data = options_.data;
   runtime_.helper_dir = options_.helper_dir;
@@ -172,6 +214,28 @@ std::shared_ptr<Session> Daemon::Remember(sessions::SessionInfo info, v1::Sessio
   std::shared_ptr<Session>& slot = sessions_[info.id];
   if (!slot) slot = std::make_shared<Session>(std::move(info), std::move(meta));
   return slot;
+}
+
+// Sandboxes of sessions without a turn, in which something lives on, take memory: all but some end.
+void Daemon::EndIdleTools() {
+  std::vector<std::shared_ptr<Session>> all;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& [id, session] : sessions_) all.push_back(session);
+  }
+  std::vector<std::pair<int64_t, std::shared_ptr<Session>>> idle;
+  for (const auto& session : all) {
+    std::lock_guard lock(session->mutex);
+    if (!session->busy && session->hot && session->hot->tools.running())
+      idle.emplace_back(session->info.updated_us, session);
+  }
+  std::sort(idle.begin(), idle.end());  // the newest stay
+  const size_t keep = static_cast<size_t>(options_.tools.idle_sandboxes);
+  for (size_t i = 0; i + keep < idle.size(); ++i) {
+    std::unique_ptr<HotState> hot;  // read again when it is wanted
+    std::lock_guard lock(idle[i].second->mutex);
+    if (!idle[i].second->busy) hot = std::move(idle[i].second->hot);
+  }
 }
 
 // Sessions that nobody uses or watches; the store has all that is in them. mutex_ is held, so

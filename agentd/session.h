@@ -14,6 +14,7 @@
 #include "agentd/event_hub.h"
 #include "agentd/model_bundle.h"
 #include "agentd/scheduler.h"
+#include "agentd/tool_host.h"
 #include "agentd/transcript.h"
 #include "agentd/v1/stored.pb.h"
 #include "sandbox/sandbox.h"
@@ -32,6 +33,8 @@ struct Runtime {
   const ModelBundle* model = nullptr;
   const tools::Registry* registry = nullptr;
   const tools::Config* tools_config = nullptr;
+  const tools::mcp::Servers* mcp_servers = nullptr;  // null: none are configured
+  sandbox::EgressProxy* proxy = nullptr;             // null: no tool may reach a host
   int csa_layers = 0;
   std::string owner;
   std::filesystem::path data;
@@ -60,9 +63,8 @@ struct HotState {
   bool workspace_ready = false;
   bool after_crash = false;     // the next restore is reported as one after a crash
   int64_t known_evaluated = 0;  // tokens that were evaluated before this state was loaded
-  // Runs while there are calls to run, and on while something lives in it. It holds the lock of the
-  // workspace, so it goes before the workspace is put back.
-  std::unique_ptr<sandbox::Sandbox> sandbox;
+  // Runs while there are calls to run, and on while something lives in it.
+  ToolHost tools;
 };
 
 // Shared by the daemon's map, the turn and the streams that watch it.

@@ -19,7 +19,7 @@
 namespace agentd::daemon {
 namespace {
 
-constexpr int kContextLimit = 16384;
+constexpr int kContextLimit = 32768;
 constexpr std::chrono::minutes kPatience(10);
 
 // Index of the message being written and how much of it is there.

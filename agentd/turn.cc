@@ -108,7 +108,7 @@ void Turn::Main() {
 // What this thread has in memory is ahead of the log after a failed commit: the log decides.
 absl::Status Turn::Reload() {
   log_.reset();
-  if (hot_) hot_->sandbox.reset();
+  if (hot_) hot_->tools.Stop();
   group_.clear();
   runtime_.scheduler->Drop(session_.id);
   ASSIGN_OR_RETURN(hot_, LoadHot(runtime_, session_, config_));
@@ -148,7 +148,7 @@ void Turn::Leave(absl::Status outcome) {
     if (!status.ok()) spdlog::warn("session {}: not parked: {}", session_.id, Text(status));
   }
   log_.reset();
-  if (hot_) hot_->sandbox.reset();
+  if (hot_ && (!finished || !hot_->tools.in_use())) hot_->tools.Stop();
   RefuseAnswers();
   {
     std::lock_guard lock(session_.mutex);

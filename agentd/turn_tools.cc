@@ -30,8 +30,10 @@ v1::ToolFinished Refuse(const CallState& call, const std::string& text) {
   return CutOffResult(call, v1::TOOL_OUTCOME_REFUSED, text);
 }
 
-NewEvent StartedEvent(const CallState& call, const std::string& arguments) {
+NewEvent StartedEvent(const CallState& call, const std::string& arguments,
+                      const std::vector<std::string>& missing_walls) {
   v1::ToolStarted started;
+  for (const std::string& wall : missing_walls) started.add_missing_walls(wall);
   started.set_call_id(call.id);
   started.set_name(call.call.name);
   started.set_arguments_json(arguments);
@@ -139,19 +141,20 @@ absl::Status Turn::RunCalls() {
 }
 
 absl::Status Turn::StartSandbox() {
-  if (sandbox_failed_.exchange(false)) hot_->sandbox.reset();
-  if (!hot_->workspace_ready) hot_->sandbox.reset();  // what it runs would hold the old tree's lock
+  if (sandbox_failed_.exchange(false)) hot_->tools.Stop();
+  if (!hot_->workspace_ready) hot_->tools.Stop();  // what it runs would hold the old tree's lock
   RETURN_IF_ERROR(EnsureWorkspace(runtime_, session_.id, *hot_));
   RETURN_IF_ERROR(EnsureOutputs(runtime_, session_, *hot_));
-  if (hot_->sandbox) return absl::OkStatus();
   sandbox::Options options;
   options.workspace = runtime_.WorkspaceOf(session_.id);
   options.lock_file = runtime_.LockOf(session_.id);
   options.helper_dir = runtime_.helper_dir;
-  absl::StatusOr<std::unique_ptr<sandbox::Sandbox>> started = sandbox::Sandbox::Start(options);
-  if (!started.ok()) return NotTheStores(started.status());
-  hot_->sandbox = *std::move(started);
-  return absl::OkStatus();
+  options.outputs = runtime_.OutputsOf(session_.id);
+  options.mounts = runtime_.tools_config->mounts;
+  options.max_workspace_bytes = runtime_.tools_config->workspace_bytes;
+  options.max_workspace_files = runtime_.tools_config->workspace_files;
+  absl::Status started = hot_->tools.Start(options, runtime_.mcp_servers);
+  return started.ok() ? started : NotTheStores(started);
 }
 
 // Runs a prepared call to its end. Any thread.
@@ -168,7 +171,10 @@ Turn::Executed Turn::Execute(const PreparedCall& prepared) {
     session_.hub->PublishEphemeral(std::move(event));
   };
   tools::ToolContext context;
-  context.sandbox = hot_->sandbox.get();
+  context.sandbox = hot_->tools.sandbox();
+  context.shell = hot_->tools.shell();
+  context.mcp = hot_->tools.mcp();
+  context.proxy = runtime_.proxy;
   context.call_id = call.id;
   context.kept_output_bytes = runtime_.tools_config->kept_output_bytes;
   context.cancel = &tool_cancel_;
@@ -198,6 +204,16 @@ Turn::Executed Turn::Execute(const PreparedCall& prepared) {
   finished.set_exit_code(result->exit_code);
   finished.set_output_bytes(result->output_bytes);
   finished.set_wall_time_us(result->wall_time_us);
+  for (const sandbox::EgressDecision& decision : result->network) {
+    v1::NetworkUse& use = *finished.add_network();
+    use.set_host(ValidUtf8(decision.host));
+    use.set_port(decision.port);
+    use.set_address(decision.address);
+    use.set_allowed(decision.allowed);
+    use.set_reason(ValidUtf8(decision.reason));
+    use.set_bytes_up(decision.bytes_up);
+    use.set_bytes_down(decision.bytes_down);
+  }
   return {std::move(finished), std::move(result->whole)};
 }
 
@@ -246,7 +262,8 @@ absl::Status Turn::RunOne(const PreparedCall& prepared) {
         {MakeEvent(Refuse(*prepared.call, "Error: the tool was not run: " + Text(ready)))});
   }
   CrashPoint("agentd.call_ready");
-  RETURN_IF_ERROR(WriteDurably({StartedEvent(*prepared.call, prepared.arguments)}));
+  RETURN_IF_ERROR(WriteDurably(
+      {StartedEvent(*prepared.call, prepared.arguments, hot_->tools.sandbox()->missing_walls())}));
   CrashPoint("agentd.call_journaled");
   Executed executed = Execute(prepared);
   // Parked in mid-call: the call has no result; it runs again when the turn goes on.
@@ -279,7 +296,8 @@ absl::Status Turn::RunParallel(const std::vector<PreparedCall>& calls) {
   std::vector<const PreparedCall*> queue;
   for (const PreparedCall& call : calls) {
     if (call.tool) {
-      begun.push_back(StartedEvent(*call.call, call.arguments));
+      begun.push_back(
+          StartedEvent(*call.call, call.arguments, hot_->tools.sandbox()->missing_walls()));
       queue.push_back(&call);
     } else {
       begun.push_back(MakeEvent(*call.refusal));

@@ -46,15 +46,18 @@ absl::StatusOr<std::string> ReadLink(int directory, const std::string& name,
   return target;
 }
 
-// Calls `use` with each chunk in order.
+// Calls `use` with each chunk in order, of the first `limit` bytes: a file may grow as fast as it
+// is read.
 template <typename Use>  // absl::Status(std::string_view)
-absl::Status ReadChunks(int fd, const std::string& path, uint64_t* size_bytes, Use use) {
+absl::Status ReadChunks(int fd, const std::string& path, uint64_t limit, uint64_t* size_bytes,
+                        Use use) {
   std::string buffer(kChunkBytes, '\0');
   *size_bytes = 0;
   while (true) {
+    const size_t wanted = std::min<uint64_t>(buffer.size(), limit - *size_bytes);
     size_t filled = 0;
-    while (filled < buffer.size()) {
-      const ssize_t count = ::pread(fd, buffer.data() + filled, buffer.size() - filled,
+    while (filled < wanted) {
+      const ssize_t count = ::pread(fd, buffer.data() + filled, wanted - filled,
                                     static_cast<off_t>(*size_bytes + filled));
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) return ErrnoError(errno, "read " + path);
@@ -89,25 +92,26 @@ class FileHasher {
     ASSIGN_OR_RETURN(const OpenedEntry file,
                      OpenEntry(directory, name, /*as_directory=*/false, relative));
     ++files_read_;
-    for (int attempt = 0; attempt < kReadAttempts; ++attempt) {
+    for (int attempt = 1;; ++attempt) {
       struct stat before, after;
       if (::fstat(file.fd(), &before) != 0) return ErrnoError(errno, "stat " + relative);
       if (!S_ISREG(before.st_mode)) break;  // swapped under us
       const int64_t now_ns = NowNs();
       entry.chunks.clear();
-      RETURN_IF_ERROR(ReadChunks(file.fd(), relative, &entry.size_bytes,
-                                 [&](std::string_view chunk) -> absl::Status {
+      RETURN_IF_ERROR(ReadChunks(file.fd(), relative, static_cast<uint64_t>(before.st_size),
+                                 &entry.size_bytes, [&](std::string_view chunk) -> absl::Status {
                                    ASSIGN_OR_RETURN(const Sha256Digest id, put(chunk));
                                    entry.chunks.push_back(id);
                                    return absl::OkStatus();
                                  }));
       if (::fstat(file.fd(), &after) != 0) return ErrnoError(errno, "stat " + relative);
       const FileStamp read = StampOf(before);
-      if (!(StampOf(after) == read) || entry.size_bytes != read.size_bytes) continue;
-      if (IsSettled(read, now_ns)) fresh_[relative] = {read, entry.chunks};
+      const bool quiet = StampOf(after) == read && entry.size_bytes == read.size_bytes;
+      if (!quiet && attempt < kReadAttempts) continue;
+      if (quiet && IsSettled(read, now_ns)) fresh_[relative] = {read, entry.chunks};
       return absl::OkStatus();
     }
-    return absl::AbortedError(relative + " changes while it is read");
+    return absl::AbortedError(relative + " is replaced while it is read");
   }
 
  private:
@@ -138,33 +142,49 @@ class Snapshotter {
     std::vector<DirectoryEntry> entries;
     for (const std::string& name : names) {
       const std::string relative = Join(path, name);
-      ASSIGN_OR_RETURN(const struct stat status, StatAt(fd, name, relative));
       DirectoryEntry entry;
       entry.name = name;
-      if (S_ISREG(status.st_mode)) {
-        entry.type = EntryType::kFile;
-        entry.mode =
-            status.st_mode & 0777;  // a restored file is ours: setuid would lend our rights
-        RETURN_IF_ERROR(
-            hasher_.Hash(fd, name, relative, status, entry,
-                         [this](std::string_view chunk) { return writer_.PutChunk(chunk); }));
-      } else if (S_ISDIR(status.st_mode)) {
-        entry.type = EntryType::kDirectory;
-        entry.mode = status.st_mode & 07777;
-        ASSIGN_OR_RETURN(const OpenedEntry child,
-                         OpenEntry(fd, name, /*as_directory=*/true, relative));
-        ASSIGN_OR_RETURN(const Sha256Digest id, Directory(child.fd(), relative, depth + 1));
-        entry.chunks.push_back(id);
-      } else if (S_ISLNK(status.st_mode)) {
-        entry.type = EntryType::kSymlink;
-        ASSIGN_OR_RETURN(entry.target, ReadLink(fd, name, relative));
-      } else {
-        ++skipped_;
-        continue;
-      }
-      entries.push_back(std::move(entry));
+      ASSIGN_OR_RETURN(const bool kept, Entry(fd, relative, depth, entry));
+      if (kept) entries.push_back(std::move(entry));
     }
     return writer_.PutDirectory(entries);
+  }
+
+  // False: nothing to keep. What a process of the session removes while we look was not there.
+  absl::StatusOr<bool> Entry(int fd, const std::string& relative, int depth,
+                             DirectoryEntry& entry) {
+    const std::string& name = entry.name;
+    struct stat status;
+    if (::fstatat(fd, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
+      if (errno == ENOENT) return false;
+      return ErrnoError(errno, "stat " + relative);
+    }
+    absl::Status read;
+    if (S_ISREG(status.st_mode)) {
+      entry.type = EntryType::kFile;
+      entry.mode = status.st_mode & 0777;  // a restored file is ours: setuid would lend our rights
+      read = hasher_.Hash(fd, name, relative, status, entry,
+                          [this](std::string_view chunk) { return writer_.PutChunk(chunk); });
+    } else if (S_ISDIR(status.st_mode)) {
+      entry.type = EntryType::kDirectory;
+      entry.mode = status.st_mode & 07777;
+      absl::StatusOr<OpenedEntry> child = OpenEntry(fd, name, /*as_directory=*/true, relative);
+      read = child.status();
+      if (read.ok()) {
+        ASSIGN_OR_RETURN(const Sha256Digest id, Directory(child->fd(), relative, depth + 1));
+        entry.chunks.push_back(id);
+      }
+    } else if (S_ISLNK(status.st_mode)) {
+      entry.type = EntryType::kSymlink;
+      absl::StatusOr<std::string> target = ReadLink(fd, name, relative);
+      read = target.status();
+      if (read.ok()) entry.target = *std::move(target);
+    } else {
+      ++skipped_;
+      return false;
+    }
+    if (absl::IsNotFound(read)) return false;
+    return read.ok() ? absl::StatusOr<bool>(true) : read;
   }
 
   StatCache fresh_;

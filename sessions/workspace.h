@@ -4,6 +4,8 @@
 // nothing outside is read, written or deleted. Kept: regular files, permission bits (not setuid and
 // setgid of files), symlinks as text, empty directories. Hard links become separate files. Not
 // kept: owners, times, extended attributes; fifos, sockets and devices are skipped and counted.
+// Of a file that is written without a pause a snapshot holds what it read; of one that is removed
+// meanwhile, nothing.
 #ifndef AGENTD_SESSIONS_WORKSPACE_H_
 #define AGENTD_SESSIONS_WORKSPACE_H_
 

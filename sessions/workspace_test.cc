@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <fstream>
 #include <map>
 #include <thread>
@@ -337,6 +338,38 @@ TEST_F(WorkspaceTest, TemporaryNamesAreNotSpecial) {
 TEST_F(WorkspaceTest, MissingThingsAreNamed) {
   EXPECT_TRUE(absl::IsNotFound(workspaces_.Snapshot(directory_.path() / "none").status()));
   EXPECT_TRUE(absl::IsNotFound(workspaces_.Restore(TreeId{}, work())));
+}
+
+// Background jobs of a session write, replace and remove files while a snapshot is taken.
+TEST_F(WorkspaceTest, ASnapshotOfFilesThatNeverRestSucceeds) {
+  Write(work() / "quiet", "quiet");
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> jobs;
+  jobs.emplace_back([&] {
+    std::ofstream log(work() / "log");
+    for (int i = 0; !stop; ++i) {
+      log << "line\n" << std::flush;
+      if (i % 10'000 == 0) log.seekp(0);
+    }
+  });
+  jobs.emplace_back([&] {
+    std::error_code gone;
+    for (int i = 0; !stop; ++i) {
+      std::ofstream(work() / std::to_string(i % 50)) << i;
+      fs::create_directory(work() / ("d" + std::to_string(i % 7)), gone);
+      fs::remove(work() / std::to_string((i + 25) % 50), gone);
+      fs::remove(work() / ("d" + std::to_string((i + 3) % 7)), gone);
+    }
+  });
+  for (int i = 0; i < 20; ++i) {
+    const auto snapshot = workspaces_.Snapshot(work());
+    EXPECT_OK(snapshot.status());
+    if (!snapshot.ok()) break;
+    EXPECT_OK(workspaces_.Restore(snapshot->tree, other()));
+    EXPECT_EQ(Read(other() / "quiet"), "quiet");
+  }
+  stop = true;
+  for (std::thread& job : jobs) job.join();
 }
 
 }  // namespace

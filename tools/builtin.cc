@@ -11,6 +11,7 @@
 #include "tools/config.h"
 #include "tools/text.h"
 #include "tools/tool.h"
+#include "tools/way_out.h"
 
 namespace agentd::tools {
 namespace {
@@ -79,6 +80,8 @@ absl::StatusOr<ToolResult> BuiltinTool::Run(std::string_view arguments,
   }
   const sandbox::CancelFlag never;
   const sandbox::CancelFlag& cancel = context.cancel != nullptr ? *context.cancel : never;
+  WayOut way_out;
+  RETURN_IF_ERROR(way_out.Open(spec_, context, request));
   ASSIGN_OR_RETURN(const CallResult result, context.sandbox->Run(request, cancel));
   if (result.end == CallEnd::kSandboxDied)
     return absl::UnavailableError(
@@ -88,6 +91,7 @@ absl::StatusOr<ToolResult> BuiltinTool::Run(std::string_view arguments,
   ToolResult answer = is_bash ? CommandAnswer(result, request.limits.wall_time_ms, where)
                               : FileResult(result, request.limits.wall_time_ms, where);
   SetFigures(result, answer);
+  answer.network = way_out.Close();
   return answer;
 }
 

@@ -87,6 +87,28 @@ class TableReader {
     out = node->value_exact<std::string>();
     return out ? absl::OkStatus() : WrongType(key, *node, "a text");
   }
+  absl::Status Strings(const char* key, std::vector<std::string>& out) {
+    const toml::node* node = Get(key);
+    if (node == nullptr) return absl::OkStatus();
+    if (node->as_array() == nullptr) return WrongType(key, *node, "a list of texts");
+    for (const toml::node& element : *node->as_array()) {
+      const std::optional<std::string> text = element.value_exact<std::string>();
+      if (!text) return WrongType(key, element, "a list of texts");
+      out.push_back(*text);
+    }
+    return absl::OkStatus();
+  }
+  // A table of texts.
+  absl::Status Pairs(const char* key, std::vector<std::pair<std::string, std::string>>& out) {
+    ASSIGN_OR_RETURN(const toml::table* table, Table(key));
+    if (table == nullptr) return absl::OkStatus();
+    for (const auto& [name, node] : *table) {
+      const std::optional<std::string> text = node.value_exact<std::string>();
+      if (!text) return WrongType(key, node, "a table of texts");
+      out.emplace_back(std::string(name.str()), *text);
+    }
+    return absl::OkStatus();
+  }
   // Null if the key is not there.
   absl::StatusOr<const toml::table*> Table(const char* key) {
     const toml::node* node = Get(key);
@@ -149,8 +171,54 @@ absl::StatusOr<ToolSettings> ParseTool(TableReader reader) {
   RETURN_IF_ERROR(reader.Integer("processes", 1, 30'000, 1, settings.max_processes));
   RETURN_IF_ERROR(reader.Integer("open_files", 16, 1 << 20, 1, settings.max_open_files));
   RETURN_IF_ERROR(reader.Integer("file_mib", 0, int64_t{1} << 24, kMib, settings.max_file_bytes));
+  RETURN_IF_ERROR(reader.Strings("network", settings.network));
   RETURN_IF_ERROR(reader.Finish());
   return settings;
+}
+
+absl::StatusOr<mcp::ServerConfig> ParseServer(TableReader reader) {
+  mcp::ServerConfig server;
+  std::optional<std::string> name, url, cwd;
+  std::optional<bool> trusted, approval, resources;
+  std::optional<int64_t> start, call, total, memory;
+  RETURN_IF_ERROR(reader.String("name", name));
+  RETURN_IF_ERROR(reader.Strings("command", server.command));
+  RETURN_IF_ERROR(reader.Pairs("env", server.env));
+  RETURN_IF_ERROR(reader.String("cwd", cwd));
+  RETURN_IF_ERROR(reader.String("url", url));
+  RETURN_IF_ERROR(reader.Pairs("headers", server.headers));
+  RETURN_IF_ERROR(reader.Bool("trusted", trusted));
+  RETURN_IF_ERROR(reader.Bool("approval", approval));
+  RETURN_IF_ERROR(reader.Bool("resources", resources));
+  RETURN_IF_ERROR(reader.Strings("tools", server.tools));
+  RETURN_IF_ERROR(reader.Integer("start_s", 1, kMaxSeconds, 1000, start));
+  RETURN_IF_ERROR(reader.Integer("call_s", 1, kMaxSeconds, 1000, call));
+  RETURN_IF_ERROR(reader.Integer("total_s", 1, kMaxSeconds, 1000, total));
+  RETURN_IF_ERROR(reader.Integer("memory_mib", 16, int64_t{1} << 24, kMib, memory));
+  RETURN_IF_ERROR(reader.Finish());
+  if (!name) return reader.Missing("name");
+  if (server.command.empty() == !url.has_value())
+    return reader.place().Fail(reader.table().source(), "give either command or url");
+  server.name = *name;
+  server.url = url.value_or("");
+  server.cwd = cwd.value_or(server.cwd);
+  server.trusted = trusted.value_or(server.trusted);
+  server.needs_approval = approval.value_or(server.needs_approval);
+  server.resources = resources.value_or(server.resources);
+  server.timeouts.start_ms = start.value_or(server.timeouts.start_ms);
+  server.timeouts.call_ms = call.value_or(server.timeouts.call_ms);
+  server.timeouts.total_ms = total.value_or(server.timeouts.total_ms);
+  server.memory_bytes = memory.value_or(server.memory_bytes);
+  return server;
+}
+
+absl::StatusOr<sandbox::Mount> ParseMount(TableReader reader) {
+  std::optional<std::string> host, inside;
+  RETURN_IF_ERROR(reader.String("host", host));
+  RETURN_IF_ERROR(reader.String("inside", inside));
+  RETURN_IF_ERROR(reader.Finish());
+  if (!host || host->empty()) return reader.Missing("host");
+  return sandbox::Mount{*host, inside.value_or(*host)};
 }
 
 absl::StatusOr<Rule> ParseRule(TableReader reader) {
@@ -190,13 +258,19 @@ absl::StatusOr<Rule> ParseRule(TableReader reader) {
 }
 
 absl::Status ParseLimits(TableReader reader, Config& config) {
-  std::optional<int> parallel;
-  std::optional<int64_t> kept;
+  std::optional<int> parallel, idle;
+  std::optional<int64_t> kept, workspace, files;
   RETURN_IF_ERROR(reader.Integer("parallel_calls", 1, 64, 1, parallel));
   RETURN_IF_ERROR(reader.Integer("kept_output_kib", 16, 64 * 1024, kKib, kept));
   RETURN_IF_ERROR(reader.Integer("turn_tokens", 1, std::numeric_limits<int32_t>::max(), 1,
                                  config.max_turn_tokens));
   RETURN_IF_ERROR(reader.Integer("turn_calls", 1, 1'000'000, 1, config.max_turn_calls));
+  RETURN_IF_ERROR(reader.Integer("workspace_mib", 1, int64_t{1} << 24, kMib, workspace));
+  RETURN_IF_ERROR(reader.Integer("workspace_files", 1, int64_t{1} << 32, 1, files));
+  RETURN_IF_ERROR(reader.Integer("idle_sandboxes", 0, 10'000, 1, idle));
+  config.workspace_bytes = workspace.value_or(config.workspace_bytes);
+  config.workspace_files = files.value_or(config.workspace_files);
+  config.idle_sandboxes = idle.value_or(config.idle_sandboxes);
   config.parallel_calls = parallel.value_or(config.parallel_calls);
   config.kept_output_bytes = kept.value_or(config.kept_output_bytes);
   return reader.Finish();
@@ -207,6 +281,9 @@ absl::Status ParseRoot(const toml::table& root, const std::string& source, Confi
   ASSIGN_OR_RETURN(const toml::table* tools, reader.Table("tools"));
   ASSIGN_OR_RETURN(const toml::table* limits, reader.Table("limits"));
   ASSIGN_OR_RETURN(const std::vector<const toml::table*> rules, reader.Tables("rule"));
+  ASSIGN_OR_RETURN(const std::vector<const toml::table*> servers, reader.Tables("mcp"));
+  ASSIGN_OR_RETURN(const std::vector<const toml::table*> mounts, reader.Tables("mount"));
+  ASSIGN_OR_RETURN(const toml::table* network, reader.Table("network"));
   RETURN_IF_ERROR(reader.Finish());
   if (tools != nullptr) {
     for (const auto& [key, node] : *tools) {
@@ -218,6 +295,23 @@ absl::Status ParseRoot(const toml::table& root, const std::string& source, Confi
   }
   if (limits != nullptr)
     RETURN_IF_ERROR(ParseLimits(TableReader(*limits, {source, "limits"}), config));
+  if (network != nullptr) {
+    TableReader networks(*network, {source, "network"});
+    RETURN_IF_ERROR(networks.Strings("allow_private", config.allow_private));
+    RETURN_IF_ERROR(networks.Finish());
+  }
+  for (const toml::table* table : servers) {
+    ASSIGN_OR_RETURN(mcp::ServerConfig server, ParseServer(TableReader(*table, {source, "mcp"})));
+    config.mcp_servers.push_back(std::move(server));
+  }
+  for (const toml::table* table : mounts) {
+    ASSIGN_OR_RETURN(sandbox::Mount mount, ParseMount(TableReader(*table, {source, "mount"})));
+    config.mounts.push_back(std::move(mount));
+  }
+  for (const auto& [name, settings] : config.tools) {
+    const auto policy = sandbox::EgressPolicy::Parse(settings.network, config.allow_private);
+    if (!policy.ok()) return Annotate(policy.status(), settings.place + " network");
+  }
   for (const toml::table* table : rules) {
     ASSIGN_OR_RETURN(Rule rule, ParseRule(TableReader(*table, {source, "rule"})));
     config.rules.Add(std::move(rule));
@@ -235,6 +329,10 @@ void ApplySettings(const Config& config, ToolSpec& spec) {
   spec.wall_time_is_most |= settings.wall_time_ms.has_value();
   spec.by_default = settings.enabled.value_or(spec.by_default);
   spec.flags.parallel = settings.parallel.value_or(spec.flags.parallel);
+  if (settings.network.empty()) return;
+  spec.flags.network = true;
+  spec.flags.workspace_only = false;  // what it did elsewhere no snapshot brings back
+  spec.network = sandbox::EgressPolicy::Parse(settings.network, config.allow_private).value();
 }
 
 absl::Status Config::CheckNames(const std::vector<std::string>& tool_names) const {
@@ -262,6 +360,11 @@ void ToolSettings::ApplyTo(sandbox::Limits& limits) const {
   limits.max_processes = max_processes.value_or(limits.max_processes);
   limits.max_open_files = max_open_files.value_or(limits.max_open_files);
   limits.max_file_bytes = max_file_bytes.value_or(limits.max_file_bytes);
+}
+
+bool ToolSettings::LimitsOrNetwork() const {
+  return wall_time_ms || cpu_time_s || memory_bytes || max_processes || max_open_files ||
+         max_file_bytes || !network.empty();
 }
 
 absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& source) {

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "sandbox/egress_policy.h"
 #include "sandbox/sandbox.h"
+#include "tools/mcp/config.h"
 #include "tools/rules.h"
 
 namespace agentd::tools {
@@ -27,8 +29,10 @@ struct ToolSettings {
   std::optional<int64_t> max_processes;
   std::optional<int64_t> max_open_files;
   std::optional<int64_t> max_file_bytes;
+  std::vector<std::string> network;  // hosts that calls may reach, as egress_policy.h says
 
   void ApplyTo(sandbox::Limits& limits) const;
+  bool LimitsOrNetwork() const;  // any of these is set
 };
 
 struct Config {
@@ -38,8 +42,14 @@ struct Config {
 
   std::map<std::string, ToolSettings> tools;
   Rules rules;
+  std::vector<mcp::ServerConfig> mcp_servers;  // [[mcp]]
+  std::vector<sandbox::Mount> mounts;          // [[mount]]
+  std::vector<std::string> allow_private;      // [network]
   // [limits]
-  int parallel_calls = 8;                        // of one message, at one time
+  int64_t workspace_bytes = 0;  // 0: no limit
+  int64_t workspace_files = 0;
+  int idle_sandboxes = 8;  // of sessions without a turn, for what lives in them
+  int parallel_calls = 8;  // of one message, at one time
   int64_t kept_output_bytes = int64_t{1} << 20;  // of a call, for the model to read in pages
   std::optional<int64_t> max_turn_tokens;        // default of sessions; else the model's own
   std::optional<int32_t> max_turn_calls;

@@ -19,6 +19,7 @@
 #include "tools/config.h"
 #include "tools/text.h"
 #include "tools/tool.h"
+#include "tools/way_out.h"
 
 namespace agentd::tools {
 namespace {
@@ -234,6 +235,9 @@ absl::StatusOr<ToolResult> ShellTool::Run(std::string_view arguments,
       std::max(spec_.limits.max_output_bytes, context.kept_output_bytes);
   command.limits.wall_time_ms = CommandTimeMs(spec_, parsed.value("timeout", int64_t{0}));
   command.on_output = context.on_output;
+  command.on_start = [&](sandbox::CallRequest& request, WayOut& way_out) {
+    return way_out.Open(spec_, context, request);
+  };
   const sandbox::CancelFlag never;
   ASSIGN_OR_RETURN(const Shell::Result result,
                    context.shell->Run(*context.sandbox, command,
@@ -244,12 +248,13 @@ absl::StatusOr<ToolResult> ShellTool::Run(std::string_view arguments,
   if (result.ended)
     answer.text += "\n[the shell ended, and its background jobs; the next command gets a new one]";
   SetFigures(result.call, answer);
+  answer.network = result.network;
   return answer;
 }
 
 }  // namespace
 
-Shell::Shell() = default;
+Shell::Shell() : way_out_(std::make_unique<WayOut>()) {}
 Shell::~Shell() { Stop(); }
 
 bool Shell::alive() {
@@ -259,24 +264,31 @@ bool Shell::alive() {
 
 void Shell::Stop() {
   std::lock_guard lock(mutex_);
+  End();
+}
+
+void Shell::End() {
   process_.reset();
+  (void)way_out_->Close();
 }
 
 absl::StatusOr<Shell::Result> Shell::Run(sandbox::Sandbox& sandbox, const Command& command,
                                          const sandbox::CancelFlag& cancel) {
   std::lock_guard lock(mutex_);
-  if (process_ != nullptr && process_->Wait(0)) process_.reset();  // killed between two commands
+  if (process_ != nullptr && process_->Wait(0)) End();  // killed between two commands
   const bool fresh = process_ == nullptr;
   if (fresh) {
     sandbox::CallRequest request;
     request.argv = {"/bin/bash", "--noprofile", "--norc"};
     request.limits = command.limits;
     request.limits.wall_time_ms = 0;
+    if (command.on_start) RETURN_IF_ERROR(command.on_start(request, *way_out_));
     ASSIGN_OR_RETURN(process_, sandbox.StartProcess(request));
   }
   Result result = Conversation(*process_, command, cancel).Run();
   result.fresh = fresh;
-  if (result.ended) process_.reset();
+  result.network = way_out_->Take();
+  if (result.ended) End();
   return result;
 }
 

@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "sandbox/egress_proxy.h"
 #include "sandbox/sandbox.h"
 
 namespace agentd::tools {
@@ -40,14 +42,16 @@ struct ToolSpec {
                        // the prompt shows it
   ToolFlags flags;
   sandbox::Limits limits;
-  bool wall_time_is_most = false;  // a call cannot ask for more
-  bool by_default = true;          // offered to sessions that do not choose their tools
+  std::optional<sandbox::EgressPolicy> network;  // hosts that its calls may reach; none: no network
+  bool wall_time_is_most = false;                // a call cannot ask for more
+  bool by_default = true;  // offered to sessions that do not choose their tools
 };
 
 struct ToolContext {
-  sandbox::Sandbox* sandbox = nullptr;  // the session's
-  Shell* shell = nullptr;               // the session's
-  mcp::Session* mcp = nullptr;          // the session's MCP servers; null if there are none
+  sandbox::Sandbox* sandbox = nullptr;    // the session's
+  Shell* shell = nullptr;                 // the session's
+  mcp::Session* mcp = nullptr;            // the session's MCP servers; null if there are none
+  sandbox::EgressProxy* proxy = nullptr;  // for tools with hosts to reach
   // Of the call in its session: the whole of an output that is cut for the model is kept as the
   // file /outputs/CALL_ID.txt, up to so many bytes. Empty: it is not kept.
   std::string call_id;
@@ -63,8 +67,9 @@ struct ToolResult {
       false;  // the tool reports failure (bash: exit code other than 0 is not an error of the tool)
   bool cancelled = false;
   int exit_code = 0;
-  int64_t output_bytes = 0;  // before cutting
-  std::string whole;         // what `text` says is in /outputs; empty if it says nothing of it
+  int64_t output_bytes = 0;                      // before cutting
+  std::vector<sandbox::EgressDecision> network;  // what it asked of the proxy
+  std::string whole;  // what `text` says is in /outputs; empty if it says nothing of it
   int64_t wall_time_us = 0;
 };
 

@@ -40,7 +40,7 @@ class ConformanceRun {
     auto servers = Servers::Start({config}, nullptr, ProcessEnvironment, AcceptWithDefaults);
     if (!servers.ok()) return Fail(Text(servers.status()));
     servers_ = *std::move(servers);
-    if (const absl::Status status = servers_->AddTools(registry_); !status.ok())
+    if (const absl::Status status = servers_->AddTools(registry_, {}); !status.ok())
       return Fail(Text(status));
     const ServerState& state = *servers_->all()[0];
     for (const std::string& problem : state.problems) std::fprintf(stderr, "%s\n", problem.c_str());

@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "sandbox/sandbox.h"
+#include "tools/mcp/config.h"
 #include "tools/mcp/json_rpc.h"
 #include "tools/mcp/transport.h"
 
@@ -33,15 +34,6 @@ enum class Era { kUnknown, kHandshake, kStateless };
 // connection's reader.
 using InputHandler =
     std::function<absl::StatusOr<Json>(const std::string& method, const Json& params)>;
-
-struct Timeouts {
-  int64_t start_ms = 30'000;   // until a server has told what it is
-  int64_t probe_ms = 5'000;    // until it answers something easy: "server/discover" at its start,
-                               // else it is taken for one of an older revision; "ping" after a call
-                               // that had no answer, else it is started again
-  int64_t call_ms = 60'000;    // without an answer or progress
-  int64_t total_ms = 600'000;  // whatever the progress
-};
 
 struct ClientOptions {
   Timeouts timeouts;

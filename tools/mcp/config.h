@@ -2,6 +2,7 @@
 #ifndef AGENTD_TOOLS_MCP_CONFIG_H_
 #define AGENTD_TOOLS_MCP_CONFIG_H_
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
@@ -9,9 +10,17 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "tools/mcp/client.h"
 
 namespace agentd::tools::mcp {
+
+struct Timeouts {
+  int64_t start_ms = 30'000;   // until a server has told what it is
+  int64_t probe_ms = 5'000;    // until it answers something easy: "server/discover" at its start,
+                               // else it is taken for one of an older revision; "ping" after a call
+                               // that had no answer, else it is started again
+  int64_t call_ms = 60'000;    // without an answer or progress
+  int64_t total_ms = 600'000;  // whatever the progress
+};
 
 struct ServerConfig {
   // Begins the names of its tools: NAME__TOOL. Letters, digits, '-' and single '_' inside.
@@ -22,6 +31,7 @@ struct ServerConfig {
   std::vector<std::string> command;
   std::vector<std::pair<std::string, std::string>> env;
   std::string cwd = "/workspace";
+  int64_t memory_bytes = int64_t{64} << 30;  // address space: what V8 reserves, not what it uses
   // ... or an address: https, or http on this machine or if no secret is sent.
   std::string url;
   std::vector<std::pair<std::string, std::string>> headers;

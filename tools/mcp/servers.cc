@@ -236,7 +236,7 @@ absl::StatusOr<std::unique_ptr<Servers>> Servers::Start(const std::vector<Server
   return servers;
 }
 
-absl::Status Servers::AddTools(Registry& registry) {
+absl::Status Servers::AddTools(Registry& registry, const Config& config) {
   for (const std::unique_ptr<ServerState>& server : servers_) {
     std::map<std::string, const RemoteTool*> by_name;
     for (const RemoteTool& tool : server->tools) {
@@ -250,8 +250,16 @@ absl::Status Servers::AddTools(Registry& registry) {
                    ours ? "switch off its resources"
                         : "list those of its tools that are wanted, without one of these");
     }
-    for (const RemoteTool& tool : server->tools)
+    for (RemoteTool& tool : server->tools) {
+      const auto settings = config.tools.find(tool.spec.name);
+      if (settings != config.tools.end() && settings->second.LimitsOrNetwork())
+        return InvalidArgument(
+            "{} of a tool of an MCP server only enabled and parallel can be set "
+            "here; limits are its server's ([[mcp]])",
+            settings->second.place);
+      ApplySettings(config, tool.spec);
       RETURN_IF_ERROR(registry.Add(std::make_unique<McpTool>(*server, tool)));
+    }
   }
   return absl::OkStatus();
 }

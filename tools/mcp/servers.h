@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "tools/config.h"
 #include "tools/mcp/client.h"
 #include "tools/mcp/config.h"
 #include "tools/mcp/header_params.h"
@@ -62,7 +63,8 @@ class Servers {
 
   // AlreadyExists names both when two tools would have one name, and how to mend that. A tool whose
   // schema is of no use is left out, and its server has one more problem.
-  absl::Status AddTools(Registry& registry);
+  // InvalidArgument names what `config` cannot set of one.
+  absl::Status AddTools(Registry& registry, const Config& config);
 
   const std::vector<std::unique_ptr<ServerState>>& all() const { return servers_; }
   const InputHandler& input() const { return input_; }

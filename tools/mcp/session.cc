@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "base/status.h"
+#include "tools/answer.h"
 #include "tools/mcp/content.h"
 #include "tools/text.h"
 
@@ -77,7 +78,7 @@ absl::StatusOr<std::string> ListResources(Client& client, const RequestOptions& 
   return text;
 }
 
-ToolResult FromReply(const RemoteTool& tool, const Reply& reply) {
+ToolResult FromReply(const RemoteTool& tool, const Reply& reply, const ToolContext& context) {
   if (reply.error)
     return Failure(tool, fmt::format("{} (code {})", reply.error->message, reply.error->code));
   const std::string text = tool.kind == RemoteTool::Kind::kReadResource
@@ -85,8 +86,8 @@ ToolResult FromReply(const RemoteTool& tool, const Reply& reply) {
                                : ToolResultText(reply.result);
   if (At(reply.result, "isError") == true) return Failure(tool, text);
   ToolResult result;
-  result.text = CutMiddle(text, kMaxAnswerBytes);
   result.output_bytes = static_cast<int64_t>(text.size());
+  SetText(text, -1, 0, WhereKept(context), result);
   return result;
 }
 
@@ -96,8 +97,10 @@ ToolResult Ask(const ServerState& server, const RemoteTool& tool, Client& client
   if (tool.kind == RemoteTool::Kind::kListResources) {
     const absl::StatusOr<std::string> text = ListResources(client, options);
     if (!text.ok()) return FailedRequest(server, tool, client, text.status());
-    return {.text = CutMiddle(*text, kMaxAnswerBytes),
-            .output_bytes = static_cast<int64_t>(text->size())};
+    ToolResult result;
+    result.output_bytes = static_cast<int64_t>(text->size());
+    SetText(*text, -1, 0, WhereKept(context), result);
+    return result;
   }
   absl::StatusOr<Reply> reply;
   if (tool.kind == RemoteTool::Kind::kReadResource) {
@@ -108,7 +111,7 @@ ToolResult Ask(const ServerState& server, const RemoteTool& tool, Client& client
     reply = client.Request("tools/call", Json{{"name", tool.name}}, options, arguments);
   }
   if (!reply.ok()) return FailedRequest(server, tool, client, reply.status());
-  return FromReply(tool, *reply);
+  return FromReply(tool, *reply, context);
 }
 
 }  // namespace
@@ -139,6 +142,14 @@ Session::Session(const Servers& servers, Launcher launcher)
 }
 
 Session::~Session() { Stop(); }
+
+bool Session::any_running() const {
+  for (const auto& [server, instance] : instances_) {
+    const std::lock_guard lock(instance->mutex);
+    if (instance->client != nullptr && !instance->client->is_http()) return true;
+  }
+  return false;
+}
 
 void Session::Stop() {
   std::vector<std::shared_ptr<Client>> clients;

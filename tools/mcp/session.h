@@ -29,6 +29,9 @@ class Session {
   absl::StatusOr<ToolResult> Call(const ServerState& server, const RemoteTool& tool,
                                   std::string_view arguments, const ToolContext& context);
 
+  // Some instance was started and not stopped. It may have died meanwhile.
+  bool any_running() const;
+
   // Ends all instances: those that run get an end of file and a moment, then are killed. Calls that
   // are running end with an error. The next call starts them anew.
   void Stop();

@@ -338,7 +338,7 @@ TEST(McpToolTest, WithoutASessionThereIsAStatus) {
   auto servers = Servers::Start({config}, ChildPeer::Start);
   ASSERT_TRUE(servers.ok()) << servers.status();
   Registry registry;
-  ASSERT_TRUE((*servers)->AddTools(registry).ok());
+  ASSERT_TRUE((*servers)->AddTools(registry, {}).ok());
   EXPECT_EQ(registry.Find("s__echo")->Run("{}", {}).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }
