@@ -34,7 +34,7 @@ TEST_F(DaemonTest, RefusesWhatCannotBe) {
   request.Clear();
   request.set_import_directory("relative");
   EXPECT_TRUE(absl::IsInvalidArgument(daemon_->Create(request).status()));
-  EXPECT_TRUE(absl::IsResourceExhausted(daemon_->Run(id, std::string(20'000, 'x')).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(daemon_->Run(id, std::string(40'000, 'x')).status()));
   v1::ForkSessionRequest fork;
   fork.set_session_id(id);
   fork.mutable_at()->set_seq(1'000'000);

@@ -231,9 +231,9 @@ TEST_F(ServerTest, PromptsThatCannotFitAreRefused) {
   grpc::Status status = Run(id, chunks, events);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(status.error_message(), HasSubstr("1048576 bytes"));
-  status = Run(id, {std::string(20'000, 'x')}, events);
+  status = Run(id, {std::string(40'000, 'x')}, events);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("16384"));
+  EXPECT_THAT(status.error_message(), HasSubstr("32768"));
   status = Run("nobody", {"x"}, events);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_TRUE(events.empty());

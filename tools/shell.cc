@@ -293,6 +293,7 @@ absl::StatusOr<Shell::Result> Shell::Run(sandbox::Sandbox& sandbox, const Comman
 }
 
 absl::Status AddShellTool(Registry& registry, const Config& config) {
+  if (config.tools.count("shell") == 0) return absl::OkStatus();
   ToolSpec spec;
   spec.name = "shell";
   spec.schema = kDefinition;
@@ -300,7 +301,6 @@ absl::Status AddShellTool(Registry& registry, const Config& config) {
   // What it did to the shell itself is lost with the process, so no call is simply run again.
   spec.flags = {};
   spec.limits.wall_time_ms = kShellMs;
-  spec.by_default = false;
   ApplySettings(config, spec);
   return registry.Add(std::make_unique<ShellTool>(std::move(spec)));
 }

@@ -60,7 +60,7 @@ class Shell {
   std::unique_ptr<sandbox::Process> process_;  // guarded by mutex_; null: none
 };
 
-// The tool `shell`, which is offered only where the configuration enables it.
+// The tool `shell`, if the configuration has it.
 absl::Status AddShellTool(Registry& registry, const Config& config);
 
 }  // namespace agentd::tools

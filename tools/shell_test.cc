@@ -132,8 +132,9 @@ TEST_F(ShellTest, StopEndsItsJobs) {
 TEST_F(ShellTest, AsATool) {
   Registry registry;
   ASSERT_TRUE(AddShellTool(registry, {}).ok());
+  ASSERT_EQ(registry.Find("shell"), nullptr) << "nobody asked for it";
+  ASSERT_TRUE(AddShellTool(registry, *ParseConfig("[tools.shell]\n", "a.toml")).ok());
   const Tool& tool = *registry.Find("shell");
-  EXPECT_FALSE(tool.spec().by_default);
   ToolContext context;
   context.sandbox = sandbox_.get();
   context.shell = &shell_;

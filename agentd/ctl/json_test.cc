@@ -118,7 +118,7 @@ TEST(EventLine, IsExactlyThis) {
             R"({"type":"turn_finished","seq":12,"time_us":1700000000000000,"position":900,)"
             R"("session_id":"01A","timeline":3,"end":"answer","answer":"12 \"lines\"\n",)"
             R"("error":"","prompt_tokens":0,"sampled_tokens":0,"tool_calls":0,)"
-            R"("repaired_calls":0,"duration_ms":0})");
+            R"("repaired_calls":0,"duration_ms":0,"refused_calls":0})");
 }
 
 TEST(EventLine, TokensAreAList) {
