@@ -31,6 +31,7 @@ struct Node {
   int64_t last_us = 0;
   size_t parent = SIZE_MAX;
   int children = 0;
+  bool orphan = false;  // a parent, or one of its parents, is not stored
 };
 
 class Plan {
@@ -54,6 +55,7 @@ class Plan {
   std::vector<Node>& nodes() { return nodes_; }
 
   double Usefulness(const Node& node) const {
+    if (node.orphan) return 0;
     const double age = std::max<double>(0, static_cast<double>(now_us_ - node.last_us) / 1e6);
     return std::max(node.uses, kUnlisted) *
            (1 + static_cast<double>(node.position) / kCostDoublesAt) / (age + kYoungSeconds);
@@ -145,13 +147,25 @@ class Plan {
     });
     for (const size_t i : order) {
       const auto found = index_.find(parents_[i]);
-      if (found == index_.end() || found->second == i) continue;
+      if (found == index_.end() || found->second == i) {
+        nodes_[i].orphan = HasParent(nodes_[i]);
+        continue;
+      }
       Node& parent = nodes_[found->second];
       nodes_[i].parent = found->second;
       ++parent.children;
       parent.uses = std::max(parent.uses, nodes_[i].uses);
       parent.last_us = std::max(parent.last_us, nodes_[i].last_us);
     }
+    std::for_each(order.rbegin(), order.rend(), [this](size_t i) {
+      const size_t parent = nodes_[i].parent;
+      if (parent != SIZE_MAX && nodes_[parent].orphan) nodes_[i].orphan = true;
+    });
+  }
+
+  // The first block, and an anchor in it, come after the owner's root, which is no value.
+  static bool HasParent(const Node& node) {
+    return node.anchor ? node.position >= kBlockTokens : node.position > kBlockTokens;
   }
 
   const Database& database_;

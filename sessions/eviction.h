@@ -5,8 +5,10 @@
 // included, that share it, and its restores. Age: since the last commit of one of them or the last
 // restore. Cost: of its tokens' evaluation, which grows with their position. A block without its
 // parents is worth nothing, so one is never older or less used than its children, and never goes
-// before them. An anchor goes with the blocks behind it: it is a child of the last one. Anchors
-// that no timeline would resume from today serve forks and rewinds only and count for less.
+// before them; and one whose parents are missing serves nobody until they are computed again: it
+// and all below it go first. An anchor goes with the blocks behind it: it is a child of the last
+// one. Anchors that no timeline would resume from today serve forks and rewinds only and count for
+// less.
 #ifndef AGENTD_SESSIONS_EVICTION_H_
 #define AGENTD_SESSIONS_EVICTION_H_
 

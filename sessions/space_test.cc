@@ -206,6 +206,34 @@ TEST_F(SpaceTest, WhatManySessionsShareOutlivesWhatOneUses) {
   CheckValues(shared, point);
 }
 
+// What lies behind a hole serves nobody: it goes first, however new it is.
+TEST_F(SpaceTest, OrphansAreEvictedFirst) {
+  Open();
+  const Session old = NewSession(64);
+  Session torn = NewSession(kBudget / 2 / static_cast<int64_t>(kPartBytes));
+  const int64_t hole = Below(random_, 4);
+  const RestorePoint before = Find(torn);
+  store_->DropBlock(before.blocks[static_cast<size_t>(hole)]);
+  // As much again, and newer, so that about the torn one's share has to go.
+  const Session last = NewSession(kBudget / 2 / static_cast<int64_t>(kPartBytes));
+  Open(kBudget);
+  ASSERT_OK(store_->Reclaim());
+  const StoreStats stats = Must(store_->Stats());
+  ASSERT_GT(stats.evicted_blocks, 0);
+  for (const Session* whole : {&old, &last}) {
+    const RestorePoint point = Find(*whole);
+    EXPECT_EQ(point.position, static_cast<int64_t>(whole->tokens.size()));
+    CheckValues(*whole, point);
+  }
+  // All that went is of the torn one, from its end on, and its beginning is still of use.
+  EXPECT_FALSE(store_->CountBlockParts(before.blocks.back()).ok());
+  Commit anchor;
+  anchor.timeline = torn.info.timeline;
+  anchor.anchor = KvAnchor{hole * kBlockTokens + 1, "anchor", false};
+  ASSERT_OK(store_->CommitSync(std::move(anchor)));
+  EXPECT_EQ(Find(torn).position, hole * kBlockTokens + 1);
+}
+
 TEST_F(SpaceTest, ABudgetTooSmallIsRefused) {
   StoreOptions options = testing::Options();
   options.budget_bytes = kLeastBudget - 1;
