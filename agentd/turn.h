@@ -106,6 +106,7 @@ class Turn {
   void CheckRules(PreparedCall& prepared);
   absl::Status AwaitApprovals(std::vector<PreparedCall>& calls);
   std::vector<Answer> WaitForAnswers(const std::vector<PreparedCall>& calls);
+  bool AnswersQueued();
   void RefuseAnswers();
   absl::Status RunParallel(const std::vector<PreparedCall>& calls);
   absl::Status RunOne(const PreparedCall& call);

@@ -68,9 +68,11 @@ absl::Status Turn::AwaitApprovals(std::vector<PreparedCall>& calls) {
     RETURN_IF_ERROR(WriteDurably(std::move(questions)));
     CrashPoint("agentd.approval_asked");
   }
-  while (std::any_of(calls.begin(), calls.end(), [](const auto& call) { return call.ask; })) {
+  const auto asks = [](const PreparedCall& call) { return call.ask.has_value(); };
+  // A no that came while a yes to all of its kind was written still counts.
+  while (std::any_of(calls.begin(), calls.end(), asks) || AnswersQueued()) {
     std::vector<Answer> answers = WaitForAnswers(calls);
-    if (answers.empty()) return absl::OkStatus();  // to stop
+    if (answers.empty()) break;  // to stop
     std::vector<NewEvent> events;
     for (const Answer& answer : answers) events.push_back(MakeEvent(answer.answered));
     const absl::Status written = WriteDurably(std::move(events));
@@ -78,21 +80,32 @@ absl::Status Turn::AwaitApprovals(std::vector<PreparedCall>& calls) {
     RETURN_IF_ERROR(written);
     CrashPoint("agentd.approval_answered");
     for (PreparedCall& call : calls) {
-      if (call.ask) call = Prepare(*call.call);
+      if (call.call->asked) call = Prepare(*call.call);
     }
   }
+  RefuseAnswers();
   return absl::OkStatus();
 }
 
-// At least one answer, or none because the turn is to stop.
+// At least one answer, or none because the turn is to stop. Answers that come while others are
+// written stay queued for the next time.
 std::vector<Turn::Answer> Turn::WaitForAnswers(const std::vector<PreparedCall>& calls) {
   std::unique_lock lock(mutex_);
+  waiting_for_.clear();
   for (const PreparedCall& call : calls) {
-    if (call.ask) waiting_for_.push_back(*call.ask);
+    const bool answered =
+        call.ask && std::any_of(answers_.begin(), answers_.end(), [&](const Answer& answer) {
+          return answer.answered.call_id() == call.call->id;
+        });
+    if (call.ask && !answered) waiting_for_.push_back(*call.ask);
   }
   changed_.wait(lock, [this] { return Stopping() || !answers_.empty(); });
-  waiting_for_.clear();
   return Stopping() ? std::vector<Answer>() : std::exchange(answers_, {});
+}
+
+bool Turn::AnswersQueued() {
+  std::lock_guard lock(mutex_);
+  return !answers_.empty();
 }
 
 std::vector<v1::ApprovalAsked> Turn::waiting_for() {
@@ -125,7 +138,7 @@ void Turn::AnswerApproval(const v1::AnswerApprovalRequest& request,
   done(NoApproval(session_.id, request.call_id()));
 }
 
-// The turn is over: what came too late was not written.
+// Nothing waits any more: what came too late was not written.
 void Turn::RefuseAnswers() {
   std::vector<Answer> answers;
   {
