@@ -319,18 +319,15 @@ absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequ
 absl::Status Daemon::Delete(const std::string& session_id) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(session_id));
   std::shared_ptr<Turn> turn;
+  std::unique_ptr<HotState> hot;
   {
     std::lock_guard lock(session->mutex);
     if (session->busy) return TurnRunning(session_id);
     session->busy = true;  // for good
     turn = std::exchange(session->turn, nullptr);
-  }
-  if (turn) turn->Join();
-  std::unique_ptr<HotState> hot;
-  {
-    std::lock_guard lock(session->mutex);
     hot = std::move(session->hot);
   }
+  if (turn) turn->Join();
   hot.reset();                   // what runs in its sandbox ends before its files go
   scheduler_->Drop(session_id);  // before what it still reads is gone
   absl::Status status = Noted(store_->Delete(session_id));

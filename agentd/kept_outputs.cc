@@ -53,16 +53,16 @@ std::vector<sessions::NewEvent> KeepOutput(const std::string& call_id, const std
   return events;
 }
 
-absl::Status EnsureOutputs(const Runtime& runtime, Session& session, const HotState& hot) {
+absl::Status EnsureOutputs(const Runtime& runtime, Session& session, HotState& hot) {
   const fs::path directory = runtime.OutputsOf(session.id);
   std::error_code error;
   fs::create_directories(directory, error);
   if (error) return ErrnoError(error.value(), "create directory " + directory.string());
   const sessions::TimelineId timeline = session.timeline();
-  for (const KeptOutput& kept : hot.transcript.kept_outputs()) {
-    const fs::path file = directory / FileName(kept.call_id);
-    if (fs::exists(file, error)) continue;  // of this past: EnsureWorkspace removes all others
-    RETURN_IF_ERROR(WriteOutput(runtime, timeline, kept, file));
+  const std::vector<KeptOutput>& kept = hot.transcript.kept_outputs();
+  for (; hot.outputs_written < kept.size(); ++hot.outputs_written) {
+    const KeptOutput& output = kept[hot.outputs_written];
+    RETURN_IF_ERROR(WriteOutput(runtime, timeline, output, directory / FileName(output.call_id)));
   }
   return absl::OkStatus();
 }

@@ -15,7 +15,7 @@ namespace agentd::daemon {
 std::vector<sessions::NewEvent> KeepOutput(const std::string& call_id, const std::string& whole);
 
 // Writes what is missing in the session's directory of outputs; its workspace is ready.
-absl::Status EnsureOutputs(const Runtime& runtime, Session& session, const HotState& hot);
+absl::Status EnsureOutputs(const Runtime& runtime, Session& session, HotState& hot);
 
 }  // namespace agentd::daemon
 

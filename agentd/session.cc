@@ -144,6 +144,7 @@ absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_
   if (error) {
     return ErrnoError(error.value(), "remove directory " + runtime.OutputsOf(session_id).string());
   }
+  hot.outputs_written = 0;
   hot.workspace_ready = true;
   return absl::OkStatus();
 }

@@ -101,13 +101,12 @@ TEST_F(ToolHostTest, ALongOutputIsReadInPages) {
 // The shell and its jobs go on between turns; a rewind ends them and puts the files back.
 TEST_F(ToolHostTest, TheShellLivesAsLongAsItsSession) {
   Configure("[tools.shell]\nenabled = true\n");
-  Start(
-      {CallsText({InShell(
-           "mkdir d; cd d; x=5; date > tick; while :; do date +%s%N > tick; sleep 0.02; done &")}),
-       "One.",
-       CallsText({InShell(
-           "echo $x in $PWD; a=$(cat tick); sleep 0.5; [ $a != $(cat tick) ] && echo ticking")}),
-       "Two.", CallsText({InShell("echo \"[$x] $PWD\"")}), "Three."});
+  Start({CallsText({InShell("mkdir d; cd d; x=5; date > tick; "
+                            "while :; do date +%s%N > new; mv new tick; sleep 0.02; done &")}),
+         "One.",
+         CallsText({InShell(
+             "echo $x in $PWD; a=$(cat tick); sleep 0.5; [ $a != $(cat tick) ] && echo ticking")}),
+         "Two.", CallsText({InShell("echo \"[$x] $PWD\"")}), "Three."});
   const std::string id = NewSession(1, 4000);
   ASSERT_TRUE(RunTurn(*daemon_, id, "Go.").ok());
   uint64_t first_turn = AllEvents(*daemon_, id).back().seq();

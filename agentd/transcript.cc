@@ -226,7 +226,6 @@ absl::Status Transcript::ApplyOutputKept(const sessions::Event& event) {
   if (kept_outputs_.empty() || kept_outputs_.back().call_id != kept.call_id())
     kept_outputs_.push_back({.call_id = kept.call_id()});
   kept_outputs_.back().seqs.push_back(event.seq);
-  kept_outputs_.back().bytes += static_cast<int64_t>(kept.text().size());
   return absl::OkStatus();
 }
 

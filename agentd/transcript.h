@@ -40,7 +40,6 @@ struct CallState {
 struct KeptOutput {
   std::string call_id;
   std::vector<uint64_t> seqs;
-  int64_t bytes = 0;
 };
 
 struct TurnUsage {

@@ -154,11 +154,10 @@ class Snapshotter {
   absl::StatusOr<bool> Entry(int fd, const std::string& relative, int depth,
                              DirectoryEntry& entry) {
     const std::string& name = entry.name;
-    struct stat status;
-    if (::fstatat(fd, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
-      if (errno == ENOENT) return false;
-      return ErrnoError(errno, "stat " + relative);
-    }
+    const absl::StatusOr<struct stat> found = StatAt(fd, name, relative);
+    if (absl::IsNotFound(found.status())) return false;
+    if (!found.ok()) return found.status();
+    const struct stat& status = *found;
     absl::Status read;
     if (S_ISREG(status.st_mode)) {
       entry.type = EntryType::kFile;

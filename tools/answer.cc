@@ -13,7 +13,6 @@ namespace {
 using sandbox::CallEnd;
 using sandbox::CallResult;
 
-constexpr size_t kMaxAnswerBytes = 16'384;
 // What the kernel takes as one argument of a program, with room for the shell's own.
 constexpr size_t kMaxCommandBytes = 120'000;
 

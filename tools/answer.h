@@ -11,6 +11,9 @@
 
 namespace agentd::tools {
 
+// Of what the model reads of a call.
+inline constexpr size_t kMaxAnswerBytes = 16'384;
+
 // Where the call's output is kept if it is cut; empty: nowhere.
 std::string WhereKept(const ToolContext& context);
 

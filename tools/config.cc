@@ -98,13 +98,14 @@ class TableReader {
     }
     return absl::OkStatus();
   }
-  // A table of texts.
-  absl::Status Pairs(const char* key, std::vector<std::pair<std::string, std::string>>& out) {
+  // A table of texts, each `wanted`.
+  absl::Status Pairs(const char* key, const std::string& wanted,
+                     std::vector<std::pair<std::string, std::string>>& out) {
     ASSIGN_OR_RETURN(const toml::table* table, Table(key));
     if (table == nullptr) return absl::OkStatus();
     for (const auto& [name, node] : *table) {
       const std::optional<std::string> text = node.value_exact<std::string>();
-      if (!text) return WrongType(key, node, "a table of texts");
+      if (!text) return WrongType(fmt::format("{}.{}", key, std::string(name.str())), node, wanted);
       out.emplace_back(std::string(name.str()), *text);
     }
     return absl::OkStatus();
@@ -150,7 +151,8 @@ class TableReader {
     known_.insert(key);
     return table_.get(key);
   }
-  absl::Status WrongType(const char* key, const toml::node& node, const std::string& wanted) const {
+  absl::Status WrongType(const std::string& key, const toml::node& node,
+                         const std::string& wanted) const {
     return place_.Fail(node.source(), fmt::format("{} is {}, where {} is wanted", key,
                                                   TypeName(node.type()), wanted));
   }
@@ -160,8 +162,10 @@ class TableReader {
   std::set<std::string> known_;
 };
 
-absl::StatusOr<ToolSettings> ParseTool(TableReader reader) {
+absl::StatusOr<ToolSettings> ParseTool(TableReader reader,
+                                       const std::vector<std::string>& allow_private) {
   ToolSettings settings;
+  std::vector<std::string> hosts;
   settings.place = reader.place().Of(reader.table().source());
   RETURN_IF_ERROR(reader.Bool("enabled", settings.enabled));
   RETURN_IF_ERROR(reader.Bool("parallel", settings.parallel));
@@ -171,8 +175,12 @@ absl::StatusOr<ToolSettings> ParseTool(TableReader reader) {
   RETURN_IF_ERROR(reader.Integer("processes", 1, 30'000, 1, settings.max_processes));
   RETURN_IF_ERROR(reader.Integer("open_files", 16, 1 << 20, 1, settings.max_open_files));
   RETURN_IF_ERROR(reader.Integer("file_mib", 0, int64_t{1} << 24, kMib, settings.max_file_bytes));
-  RETURN_IF_ERROR(reader.Strings("network", settings.network));
+  RETURN_IF_ERROR(reader.Strings("network", hosts));
   RETURN_IF_ERROR(reader.Finish());
+  if (hosts.empty()) return settings;
+  absl::StatusOr<sandbox::EgressPolicy> policy = sandbox::EgressPolicy::Parse(hosts, allow_private);
+  if (!policy.ok()) return Annotate(policy.status(), settings.place + " network");
+  settings.network = *std::move(policy);
   return settings;
 }
 
@@ -183,10 +191,10 @@ absl::StatusOr<mcp::ServerConfig> ParseServer(TableReader reader) {
   std::optional<int64_t> start, call, total, memory;
   RETURN_IF_ERROR(reader.String("name", name));
   RETURN_IF_ERROR(reader.Strings("command", server.command));
-  RETURN_IF_ERROR(reader.Pairs("env", server.env));
+  RETURN_IF_ERROR(reader.Pairs("env", "a text", server.env));
   RETURN_IF_ERROR(reader.String("cwd", cwd));
   RETURN_IF_ERROR(reader.String("url", url));
-  RETURN_IF_ERROR(reader.Pairs("headers", server.headers));
+  RETURN_IF_ERROR(reader.Pairs("headers", "a text", server.headers));
   RETURN_IF_ERROR(reader.Bool("trusted", trusted));
   RETURN_IF_ERROR(reader.Bool("approval", approval));
   RETURN_IF_ERROR(reader.Bool("resources", resources));
@@ -223,14 +231,14 @@ absl::StatusOr<sandbox::Mount> ParseMount(TableReader reader) {
 
 absl::StatusOr<Rule> ParseRule(TableReader reader) {
   std::optional<std::string> tool, action, reason;
+  Rule rule;
   RETURN_IF_ERROR(reader.String("tool", tool));
   RETURN_IF_ERROR(reader.String("action", action));
   RETURN_IF_ERROR(reader.String("reason", reason));
-  ASSIGN_OR_RETURN(const toml::table* when, reader.Table("when"));
+  RETURN_IF_ERROR(reader.Pairs("when", "a pattern (a text)", rule.when));
   RETURN_IF_ERROR(reader.Finish());
   if (!tool || tool->empty()) return reader.Missing("tool");
   if (!action) return reader.Missing("action");
-  Rule rule;
   rule.place = reader.place().Of(reader.table().source());
   rule.tool = *tool;
   rule.reason = reason.value_or("");
@@ -243,16 +251,6 @@ absl::StatusOr<Rule> ParseRule(TableReader reader) {
   } else {
     return reader.place().Fail(reader.table().get("action")->source(),
                                fmt::format("action = \"{}\": not allow, ask or deny", *action));
-  }
-  if (when == nullptr) return rule;
-  for (const auto& [argument, pattern] : *when) {
-    const std::optional<std::string> text = pattern.value_exact<std::string>();
-    if (!text) {
-      return reader.place().Fail(
-          pattern.source(), fmt::format("when.{} is {}, where a pattern (a text) is wanted",
-                                        std::string(argument.str()), TypeName(pattern.type())));
-    }
-    rule.when.emplace_back(std::string(argument.str()), *text);
   }
   return rule;
 }
@@ -285,21 +283,23 @@ absl::Status ParseRoot(const toml::table& root, const std::string& source, Confi
   ASSIGN_OR_RETURN(const std::vector<const toml::table*> mounts, reader.Tables("mount"));
   ASSIGN_OR_RETURN(const toml::table* network, reader.Table("network"));
   RETURN_IF_ERROR(reader.Finish());
+  if (network != nullptr) {
+    TableReader networks(*network, {source, "network"});
+    RETURN_IF_ERROR(networks.Strings("allow_private", config.allow_private));
+    RETURN_IF_ERROR(networks.Finish());
+    const auto valid = sandbox::EgressPolicy::Parse({}, config.allow_private);
+    if (!valid.ok()) return Annotate(valid.status(), networks.place().Of(network->source()));
+  }
   if (tools != nullptr) {
     for (const auto& [key, node] : *tools) {
       const Place place{source, "tools." + std::string(key.str())};
       if (node.as_table() == nullptr) return place.Fail(node.source(), "is not a table");
       ASSIGN_OR_RETURN(config.tools[std::string(key.str())],
-                       ParseTool(TableReader(*node.as_table(), place)));
+                       ParseTool(TableReader(*node.as_table(), place), config.allow_private));
     }
   }
   if (limits != nullptr)
     RETURN_IF_ERROR(ParseLimits(TableReader(*limits, {source, "limits"}), config));
-  if (network != nullptr) {
-    TableReader networks(*network, {source, "network"});
-    RETURN_IF_ERROR(networks.Strings("allow_private", config.allow_private));
-    RETURN_IF_ERROR(networks.Finish());
-  }
   for (const toml::table* table : servers) {
     ASSIGN_OR_RETURN(mcp::ServerConfig server, ParseServer(TableReader(*table, {source, "mcp"})));
     config.mcp_servers.push_back(std::move(server));
@@ -307,10 +307,6 @@ absl::Status ParseRoot(const toml::table& root, const std::string& source, Confi
   for (const toml::table* table : mounts) {
     ASSIGN_OR_RETURN(sandbox::Mount mount, ParseMount(TableReader(*table, {source, "mount"})));
     config.mounts.push_back(std::move(mount));
-  }
-  for (const auto& [name, settings] : config.tools) {
-    const auto policy = sandbox::EgressPolicy::Parse(settings.network, config.allow_private);
-    if (!policy.ok()) return Annotate(policy.status(), settings.place + " network");
   }
   for (const toml::table* table : rules) {
     ASSIGN_OR_RETURN(Rule rule, ParseRule(TableReader(*table, {source, "rule"})));
@@ -329,10 +325,10 @@ void ApplySettings(const Config& config, ToolSpec& spec) {
   spec.wall_time_is_most |= settings.wall_time_ms.has_value();
   spec.by_default = settings.enabled.value_or(spec.by_default);
   spec.flags.parallel = settings.parallel.value_or(spec.flags.parallel);
-  if (settings.network.empty()) return;
+  if (!settings.network) return;
   spec.flags.network = true;
   spec.flags.workspace_only = false;  // what it did elsewhere no snapshot brings back
-  spec.network = sandbox::EgressPolicy::Parse(settings.network, config.allow_private).value();
+  spec.network = settings.network;
 }
 
 absl::Status Config::CheckNames(const std::vector<std::string>& tool_names) const {
@@ -364,7 +360,7 @@ void ToolSettings::ApplyTo(sandbox::Limits& limits) const {
 
 bool ToolSettings::LimitsOrNetwork() const {
   return wall_time_ms || cpu_time_s || memory_bytes || max_processes || max_open_files ||
-         max_file_bytes || !network.empty();
+         max_file_bytes || network;
 }
 
 absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& source) {

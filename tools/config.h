@@ -29,7 +29,7 @@ struct ToolSettings {
   std::optional<int64_t> max_processes;
   std::optional<int64_t> max_open_files;
   std::optional<int64_t> max_file_bytes;
-  std::vector<std::string> network;  // hosts that calls may reach, as egress_policy.h says
+  std::optional<sandbox::EgressPolicy> network;  // hosts that calls may reach
 
   void ApplyTo(sandbox::Limits& limits) const;
   bool LimitsOrNetwork() const;  // any of these is set

@@ -3,8 +3,11 @@
 #ifndef AGENTD_TESTS_DENIAL_HARNESS_H_
 #define AGENTD_TESTS_DENIAL_HARNESS_H_
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,6 +19,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "base/unique_fd.h"
 #include "sandbox/sandbox.h"
 
 namespace agentd::sandbox {
@@ -49,6 +53,20 @@ inline int CountMarked(const std::string& marker) {
     if (text.find(marker) != std::string::npos) ++count;
   }
   return count;
+}
+
+// A service on the host's loopback.
+inline UniqueFd ListenTcp(int& port) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(listen(fd.get(), 4), 0);
+  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+  port = ntohs(address.sin_port);
+  return fd;
 }
 
 class DenialTest : public testing::Test {

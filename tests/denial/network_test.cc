@@ -52,15 +52,9 @@ TEST_F(NetworkTest, ACallReachesItsOwnProxyAndNothingElse) {
   Greeter greeter;
   EXPECT_EQ(Run(Request(kAskProxy, greeter, "hello")).output, "hello");
   // A service of the host's.
-  UniqueFd service(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(bind(service.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(listen(service.get(), 4), 0);
-  ASSERT_EQ(getsockname(service.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  const std::string to_service = fmt::format("tcp 127.0.0.1 {}", ntohs(address.sin_port));
+  int port = 0;
+  const UniqueFd service = ListenTcp(port);
+  const std::string to_service = fmt::format("tcp 127.0.0.1 {}", port);
   EXPECT_EQ(Outside(to_service), "ok");
   struct {
     std::string attempt;

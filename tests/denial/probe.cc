@@ -113,25 +113,28 @@ long SendUdp(const char* address, int port) {
   return fd < 0 ? -1 : sendto(fd, "x", 1, 0, reinterpret_cast<sockaddr*>(&to), sizeof(to));
 }
 
-// `path` with a leading @ is an abstract name. The socket, or -1.
+// `path` with a leading @ is an abstract name.
+socklen_t UnixAddress(const std::string& path, sockaddr_un& address) {
+  address = {};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  if (path[0] == '@') address.sun_path[0] = '\0';
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+}
+
+// The socket, or -1.
 int ConnectUnix(const std::string& path) {
   const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-  sockaddr_un to{};
-  to.sun_family = AF_UNIX;
-  path.copy(to.sun_path, sizeof(to.sun_path) - 1);
-  if (path[0] == '@') to.sun_path[0] = '\0';
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  sockaddr_un to;
+  const socklen_t size = UnixAddress(path, to);
   return fd < 0 || connect(fd, reinterpret_cast<sockaddr*>(&to), size) != 0 ? -1 : fd;
 }
 
 // Listens on the name that ConnectUnix takes, until it is killed.
 [[noreturn]] void ServeUnix(const std::string& path) {
   const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-  sockaddr_un at{};
-  at.sun_family = AF_UNIX;
-  path.copy(at.sun_path, sizeof(at.sun_path) - 1);
-  if (path[0] == '@') at.sun_path[0] = '\0';
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  sockaddr_un at;
+  const socklen_t size = UnixAddress(path, at);
   if (bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || listen(fd, 16) != 0) std::exit(1);
   while (true) pause();
 }

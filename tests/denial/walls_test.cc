@@ -330,19 +330,6 @@ TEST_F(WallsTest, SocketFamilies) {
   CheckPrivileged({{"packet", "EAFNOSUPPORT", "ok"}, {"raw-icmp", "EPERM", "ok"}});
 }
 
-UniqueFd ListenTcp(int& port) {
-  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(listen(fd.get(), 4), 0);
-  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  port = ntohs(address.sin_port);
-  return fd;
-}
-
 // A leading @ makes the name abstract.
 UniqueFd ListenUnix(const std::string& name) {
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));

@@ -16,7 +16,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr size_t kMaxAnswerBytes = 16'384;
 constexpr int kSessionLookMs = 20;
 // The pause before a server that died is started again doubles with each time that it failed in a
 // row; after so many it is left alone for a while.
