@@ -2,9 +2,7 @@
 // uninterrupted one makes, token for token and file for file.
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,12 +11,12 @@
 #include <random>
 #include <thread>
 
+#include "agentd/testing_child.h"
 #include "agentd/testing_daemon.h"
+#include "base/sanitized.h"
 #include "base/status.h"
 #include "sessions/database.h"
 #include "sessions/record.h"
-
-extern char** environ;
 
 namespace agentd::daemon {
 namespace {
@@ -26,13 +24,6 @@ namespace {
 constexpr char kChildData[] = "AGENTD_TEST_CHILD_DATA";
 constexpr char kChildAction[] = "AGENTD_TEST_CHILD_ACTION";  // "turn", "long", "fork"...
 constexpr uint64_t kSeed = 4242;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized =
-    true;  // some thirty times slower: what repeats the same code is left out
-#else
-constexpr bool kSanitized = false;
-#endif
 
 // Writes, then appends (once: a second run of the call would show), reads in parallel, babbles.
 const Script& TheScript() {
@@ -80,6 +71,34 @@ std::string FindTheSession(Daemon& daemon) {
   return "";
 }
 
+// The call that appends is one that a person is asked about.
+DaemonOptions AskingOptions(const std::filesystem::path& data) {
+  DaemonOptions options = TestOptions(data, TheScript());
+  absl::StatusOr<tools::Config> config = tools::ParseConfig(
+      "[[rule]]\ntool = \"bash\"\nwhen = { command = \"echo 2*\" }\naction = \"ask\"\n",
+      "test.toml");
+  AGENTD_CHECK(config.ok());
+  options.tools = *std::move(config);
+  return options;
+}
+
+// Until no turn runs, with a person there who says yes.
+void SayYesUntilIdle(Daemon& daemon, const std::string& id) {
+  for (;;) {
+    const absl::StatusOr<v1::Session> session = daemon.Get(id);
+    ASSERT_TRUE(session.ok()) << session.status();
+    const bool waiting = session->state() == v1::SESSION_STATE_WAITING;
+    if (!waiting && session->state() != v1::SESSION_STATE_RUNNING) return;
+    if (waiting) {
+      v1::AnswerApprovalRequest yes;
+      yes.set_session_id(id);
+      yes.set_decision(v1::APPROVAL_DECISION_ALLOW_ONCE);
+      daemon.AnswerApproval(yes, [](const absl::Status&) {});
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
 // Whatever the directory holds becomes a session whose one turn is over.
 std::string Complete(Daemon& daemon) {
   std::string id = FindTheSession(daemon);
@@ -88,12 +107,13 @@ std::string Complete(Daemon& daemon) {
     EXPECT_TRUE(session.ok()) << session.status();
     id = session->id();
   }
-  WaitIdle(daemon, id);
+  SayYesUntilIdle(daemon, id);
   bool started = false;
   for (const v1::Event& event : AllEvents(daemon, id)) started |= event.has_user_message();
   if (!started) {
-    absl::Status status = RunTurn(daemon, id, "Do it.");
-    EXPECT_TRUE(status.ok()) << status;
+    const absl::StatusOr<Daemon::Started> run = daemon.Run(id, "Do it.");
+    EXPECT_TRUE(run.ok()) << run.status();
+    SayYesUntilIdle(daemon, id);
   }
   return id;
 }
@@ -106,7 +126,7 @@ struct Outcome {
 
 Outcome Finish(const std::filesystem::path& data) {
   Outcome outcome;
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(TestOptions(data, TheScript()));
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(AskingOptions(data));
   EXPECT_TRUE(daemon.ok()) << daemon.status();
   if (!daemon.ok()) return outcome;
   const std::string id = Complete(**daemon);
@@ -147,31 +167,10 @@ const Outcome& Uninterrupted() {
 // Runs this program again as a child that works on `data`.
 pid_t StartChild(const std::filesystem::path& data, const std::string& crash_point,
                  const std::string& action = "turn") {
-  TestModel();  // made once, by the parent
-  std::vector<std::string> environment;
-  for (char** variable = environ; *variable != nullptr; ++variable)
-    environment.push_back(*variable);
-  environment.push_back(std::string(kChildData) + "=" + data.string());
-  environment.push_back(std::string(kChildAction) + "=" + action);
-  if (!crash_point.empty()) environment.push_back("AGENTD_CRASH_POINT=" + crash_point);
-  std::vector<char*> pointers;
-  for (std::string& variable : environment) pointers.push_back(variable.data());
-  pointers.push_back(nullptr);
-  const std::string self = std::filesystem::read_symlink("/proc/self/exe");
-  std::string filter = "--gtest_filter=CrashChild.DISABLED_Lives";
-  std::string also = "--gtest_also_run_disabled_tests";
-  std::string color = "--gtest_brief=1";
-  char* arguments[] = {const_cast<char*>(self.c_str()), filter.data(), also.data(), color.data(),
-                       nullptr};
-  pid_t pid = -1;
-  AGENTD_CHECK(posix_spawn(&pid, self.c_str(), nullptr, nullptr, arguments, pointers.data()) == 0);
-  return pid;
-}
-
-int Wait(pid_t pid) {
-  int status = 0;
-  AGENTD_CHECK(::waitpid(pid, &status, 0) == pid);
-  return status;
+  std::map<std::string, std::string> environment = {{kChildData, data.string()},
+                                                    {kChildAction, action}};
+  if (!crash_point.empty()) environment["AGENTD_CRASH_POINT"] = crash_point;
+  return StartSelf("CrashChild.DISABLED_Lives", environment);
 }
 
 void ExpectSame(const Outcome& outcome, const std::string& where) {
@@ -260,13 +259,14 @@ TEST_P(CrashPointTest, NothingIsLostOrDoneTwice) {
 // `later`: the same places in a later call or commit.
 std::vector<const char*> CrashPoints() {
   std::vector<const char*> points = {
-      "agentd.turn_starting",  "agentd.turn_started",     "agentd.anchor",
-      "agentd.tokens",         "agentd.dsml_closed",      "agentd.call_ready",
-      "agentd.call_journaled", "agentd.tool_running",     "agentd.tool_exited",
-      "agentd.result_ready",   "agentd.result_committed", "agentd.prompt",
-      "agentd.turn_finishing", "agentd.turn_finished",    "batch_before:4",
-      "batch_after:5",         "values_intents:2",        "values_written:2",
-      "values_flushed:3",      "agentd.csa_read"};
+      "agentd.turn_starting",    "agentd.turn_started",     "agentd.anchor",
+      "agentd.tokens",           "agentd.dsml_closed",      "agentd.call_ready",
+      "agentd.call_journaled",   "agentd.tool_running",     "agentd.tool_exited",
+      "agentd.result_ready",     "agentd.result_committed", "agentd.prompt",
+      "agentd.turn_finishing",   "agentd.turn_finished",    "batch_before:4",
+      "batch_after:5",           "values_intents:2",        "values_written:2",
+      "values_flushed:3",        "agentd.csa_read",         "agentd.approval_asked",
+      "agentd.approval_answered"};
   const std::vector<const char*> later = {
       "agentd.anchor:2",         "agentd.tokens:3",           "agentd.dsml_closed:2",
       "agentd.call_journaled:2", "agentd.call_journaled:3",   "agentd.tool_exited:2",

@@ -186,7 +186,7 @@ void Daemon::Cancel(const std::string& session_id, std::function<void(absl::Stat
       (*session)->cancels.push_back(std::move(done));
       return;
     }
-    if ((*session)->hub->view().running) turn = (*session)->turn;
+    turn = (*session)->RunningTurn();
   }
   if (turn) {
     turn->Cancel();
@@ -216,7 +216,7 @@ void Daemon::AnswerApproval(const v1::AnswerApprovalRequest& request,
   std::shared_ptr<Turn> turn;
   {
     std::lock_guard lock((*session)->mutex);
-    if ((*session)->hub->view().running) turn = (*session)->turn;
+    turn = (*session)->RunningTurn();
   }
   if (turn) return turn->AnswerApproval(request, std::move(done));
   done(WithReason(FailedPrecondition("session {}: no turn is running; if one was interrupted, go "

@@ -75,6 +75,8 @@ class Session {
 
   // The current one; whoever holds the session may change it. Takes the mutex.
   sessions::TimelineId timeline();
+  // Null when none runs. The caller holds the mutex.
+  std::shared_ptr<Turn> RunningTurn() const { return hub->view().running ? turn : nullptr; }
 
   const std::string id;
   const std::shared_ptr<EventHub> hub;

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -41,17 +40,6 @@ Place PlaceIn(std::span<const TokenId> context, TokenId assistant) {
 }
 
 }  // namespace
-
-TemporaryDirectory::TemporaryDirectory() {
-  std::string pattern = (std::filesystem::temp_directory_path() / "agentd-test-XXXXXX").string();
-  AGENTD_CHECK(::mkdtemp(pattern.data()) != nullptr);
-  path_ = pattern;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code error;
-  std::filesystem::remove_all(path_, error);
-}
 
 std::string CallText(const std::string& name,
                      const std::vector<std::pair<std::string, std::string>>& string_parameters) {

@@ -10,19 +10,9 @@
 #include <vector>
 
 #include "agentd/daemon.h"
+#include "base/temporary_directory.h"
 
 namespace agentd::daemon {
-
-// A directory that goes away with the object.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // What the model says, message by message of a session, with special tokens spelt out; the end of
 // each message is added. Where the script is over the model babbles. A pure function of the

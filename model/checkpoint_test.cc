@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/sanitized.h"
 #include "model/cpu/test_util.h"
 #include "model/json_file.h"
 
@@ -422,9 +423,7 @@ TEST_F(Broken, LowPrecisionWeights) {
 
 // Two gibibytes of weights, in a file that is mostly a hole.
 TEST_F(Broken, MoreWeightsThanMemory) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers reserve more address space than any limit leaves";
-#endif
+  if (kSanitized) GTEST_SKIP() << "sanitizers reserve more address space than any limit leaves";
   config_["vocab_size"] = 1 << 22;
   std::map<size_t, std::string> by_offset;
   for (const auto& [name, entry] : header_.items()) by_offset[entry["data_offsets"][0]] = name;

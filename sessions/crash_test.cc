@@ -30,7 +30,7 @@ using testing::RandomTokens;
 
 constexpr int kMaxSessions = 5;
 constexpr int kReportFd = 100;
-constexpr int kRandomKills = testing::kSanitized ? 15 : 100;
+constexpr int kRandomKills = kSanitized ? 15 : 100;
 constexpr size_t kLargePart = 1 << 20;
 
 // What is known about a session; reported after each acknowledgement.

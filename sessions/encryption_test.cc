@@ -394,7 +394,7 @@ TEST_P(RewriteCrashTest, AtEveryNamedPointAndAtRandomMoments) {
     ASSERT_OK(Rewrite(kBoth));
     EXPECT_TRUE(TryOpen(kNew).ok());
   }
-  for (int round = 0; round < (testing::kSanitized ? 1 : 3); ++round) {
+  for (int round = 0; round < (kSanitized ? 1 : 3); ++round) {
     begin();
     RunWorker("", testing::Below(random_, 150'000));
     Verify(before, sample);

@@ -36,7 +36,7 @@ using testing::Options;
 using testing::RandomTokens;
 using testing::Tear;
 
-constexpr int kRounds = testing::kSanitized ? 12 : 60;
+constexpr int kRounds = kSanitized ? 12 : 60;
 constexpr size_t kSessions = 3;
 constexpr size_t kIndexBytes = 9000;
 constexpr size_t kAnchorBytes = 5000;

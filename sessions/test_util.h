@@ -4,8 +4,6 @@
 #define AGENTD_SESSIONS_TEST_UTIL_H_
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <iostream>
@@ -14,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "base/sanitized.h"
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/store.h"
 
 #define ASSERT_OK(expression) ASSERT_TRUE(::agentd::sessions::testing::IsOk(expression))
@@ -22,12 +22,7 @@
 
 namespace agentd::sessions::testing {
 
-// Some ten times slower: of what is drawn at random a few are enough.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
+using agentd::TemporaryDirectory;
 
 inline ::testing::AssertionResult IsOk(const absl::Status& status) {
   return status.ok() ? ::testing::AssertionSuccess()
@@ -48,30 +43,6 @@ T Must(absl::StatusOr<T> value) {
   }
   return *std::move(value);
 }
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    // In memory where it can be: what an fsync costs is not what these tests are about, and what it
-    // keeps is tested with a file system that forgets.
-    const std::filesystem::path shm = "/dev/shm";
-    const std::filesystem::path parent =
-        ::access(shm.c_str(), W_OK) == 0 ? shm : std::filesystem::temp_directory_path();
-    std::string name = (parent / "agentd-sessions-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) std::abort();
-    path_ = name;
-  }
-  ~TemporaryDirectory() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // Fresh each run; AGENTD_TEST_SEED repeats one.
 inline uint64_t NewSeed() {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/sanitized.h"
 #include "model/cpu/kernels.h"
 #include "model/cpu/test_util.h"
 
@@ -60,11 +61,7 @@ INSTANTIATE_TEST_SUITE_P(
       return std::string(info.index == 0 ? "Float" : info.index == 1 ? "LowPrecision" : "Shipped");
     });
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRounds = 2;  // some ten times slower
-#else
-constexpr int kRounds = 4;
-#endif
+constexpr int kRounds = kSanitized ? 2 : 4;
 
 TEST_P(Property, AnyWayGivesTheSameLogits) {
   auto plain = LoadEngine(GetParam(), {.threads = 1});

@@ -2,7 +2,7 @@
 """A small MCP server over HTTP on loopback for tests: http_server.py [WAY...] prints its port, ends when its standard input closes.
 
 Ways: stateless (revision 2026-07-28; else 2025-11-25 with session ids), stream (answers as events), redirect, unauthorized, broken (HTTP 500),
-html. Tools: echo, headers (what it was sent), huge, hang (a stream that stays open), closed (whether a client closed that), forget (all
+html, count=FILE. Tools: echo, count (appends a line to FILE), headers (what it was sent), huge, hang (a stream that stays open), closed (whether a client closed that), forget (all
 sessions), cut (a stream that ends without an answer)."""
 import http.server
 import json
@@ -12,6 +12,7 @@ import time
 
 WAYS = set(sys.argv[1:])
 STATELESS = "stateless" in WAYS
+COUNT = next((way.removeprefix("count=") for way in WAYS if way.startswith("count=")), None)
 sessions = set()
 closed = threading.Event()
 cancelled = threading.Event()
@@ -80,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             result = {}
         elif method == "tools/list":
             result = {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {"text": {"type": "string", "x-mcp-header": "Text"}}}}
-                                for name in ("echo", "headers", "huge", "hang", "closed", "forget", "cut")]}
+                                for name in ("echo", "count", "headers", "huge", "hang", "closed", "forget", "cut")]}
         elif method == "tools/call":
             result = self.call(params["name"], params.get("arguments", {}))
             if result is None:
@@ -98,6 +99,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         value = "done"
         if name == "echo":
             value = arguments.get("text", "")
+        if name == "count":
+            with open(COUNT, "a") as file:
+                file.write(arguments["text"] + "\n")
+            value = "counted"
         if name == "headers":
             value = json.dumps({key.lower(): value for key, value in self.headers.items()})
         if name == "huge":
