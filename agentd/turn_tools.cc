@@ -1,5 +1,6 @@
 // The part of a turn that runs tools: journal, sandbox, results.
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -153,6 +154,10 @@ absl::Status Turn::StartSandbox() {
   options.mounts = runtime_.tools_config->mounts;
   options.max_workspace_bytes = runtime_.tools_config->workspace_bytes;
   options.max_workspace_files = runtime_.tools_config->workspace_files;
+  options.total = runtime_.tools_config->session;
+  // So that no session takes the daemon's own memory.
+  if (options.total.memory_bytes == 0)
+    options.total.memory_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4 * 3;
   absl::Status started = hot_->tools.Start(options, runtime_.mcp_servers);
   return started.ok() ? started : NotTheStores(started);
 }

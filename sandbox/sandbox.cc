@@ -98,8 +98,10 @@ absl::Status StartFailure(const std::string& complaint) {
 class BubblewrapSandbox : public Sandbox {
  public:
   BubblewrapSandbox(const Options& options, Spawned spawned, UniqueFd init_pidfd,
-                    std::vector<std::string> missing_walls)
-      : spawned_(std::move(spawned)),
+                    std::unique_ptr<Cgroup> cgroup, std::vector<std::string> missing_walls)
+      : cgroup_(std::move(cgroup)),
+        max_memory_bytes_(options.total.memory_bytes),
+        spawned_(std::move(spawned)),
         init_pidfd_(std::move(init_pidfd)),
         missing_walls_(std::move(missing_walls)) {
     if (options.max_workspace_bytes > 0 || options.max_workspace_files > 0)
@@ -121,6 +123,10 @@ class BubblewrapSandbox : public Sandbox {
   const std::vector<std::string>& missing_walls() const override { return missing_walls_; }
 
  private:
+  int64_t OutOfMemoryKills() const { return cgroup_ ? cgroup_->out_of_memory_kills() : 0; }
+
+  const std::unique_ptr<Cgroup> cgroup_;  // null where there is none
+  const int64_t max_memory_bytes_;
   const Spawned spawned_;
   const UniqueFd init_pidfd_;
   const std::vector<std::string> missing_walls_;
@@ -211,6 +217,7 @@ CallResult CallWait::Result(const std::optional<Report>& report, const std::stri
 absl::StatusOr<CallResult> BubblewrapSandbox::Run(const CallRequest& request,
                                                   const CancelFlag& cancel) {
   if (cancel.cancelled()) return CallResult{.end = CallEnd::kCancelled};
+  const int64_t kills_before = OutOfMemoryKills();
   ASSIGN_OR_RETURN(const SentCall call, SendCall(spawned_.control.get(), request, Streams::kData));
   const WatchedCall watched(watch_, call.channel.get());
   CallWait wait(request, cancel, call);
@@ -219,6 +226,11 @@ absl::StatusOr<CallResult> BubblewrapSandbox::Run(const CallRequest& request,
   CallResult result = wait.Result(report, watched.full());
   if (result.end == CallEnd::kSandboxDied)
     KillTree(init_pidfd_.get());  // so that nothing of the call lives on
+  if (result.detail.empty() && OutOfMemoryKills() > kills_before)
+    result.detail = fmt::format(
+        "all processes of the session together reached their memory limit of {} MiB, and the "
+        "kernel ended one",
+        max_memory_bytes_ >> 20);
   return result;
 }
 
@@ -261,7 +273,17 @@ absl::Status CheckHello(const Hello& hello) {
   return absl::OkStatus();
 }
 
-std::vector<Wall> OptionalWalls(const Hello& hello) {
+// The cgroup of a sandbox whose init is `init`, or why there is none.
+absl::StatusOr<std::unique_ptr<Cgroup>> PutIntoCgroup(
+    const absl::StatusOr<std::filesystem::path>& parent, const TotalLimits& limits, pid_t init) {
+  RETURN_IF_ERROR(parent.status());
+  ASSIGN_OR_RETURN(std::unique_ptr<Cgroup> cgroup, Cgroup::Create(*parent, limits));
+  RETURN_IF_ERROR(cgroup->Add(init));
+  return cgroup;
+}
+
+std::vector<Wall> OptionalWalls(const Hello& hello,
+                                const absl::StatusOr<std::unique_ptr<Cgroup>>& cgroup) {
   const bool limited = hello.pid_max_per_namespace || geteuid() != 0;
   const int abi = hello.landlock_abi;
   return {
@@ -279,14 +301,17 @@ std::vector<Wall> OptionalWalls(const Hello& hello) {
        : limited                   ? "RLIMIT_NPROC in the call's own user namespace"
                  : "the kernel does not count processes of uid 0: run the daemon as an "
                    "ordinary user or on Linux 6.14 or newer"},
-      {"memory limit of a whole call", false, false,
-       "each process is limited by its address space, but nothing limits their sum: " +
-           DescribeCgroup()},
+      {"limits of a whole session", false, cgroup.ok(),
+       cgroup.ok()
+           ? fmt::format("memory, processes and processor time by a cgroup in {}",
+                         (*cgroup)->directory().parent_path().string())
+           : "each process is limited, but nothing limits their sum: " + Text(cgroup.status())},
   };
 }
 
+// `walls` gets the optional ones.
 absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options& options,
-                                                                   Hello& hello) {
+                                                                   std::vector<Wall>& walls) {
   std::error_code error;
   if (!std::filesystem::is_directory(options.workspace, error))
     return InvalidArgument("sandbox: the workspace {} is not a directory",
@@ -297,6 +322,8 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
   ASSIGN_OR_RETURN(const std::string bwrap, FindBubblewrap());
   ASSIGN_OR_RETURN(const std::filesystem::path helpers, FindHelpers(options.helper_dir));
   ASSIGN_OR_RETURN(const UniqueFd lock, TakeLock(options.lock_file));
+  // First, since a cgroup with a process in it cannot be divided.
+  const absl::StatusOr<std::filesystem::path> cgroups = DelegatedCgroup();
   ASSIGN_OR_RETURN(Spawned spawned, SpawnInit(options, bwrap, helpers, lock.get()));
   pid_t init = -1;
   absl::Status status;
@@ -313,19 +340,21 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
     waitpid(spawned.bwrap, nullptr, 0);
     return status;
   }
-  hello = *received;
+  absl::StatusOr<std::unique_ptr<Cgroup>> cgroup = PutIntoCgroup(cgroups, options.total, init);
+  walls = OptionalWalls(*received, cgroup);
   std::vector<std::string> missing;
-  for (const Wall& wall : OptionalWalls(hello))
+  for (const Wall& wall : walls)
     if (!wall.available) missing.push_back(wall.name);
   return std::make_unique<BubblewrapSandbox>(options, std::move(spawned), std::move(pidfd),
+                                             cgroup.ok() ? *std::move(cgroup) : nullptr,
                                              std::move(missing));
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Sandbox>> Sandbox::Start(const Options& options) {
-  Hello hello;
-  ASSIGN_OR_RETURN(std::unique_ptr<BubblewrapSandbox> sandbox, StartBubblewrap(options, hello));
+  std::vector<Wall> walls;
+  ASSIGN_OR_RETURN(std::unique_ptr<BubblewrapSandbox> sandbox, StartBubblewrap(options, walls));
   return std::unique_ptr<Sandbox>(std::move(sandbox));
 }
 
@@ -340,10 +369,10 @@ std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir) {
   }
   const std::filesystem::path root = directory;
   std::filesystem::create_directory(root / "workspace");
-  Hello hello;
+  std::vector<Wall> optional;
   absl::Status status;
   {
-    auto sandbox = StartBubblewrap({root / "workspace", root / "lock", helper_dir}, hello);
+    auto sandbox = StartBubblewrap({root / "workspace", root / "lock", helper_dir}, optional);
     status = sandbox.status();
     walls.push_back({"user, PID, mount, network, IPC and UTS namespaces", true, status.ok(),
                      status.ok() ? "a sandbox started" : Text(status)});
@@ -355,7 +384,7 @@ std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir) {
                        ran ? "a call ran behind them" : Text(status)});
     }
   }
-  for (Wall& wall : OptionalWalls(hello)) walls.push_back(std::move(wall));
+  for (Wall& wall : optional) walls.push_back(std::move(wall));
   std::error_code ignored;
   std::filesystem::remove_all(root, ignored);
   return walls;

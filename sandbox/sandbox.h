@@ -66,7 +66,9 @@ struct CallResult {
   int64_t output_bytes = 0;  // all that was written
   int64_t dropped_at = -1;   // offset in `output` where bytes were left out, or -1
   int64_t wall_time_us = 0;
-  std::string detail;  // kWorkspaceFull: what it holds and may hold
+  // kWorkspaceFull: what it holds and may hold. Else: that the kernel ended a process of the
+  // sandbox meanwhile because all together reached their memory limit; or empty.
+  std::string detail;
 };
 
 // Set from any thread to end a running call.
@@ -109,6 +111,14 @@ struct Mount {
   std::string inside;
 };
 
+// Of all processes of a sandbox together; 0: not limited. They hold where the daemon has a cgroup
+// (version 2) that it may divide; elsewhere the sandbox goes without and names the wall.
+struct TotalLimits {
+  int64_t memory_bytes = 0;  // with the files in /tmp and /dev/shm; page cache gives way first
+  int64_t max_processes = 0;
+  double cpus = 0;  // processor time a second, in processors
+};
+
 struct Options {
   std::filesystem::path workspace;  // host directory, exists
   // Host directory for the lock file that the init holds for as long as any process of the tree
@@ -128,6 +138,7 @@ struct Options {
   // large already, only calls that enlarge it further are.
   int64_t max_workspace_bytes = 0;
   int64_t max_workspace_files = 0;
+  TotalLimits total;
 };
 
 struct Wall {

@@ -13,7 +13,6 @@
 #include <thread>
 
 #include "base/status.h"
-#include "sandbox/cgroup.h"
 #include "sandbox/output.h"
 
 namespace agentd::sandbox {
@@ -196,27 +195,6 @@ TEST_F(SandboxTest, NamesTheWallsThatItsCallsGoWithout) {
   for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR))
     if (!wall.available) missing.push_back(wall.name);
   EXPECT_EQ(sandbox_->missing_walls(), missing);
-}
-
-TEST(CgroupTest, SaysWhatIsMissing) {
-  char name[] = "/tmp/agentd-cgroup-test-XXXXXX";
-  ASSERT_NE(mkdtemp(name), nullptr);
-  const fs::path root = name;
-  fs::create_directory(root / "own");
-  const std::string mountinfo = fmt::format(
-      "30 1 0:2 / / rw - ext4 /dev/x rw\n40 30 0:37 / {} rw,relatime - cgroup2 cgroup2 rw\n", name);
-  const std::string own = "4:memory:/elsewhere\n0::/own\n";
-  EXPECT_NE(DescribeCgroup("", own).find("no cgroup v2"), std::string::npos);
-  EXPECT_NE(DescribeCgroup(mountinfo, "4:memory:/\n").find("no cgroup v2"), std::string::npos);
-  std::ofstream(root / "own/cgroup.controllers") << "hugetlb\n";
-  EXPECT_NE(DescribeCgroup(mountinfo, own).find("own has the controllers [hugetlb], not"),
-            std::string::npos)
-      << DescribeCgroup(mountinfo, own);
-  std::ofstream(root / "own/cgroup.controllers") << "cpu memory pids\n";
-  EXPECT_NE(DescribeCgroup(mountinfo, own).find("Delegate=yes"), std::string::npos);
-  std::ofstream(root / "own/cgroup.subtree_control") << "";
-  EXPECT_NE(DescribeCgroup(mountinfo, own).find("not used yet"), std::string::npos);
-  fs::remove_all(root);
 }
 
 TEST(WaitUntilDeadTest, NoFileMeansNothingRan) {

@@ -76,6 +76,8 @@ std::string EndInWords(const CallResult& result, int64_t wall_time_ms) {
 ToolResult CommandAnswer(const CallResult& result, int64_t wall_time_ms, const std::string& where) {
   std::string end = EndInWords(result, wall_time_ms);
   if (end.empty() && result.exit_code != 0) end = fmt::format("exit code {}", result.exit_code);
+  if (result.end != CallEnd::kWorkspaceFull && !result.detail.empty())
+    end += (end.empty() ? "" : "; ") + result.detail;
   ToolResult answer;
   SetAnswer(result, where, answer);
   if (!end.empty())

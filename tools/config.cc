@@ -257,7 +257,7 @@ absl::StatusOr<Rule> ParseRule(TableReader reader) {
 
 absl::Status ParseLimits(TableReader reader, Config& config) {
   std::optional<int> parallel, idle;
-  std::optional<int64_t> kept, workspace, files;
+  std::optional<int64_t> kept, workspace, files, memory, processes, percent;
   RETURN_IF_ERROR(reader.Integer("parallel_calls", 1, 64, 1, parallel));
   RETURN_IF_ERROR(reader.Integer("kept_output_kib", 16, 64 * 1024, kKib, kept));
   RETURN_IF_ERROR(reader.Integer("turn_tokens", 1, std::numeric_limits<int32_t>::max(), 1,
@@ -266,6 +266,12 @@ absl::Status ParseLimits(TableReader reader, Config& config) {
   RETURN_IF_ERROR(reader.Integer("workspace_mib", 1, int64_t{1} << 24, kMib, workspace));
   RETURN_IF_ERROR(reader.Integer("workspace_files", 1, int64_t{1} << 32, 1, files));
   RETURN_IF_ERROR(reader.Integer("idle_sandboxes", 0, 10'000, 1, idle));
+  RETURN_IF_ERROR(reader.Integer("session_memory_mib", 64, int64_t{1} << 24, kMib, memory));
+  RETURN_IF_ERROR(reader.Integer("session_processes", 16, int64_t{1} << 22, 1, processes));
+  RETURN_IF_ERROR(reader.Integer("session_cpu_percent", 1, 1'000'000, 1, percent));
+  config.session.memory_bytes = memory.value_or(config.session.memory_bytes);
+  config.session.max_processes = processes.value_or(config.session.max_processes);
+  if (percent) config.session.cpus = static_cast<double>(*percent) / 100;
   config.workspace_bytes = workspace.value_or(config.workspace_bytes);
   config.workspace_files = files.value_or(config.workspace_files);
   config.idle_sandboxes = idle.value_or(config.idle_sandboxes);

@@ -48,8 +48,10 @@ struct Config {
   // [limits]
   int64_t workspace_bytes = 0;  // 0: no limit
   int64_t workspace_files = 0;
-  int idle_sandboxes = 8;  // of sessions without a turn, for what lives in them
-  int parallel_calls = 8;  // of one message, at one time
+  sandbox::TotalLimits session = {.max_processes =
+                                      2048};  // memory 0: three quarters of the machine's
+  int idle_sandboxes = 8;                     // of sessions without a turn, for what lives in them
+  int parallel_calls = 8;                     // of one message, at one time
   int64_t kept_output_bytes = int64_t{1} << 20;  // of a call, for the model to read in pages
   std::optional<int64_t> max_turn_tokens;        // default of sessions; else the model's own
   std::optional<int32_t> max_turn_calls;
