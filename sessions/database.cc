@@ -1,6 +1,7 @@
 #include "sessions/database.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
@@ -10,6 +11,7 @@
 #include <rocksdb/write_batch.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -294,6 +296,34 @@ absl::StatusOr<UniqueFd> Database::LockDirectory(const std::filesystem::path& di
   return lock;
 }
 
+namespace {
+
+// Whether all that happens to its file system goes through this machine's kernel.
+bool IsLocal(int fd) {
+  struct statfs where;
+  if (::fstatfs(fd, &where) != 0) return false;
+  constexpr uint64_t kZfsMagic = 0x2fc12fc1;
+  switch (static_cast<uint64_t>(where.f_type)) {
+    case EXT4_SUPER_MAGIC:
+    case XFS_SUPER_MAGIC:
+    case BTRFS_SUPER_MAGIC:
+    case F2FS_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+    case OVERLAYFS_SUPER_MAGIC:
+    case kZfsMagic:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool IsSameFile(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size &&
+         a.st_mtim.tv_sec == b.st_mtim.tv_sec && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
+}
+
+}  // namespace
+
 absl::Status Database::RaiseEpoch() {
   const std::filesystem::path path = directory_ / "EPOCH";
   ASSIGN_OR_RETURN(const std::optional<std::string> old, ReadSmallFile(path));
@@ -310,7 +340,10 @@ absl::Status Database::RaiseEpoch() {
   epoch_ = EncodeNumber(RecordKind::kEpoch, "EPOCH", epoch + 1);
   RETURN_IF_ERROR(ReplaceFile(path, epoch_));
   epoch_file_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  return epoch_file_.valid() ? absl::OkStatus() : ErrnoError(errno, "open " + path.string());
+  if (!epoch_file_.valid() || ::fstat(epoch_file_.get(), &epoch_stat_) != 0)
+    return ErrnoError(errno, "open " + path.string());
+  epoch_is_local_ = IsLocal(epoch_file_.get());
+  return absl::OkStatus();
 }
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool for_reading) {
@@ -624,11 +657,17 @@ absl::StatusOr<bool> Database::Resume() {
   return true;
 }
 
-// Opening it asks a network file system for its newest state. Where no descriptor is to be had, the
-// one that is open tells too: a new owner's takes its name. A durable batch must not be
-// called failed for want of one.
+// A new owner's file takes the name of ours, which stays open, so that its inode's number is given
+// to no other: as long as the name leads there, it holds what we wrote. Else its bytes tell, and
+// they alone on a network file system, which opening it asks for its newest state. Where no
+// descriptor is to be had, the one that is open tells too: a durable batch must not be called
+// failed for want of one.
 absl::StatusOr<bool> Database::IsOwner() const {
-  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(directory_ / "EPOCH");
+  const std::filesystem::path path = directory_ / "EPOCH";
+  struct stat named;
+  if (epoch_is_local_ && ::stat(path.c_str(), &named) == 0 && IsSameFile(named, epoch_stat_))
+    return true;
+  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(path);
   if (now.ok()) return now->has_value() && **now == epoch_;
   struct stat held;
   if (::fstat(epoch_file_.get(), &held) != 0) return now.status();

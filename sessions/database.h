@@ -10,6 +10,7 @@
 
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <atomic>
@@ -217,6 +218,8 @@ class Database {
   std::unique_ptr<const Keyring> keyring_;  // null: not encrypted
   std::string epoch_;                       // the bytes of EPOCH while we are the owner
   UniqueFd epoch_file_;                     // the file that they are in
+  struct stat epoch_stat_ = {};             // its, as it was made
+  bool epoch_is_local_ = false;             // no other machine changes it unseen
   std::shared_ptr<Listener> listener_;      // shared with RocksDB
   std::unique_ptr<rocksdb::Env> env_;       // outlives db_
   std::unique_ptr<rocksdb::DB> db_;

@@ -245,6 +245,33 @@ TEST_F(FaultTest, AStaleOwnerIsFencedByTheEpoch) {
   EXPECT_THAT(Must(OpenWith(env)->Load(session.id)).tokens, ::testing::ElementsAre(1, 3, 4));
 }
 
+// What the name EPOCH leads to counts, not whether the file that we wrote is still there.
+TEST_F(FaultTest, ALinkToTheOldEpochHidesNoNewOwner) {
+  FaultEnv env;
+  env.fs().ignore_locks = true;
+  std::unique_ptr<Store> stale = OpenWith(env);
+  const SessionInfo session = Must(stale->Create({"alice", 1, ""}));
+  std::filesystem::create_hard_link(path() / "EPOCH", directory_.path() / "copy of EPOCH");
+  ASSERT_OK(stale->CommitSync(TokensCommit(session.timeline, {1})));
+  const std::unique_ptr<Store> owner = OpenWith(env);
+  const absl::Status fenced = stale->CommitSync(TokensCommit(session.timeline, {2})).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(fenced)) << fenced;
+  stale.reset();
+  EXPECT_OK(owner->CommitSync(TokensCommit(session.timeline, {3})));
+}
+
+TEST_F(FaultTest, AnotherFileThatSaysTheSameEpochFencesNobody) {
+  FaultEnv env;
+  const std::unique_ptr<Store> store = OpenWith(env);
+  const SessionInfo session = Must(store->Create({"alice", 1, ""}));
+  std::filesystem::copy(path() / "EPOCH", path() / "EPOCH.copy");
+  std::filesystem::rename(path() / "EPOCH.copy", path() / "EPOCH");
+  EXPECT_OK(store->CommitSync(TokensCommit(session.timeline, {1})));
+  std::filesystem::remove(path() / "EPOCH");
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(store->CommitSync(TokensCommit(session.timeline, {2})).status()));
+}
+
 // Values too: their flush would make files under names that the new owner's have.
 TEST_F(FaultTest, AStaleOwnersValuesLeaveTheNewOwnersFilesAlone) {
   FaultEnv env;
