@@ -197,6 +197,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::OpenForReading(
     const std::filesystem::path& directory, const StoreKeys& keys) {
   InternalOptions options;
   options.keys_if_encrypted = true;
+  options.sealed = !keys.current.has_value() && keys.old.empty();
   std::unique_ptr<Database> database(new Database);
   database->directory_ = directory;
   RETURN_IF_ERROR(database->Prepare(/*create_if_missing=*/false, options, keys,
@@ -242,8 +243,9 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
   }
   ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadSmallFile(directory_ / "FORMAT"));
   if (!text.has_value()) return MakeFormat(options, keys);
-  ASSIGN_OR_RETURN(const Format format, ParseFormat(*text, directory_.string()));
-  if (format.encrypted) {
+  ASSIGN_OR_RETURN(format_, ParseFormat(*text, directory_.string()));
+  if (format_.encrypted && options.sealed) return absl::OkStatus();
+  if (format_.encrypted) {
     ASSIGN_OR_RETURN(keyring_, OpenKeyring(directory_, keys, /*may_write=*/!for_reading));
   } else if (keys.current.has_value() && !options.keys_if_encrypted) {
     return InvalidArgument(
@@ -261,14 +263,18 @@ absl::Status Database::MakeFormat(const InternalOptions& options, const StoreKey
     return DataLoss("{} has a db folder but no FORMAT file: not a session store, or a damaged one",
                     directory_.string());
   }
-  Format format;
   if (keys.current.has_value()) {
-    format = {kFormatVersion, true};
+    format_.encrypted = true;
     keyring_ = Keyring::Create(
         keys, options.store_secret.empty() ? Keyring::NewSecret() : options.store_secret);
     RETURN_IF_ERROR(WriteKeyring(directory_, *keyring_));
   }
-  return ReplaceFile(directory_ / "FORMAT", FormatText(format));
+  return ReplaceFile(directory_ / "FORMAT", FormatText(format_));
+}
+
+absl::Status Database::SetFormatVersion(int version) {
+  format_.version = version;
+  return ReplaceFile(directory_ / "FORMAT", FormatText(format_));
 }
 
 absl::Status Database::MarkOpened() {

@@ -30,6 +30,7 @@
 #include "base/unique_fd.h"
 #include "sessions/internal_options.h"
 #include "sessions/keyring.h"
+#include "sessions/store_files.h"
 
 namespace agentd::sessions::internal {
 
@@ -73,8 +74,8 @@ class Database {
                                                         const InternalOptions& options,
                                                         const StoreKeys& keys = {});
   // Takes the lock but not ownership: nothing of the store is changed, no write is possible. Keys
-  // are no error for a store that is not encrypted. FailedPrecondition: a rewriting of the store
-  // has yet to be finished.
+  // are no error for a store that is not encrypted. Without any, one that is is sealed: its values
+  // come as they are stored. FailedPrecondition: a rewriting of the store has yet to be finished.
   static absl::StatusOr<std::unique_ptr<Database>> OpenForReading(
       const std::filesystem::path& directory, const StoreKeys& keys);
   // The directory's lock alone; FailedPrecondition names the process that has it.
@@ -166,6 +167,10 @@ class Database {
   // From now on the store without db/ is a damaged one.
   absl::Status MarkOpened();
 
+  int format_version() const { return format_.version; }
+  // Before anything is written that programs of older versions must not meet.
+  absl::Status SetFormatVersion(int version);
+
   // ---- space (database_space.cc)
 
   std::vector<BlobFile> BlobFiles(Column column) const;
@@ -183,7 +188,9 @@ class Database {
   int64_t written_bytes() const { return written_bytes_.load(std::memory_order_relaxed); }
 
   const std::filesystem::path& directory() const { return directory_; }
-  const Keyring* keyring() const { return keyring_.get(); }  // null: not encrypted
+  const Keyring* keyring() const { return keyring_.get(); }  // null: not encrypted, or sealed
+  bool format_encrypted() const { return format_.encrypted; }
+  bool sealed() const { return format_.encrypted && keyring_ == nullptr; }
   rocksdb::DB& db() { return *db_; }
 
  private:
@@ -215,6 +222,7 @@ class Database {
   std::filesystem::path directory_;
   UniqueFd lock_;
   bool first_open_ = false;
+  Format format_;
   std::unique_ptr<const Keyring> keyring_;  // null: not encrypted
   std::string epoch_;                       // the bytes of EPOCH while we are the owner
   UniqueFd epoch_file_;                     // the file that they are in

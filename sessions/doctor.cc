@@ -1,7 +1,6 @@
 #include "sessions/doctor.h"
 
 #include <rocksdb/db.h>
-#include <rocksdb/metadata.h>
 
 #include <algorithm>
 #include <map>
@@ -16,9 +15,11 @@
 #include "sessions/database.h"
 #include "sessions/doctor_files.h"
 #include "sessions/doctor_findings.h"
+#include "sessions/doctor_sealed.h"
 #include "sessions/file_objects.h"
 #include "sessions/keys.h"
 #include "sessions/record.h"
+#include "sessions/summary.h"
 #include "sessions/timeline.h"
 
 namespace agentd::sessions {
@@ -26,6 +27,7 @@ namespace internal {
 namespace {
 
 constexpr uint64_t kEventsAtOnce = 4096;
+constexpr size_t kProgressBytes = 8 << 20;
 
 // A value that is stored under a name.
 struct NamedBlock {
@@ -36,14 +38,16 @@ struct NamedBlock {
 // One examination of an open database.
 class Examiner {
  public:
-  Examiner(Database& database, DoctorReport& report)
-      : database_(database), report_(report), objects_(database) {}
+  using Counted = std::function<void(size_t bytes)>;
+  Examiner(Database& database, DoctorReport& report, const Counted& counted)
+      : database_(database), report_(report), counted_(counted), objects_(database) {}
 
   void Run() {
     ReadTimelines();
-    ReadTables();
+    ExamineTables(database_.db(), report_);
     ReadEvents();
     ReadSessions();
+    ReadSummaries();
     ReadKv();
     ReadAnchors();
     ReadFiles();
@@ -83,6 +87,7 @@ class Examiner {
   void Count(size_t bytes) {
     ++report_.records;
     report_.bytes += static_cast<int64_t>(bytes);
+    counted_(bytes);
   }
 
   void Add(RecordKind kind, std::string_view key, const absl::Status& why) {
@@ -115,7 +120,9 @@ class Examiner {
         meta_.emplace(key.substr(1));
         return (void)Framed(RecordKind::kSessionMeta, key, value);
       case 'o':
-        return (void)Framed(RecordKind::kOwnerIndex, key, value);
+        if (database_.format_version() < kSummaryVersion)
+          return (void)Framed(RecordKind::kOwnerIndex, key, value);
+        return (void)summaries_.emplace(key, value);
       case 't':
         if (auto record = DecodeTimeline(key, value); Whole(RecordKind::kTimeline, key, record))
           directory_.AddTimeline(BigEndianAt(key, 1), *std::move(record));
@@ -175,23 +182,6 @@ class Examiner {
     sessions_.emplace(id, *record);
   }
 
-  // The tables' own checksums: damage may lie where no record is, or hide some.
-  void ReadTables() {
-    std::vector<rocksdb::LiveFileMetaData> tables;
-    database_.db().GetLiveFilesMetaData(&tables);
-    for (const rocksdb::LiveFileMetaData& table : tables) {
-      const std::string path = table.db_path + table.name;
-      const absl::Status status = VerifyTable(path);
-      report_.bytes += static_cast<int64_t>(table.size);
-      if (status.ok()) continue;
-      AddFile("table", fmt::format("table {} ({})", path, table.column_family_name), Text(status),
-              Harm::kTime,
-              "the records in its damaged part, which are named here where they are known; it is "
-              "not compacted any more, so reading gets slower",
-              kFromBackup);
-    }
-  }
-
   void ReadEvents() {
     ReadColumn(
         Column::kEvents,
@@ -205,6 +195,34 @@ class Examiner {
           }
         },
         FromTheEnd);
+  }
+
+  // Each says what the sources say; where they cannot be read, that is told already.
+  void ReadSummaries() {
+    if (database_.format_version() < kSummaryVersion) return;
+    PointSource source(database_, nullptr);
+    for (const auto& [id, record] : sessions_) {
+      const std::string key = OwnerIndexPrefix(database_.OwnerTag(record.owner)) + id;
+      const auto found = summaries_.find(key);
+      std::optional<std::string> stored;
+      if (found != summaries_.end()) stored = std::move(found->second);
+      if (found != summaries_.end()) summaries_.erase(found);
+      absl::StatusOr<SessionInfo> info = ReadInfo(id, source);
+      if (!info.ok()) continue;
+      std::string right = EncodeSummary(key, SummaryOf(*std::move(info)));
+      if (stored == right) continue;
+      if (!stored.has_value()) {
+        Add(RecordKind::kSummary, key, NotFound("it is missing"));
+      } else if (Framed(RecordKind::kSummary, key, *stored)) {
+        Add(RecordKind::kSummary, key, DataLoss("it is not what the session's records say"));
+      }
+      right_summaries_.emplace(key, std::move(right));
+    }
+    for (const auto& [key, value] : summaries_) {
+      const std::string session_key = SessionKey(SessionInSummaryKey(key));
+      if (!reported_.contains({RecordKind::kSession, session_key}))
+        Add(RecordKind::kSession, session_key, NotFound("it is missing"));
+    }
   }
 
   // What the daemon reads of a session: a record that is missing has no bytes to be damaged.
@@ -424,6 +442,9 @@ class Examiner {
         case RecordKind::kAnchorReference:
           writes.push_back({Column::kTimelines, key, Frame(pending.kind, key, "")});
           break;
+        case RecordKind::kSummary:
+          writes.push_back({Column::kTimelines, key, right_summaries_.at(key)});
+          break;
         case RecordKind::kTail:
         case RecordKind::kBlockEntry:
         case RecordKind::kAnchorEntry:
@@ -474,12 +495,15 @@ class Examiner {
 
   Database& database_;
   DoctorReport& report_;
+  const Counted& counted_;
   FileObjects objects_;
   Directory directory_;
   std::vector<Pending> pending_;
   std::set<std::pair<RecordKind, std::string>> reported_;
   std::map<std::string, SessionRecord> sessions_;
-  std::set<std::string> meta_;  // sessions that have one
+  std::set<std::string> meta_;                          // sessions that have one
+  std::map<std::string, std::string> summaries_;        // by key, as they are stored
+  std::map<std::string, std::string> right_summaries_;  // what wrong ones should be
   std::map<BlockHash, NamedBlock> blocks_;
   std::map<Sha256Digest, AnchorName> anchors_;
   std::map<TreeId, std::pair<TimelineId, uint64_t>> trees_;
@@ -490,8 +514,9 @@ class Examiner {
 }  // namespace
 }  // namespace internal
 
-absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
-                                     const StoreKeys& keys) {
+absl::StatusOr<DoctorReport> Examine(
+    const std::filesystem::path& directory, const StoreKeys& keys,
+    const std::function<void(const DoctorReport& so_far)>& progress) {
   using namespace internal;  // NOLINT(google-build-using-namespace): this file is its front
   DoctorReport report;
   std::error_code error;
@@ -510,9 +535,22 @@ absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
   if (!database.ok()) {
     ExplainRefusal(directory, database.status(), report);
   } else {
-    Examiner examiner(**database, report);
-    examiner.Run();
-    examiner.Finish();
+    size_t unsaid = 0;
+    const std::function<void(size_t)> counted = [&](size_t bytes) {
+      unsaid += bytes;
+      if (unsaid < kProgressBytes || !progress) return;
+      unsaid = 0;
+      progress(report);
+    };
+    if ((*database)->format_encrypted()) ExamineKeys(directory, report);
+    if ((*database)->sealed()) {
+      ExamineTables((*database)->db(), report);
+      ExamineSealed(**database, report, counted);
+    } else {
+      Examiner examiner(**database, report, counted);
+      examiner.Run();
+      examiner.Finish();
+    }
   }
   std::stable_sort(report.findings.begin(), report.findings.end(),
                    [](const Finding& a, const Finding& b) { return a.harm > b.harm; });
@@ -526,7 +564,8 @@ absl::StatusOr<int64_t> Mend(const std::filesystem::path& directory, const Store
   ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
                    Database::Open(directory, /*create_if_missing=*/false, options, keys));
   DoctorReport report;
-  Examiner examiner(*database, report);
+  const std::function<void(size_t)> counted = [](size_t) {};
+  Examiner examiner(*database, report, counted);
   examiner.Run();
   const std::vector<WriteEntry> writes = examiner.Mending();
   RETURN_IF_ERROR(database->Write(writes, /*sync=*/true));

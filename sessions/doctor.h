@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,14 +38,18 @@ struct DoctorReport {
   int64_t sessions = 0, records = 0, bytes = 0;
   int64_t leftovers = 0;  // values of commits that a crash cut off: the next start sweeps them
   std::vector<Finding> findings;  // worst first
+  std::string not_checked;        // what was left out, and how it is checked too; empty: nothing
 };
 
 // NotFound: no store there. FailedPrecondition: a process has it open, or a newer program made it,
 // or its rewriting was cut off near the end. InvalidArgument: it is encrypted, and its key is not
-// among `keys`; a store that is not encrypted needs none and minds none.
-// Any damage is a finding, not an error.
-absl::StatusOr<DoctorReport> Examine(const std::filesystem::path& directory,
-                                     const StoreKeys& keys = {});
+// among the keys that are given. With none at all, what needs no key is checked; a store that is
+// not encrypted needs none and minds none.
+// Any damage is a finding, not an error. `progress` is called now and then, with what was read so
+// far.
+absl::StatusOr<DoctorReport> Examine(
+    const std::filesystem::path& directory, const StoreKeys& keys = {},
+    const std::function<void(const DoctorReport& so_far)>& progress = {});
 
 // Makes good what needs nobody's consent, as the store's owner: damaged cached values are dropped,
 // to be computed again; records that say no more than their keys, and listings that the log tells,

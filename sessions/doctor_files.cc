@@ -1,6 +1,8 @@
 #include "sessions/doctor_files.h"
 
 #include <fcntl.h>
+#include <rocksdb/db.h>
+#include <rocksdb/metadata.h>
 #include <rocksdb/options.h>
 #include <rocksdb/sst_file_reader.h>
 #include <unistd.h>
@@ -68,6 +70,26 @@ void ExamineEpoch(const std::filesystem::path& directory, DoctorReport& report) 
   finding.what = "file " + path.string();
   finding.reason = Text(epoch.status());
   report.findings.push_back(std::move(finding));
+}
+
+void ExamineTables(rocksdb::DB& db, DoctorReport& report) {
+  std::vector<rocksdb::LiveFileMetaData> tables;
+  db.GetLiveFilesMetaData(&tables);
+  for (const rocksdb::LiveFileMetaData& table : tables) {
+    const std::string path = table.db_path + table.name;
+    const absl::Status status = VerifyTable(path);
+    report.bytes += static_cast<int64_t>(table.size);
+    if (status.ok()) continue;
+    report.findings.push_back(
+        {Harm::kTime,
+         "table",
+         fmt::format("table {} ({})", path, table.column_family_name),
+         Text(status),
+         "the records in its damaged part, which are named here where they are known; it is not "
+         "compacted any more, so reading gets slower",
+         kFromBackup,
+         {}});
+  }
 }
 
 absl::Status VerifyTable(const std::filesystem::path& path) {

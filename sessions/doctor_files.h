@@ -8,6 +8,10 @@
 #include "absl/status/status.h"
 #include "sessions/doctor.h"
 
+namespace rocksdb {
+class DB;
+}
+
 namespace agentd::sessions::internal {
 
 inline constexpr char kFromBackup[] = "put the store back from a copy";
@@ -20,7 +24,9 @@ void AddStoreFinding(DoctorReport& report, const char* kind, const std::string& 
 void ExamineEpoch(const std::filesystem::path& directory, DoctorReport& report);
 void ExamineRecoveryFiles(const std::filesystem::path& directory, DoctorReport& report);
 
-// A table's own checksums. DataLoss or Unavailable says what is wrong.
+// All tables' own checksums: damage may lie where no record is, or hide some.
+void ExamineTables(rocksdb::DB& db, DoctorReport& report);
+// A table's. DataLoss or Unavailable says what is wrong.
 absl::Status VerifyTable(const std::filesystem::path& path);
 
 // The store cannot be opened, for `why`: which file is to blame, unless that is reported already.

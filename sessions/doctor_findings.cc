@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "sessions/bytes.h"
+#include "sessions/keys.h"
 
 namespace agentd::sessions {
 
@@ -55,6 +56,9 @@ Consequence ConsequenceOf(RecordKind kind) {
               "a fork from before it goes on: agentctl fork ID --at SEQ"};
     case RecordKind::kOwnerIndex:
       return {Harm::kNothing, "owner-index", "nothing: its key says enough", kWithSession};
+    case RecordKind::kSummary:
+      return {Harm::kNothing, "summary", "a list may show the session as it was, or take longer",
+              "the session's next commit writes it anew, unless it can be read"};
     case RecordKind::kAnchorIndex:
       return {Harm::kNothing, "anchor-index", "nothing: its key says enough",
               "it goes with the anchor"};
@@ -187,6 +191,7 @@ std::vector<std::string> Directory::Concerned(RecordKind kind, std::string_view 
   size_t offset = 0;
   if (IsOf(kind, {RecordKind::kSession, RecordKind::kSessionMeta}))
     return {std::string(key.substr(1))};
+  if (kind == RecordKind::kSummary) return {std::string(SessionInSummaryKey(key))};
   if (IsTimelines(kind) && key.size() >= 9) return of(BigEndianAt(key, 1));
   if (kind == RecordKind::kEvent && key.size() == 16)
     return SessionsWith(BigEndianAt(key, 0), BigEndianAt(key, 8));

@@ -232,17 +232,18 @@ TEST(KeyringTest, TheListOpensWithEveryKeyThatItNames) {
 }
 
 TEST(FormatFileTest, SaysVersionAndEncryption) {
-  for (const Format& format : {Format{1, false}, Format{2, true}, Format{2, false}}) {
+  for (const Format& format :
+       {Format{1, false}, Format{2, true}, Format{3, false}, Format{3, true}}) {
     const Format read = Must(ParseFormat(FormatText(format), "S"));
     EXPECT_EQ(read.version, format.version);
     EXPECT_EQ(read.encrypted, format.encrypted);
   }
   EXPECT_EQ(FormatText({1, false}), "agentd-sessions 1\n");
   EXPECT_EQ(FormatText({2, true}), "agentd-sessions 2 encrypted\n");
-  for (const char* newer : {"agentd-sessions 3\n", "agentd-sessions 3 with more\n"}) {
+  for (const char* newer : {"agentd-sessions 4\n", "agentd-sessions 4 with more\n"}) {
     const absl::Status status = ParseFormat(newer, "/the/store").status();
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
-    EXPECT_THAT(Text(status), HasSubstr("/the/store has format version 3"));
+    EXPECT_THAT(Text(status), HasSubstr("/the/store has format version 4"));
   }
   for (const char* damaged :
        {"", "agentd-sessions ", "agentd-sessions 0\n", "agentd-sessions -1\n",

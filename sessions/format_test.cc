@@ -2,10 +2,14 @@
 // tests/golden/ is opened, compared with what was read when it was made, and written to.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <set>
 
+#include "sessions/crash_point.h"
+#include "sessions/inspect_util.h"
 #include "sessions/sample_store.h"
 #include "sessions/store.h"
 #include "sessions/test_util.h"
@@ -18,6 +22,7 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using testing::Must;
 using testing::RandomTokens;
+using ::testing::StartsWith;
 using testing::TokensCommit;
 
 constexpr char kGolden[] = "tests/golden";  // tests run from the source tree's root
@@ -48,14 +53,18 @@ class FormatTest : public ::testing::TestWithParam<std::string> {
   std::filesystem::path sample() const { return std::filesystem::path(kGolden) / GetParam(); }
   std::filesystem::path path() const { return directory_.path() / "store"; }
   std::filesystem::path scratch() const { return directory_.path() / "scratch"; }
-  std::unique_ptr<Store> Open() {
-    StoreOptions options = testing::Options(testing::kSampleIdentity);
-    options.keys = {};
+  StoreKeys Keys() const {
+    StoreKeys keys;
     if (std::filesystem::exists(sample() / "KEY")) {
       std::string hex = ReadFile(sample() / "KEY");
       if (hex.ends_with('\n')) hex.pop_back();
-      options.keys.current = Must(StoreKey::FromHex(hex, "KEY"));
+      keys.current = Must(StoreKey::FromHex(hex, "KEY"));
     }
+    return keys;
+  }
+  std::unique_ptr<Store> Open() {
+    StoreOptions options = testing::Options(testing::kSampleIdentity);
+    options.keys = Keys();
     return Must(Store::Open(path(), options));
   }
   std::vector<SessionInfo> SessionsOf(Store& store) {
@@ -78,6 +87,27 @@ TEST_P(FormatTest, ReadsAsWhenItWasMade) {
     const std::unique_ptr<Store> store = Open();
     EXPECT_EQ(Must(testing::DescribeSample(*store, scratch())), expected) << "opening " << time;
   }
+  EXPECT_THAT(testing::FindOrphans(path(), Keys()), ::testing::IsEmpty());
+  EXPECT_THAT(ReadFile(path() / "FORMAT"), StartsWith("agentd-sessions 3"));
+}
+
+// The process dies after the summaries are written, before FORMAT tells of them.
+TEST_P(FormatTest, AnUpgradeThatIsCutOffBeginsAnew) {
+  const std::string format = ReadFile(path() / "FORMAT");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    internal::ArmCrashPoint("open_summaries");
+    Open().reset();
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  const bool upgraded = WEXITSTATUS(status) == 137;
+  EXPECT_EQ(upgraded, !format.starts_with("agentd-sessions 3"));
+  EXPECT_EQ(ReadFile(path() / "FORMAT"), format);
+  EXPECT_EQ(Must(testing::DescribeSample(*Open(), scratch())), ReadFile(sample() / "EXPECTED"));
+  EXPECT_THAT(testing::FindOrphans(path(), Keys()), ::testing::IsEmpty());
 }
 
 TEST_P(FormatTest, GoesOn) {
@@ -141,6 +171,8 @@ INSTANTIATE_TEST_SUITE_P(Samples, FormatTest, ::testing::ValuesIn(SampleNames())
 TEST(FormatSamples, AreThere) {
   EXPECT_THAT(SampleNames(), Contains("store-1"));
   EXPECT_THAT(SampleNames(), Contains("store-2-encrypted"));
+  EXPECT_THAT(SampleNames(), Contains("store-3"));
+  EXPECT_THAT(SampleNames(), Contains("store-3-encrypted"));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "sessions/file_objects.h"
 #include "sessions/keys.h"
 #include "sessions/record.h"
+#include "sessions/summary.h"
 #include "sessions/test_util.h"
 
 namespace agentd::sessions::testing {
@@ -28,13 +29,35 @@ inline std::vector<std::string> KeysOf(const internal::Database& database, inter
   return keys;
 }
 
-// For a closed store that was opened (and so swept) after its last crash: values without a name,
-// one message each.
+// Summaries that are not what the records of their sessions say, or are not there.
+inline void FindWrongSummaries(const internal::Database& database,
+                               std::vector<std::string>& messages) {
+  std::set<std::string> keys;
+  for (const std::string& key : KeysOf(database, internal::Column::kTimelines, "o"))
+    keys.insert(key);
+  internal::PointSource source(database, nullptr);
+  for (const std::string& session : KeysOf(database, internal::Column::kTimelines, "s")) {
+    const SessionInfo info = Must(internal::ReadInfo(session.substr(1), source));
+    const std::string key =
+        internal::OwnerIndexPrefix(database.OwnerTag(info.owner)).append(info.id);
+    if (Must(database.Get(internal::Column::kTimelines, key)) !=
+        internal::EncodeSummary(key, internal::SummaryOf(info)))
+      messages.push_back("summary of session " + info.id);
+    keys.erase(key);
+  }
+  for (const std::string& key : keys)
+    messages.push_back("summary without a session: " +
+                       std::string(internal::SessionInSummaryKey(key)));
+}
+
+// For a closed store that was opened (and so swept) after its last crash: values without a name and
+// wrong summaries, one message each.
 inline std::vector<std::string> FindOrphans(const std::filesystem::path& directory,
                                             const StoreKeys& keys = TestKeys()) {
   using internal::Column;
   const auto database = Must(internal::Database::Open(directory, false, {}, keys));
   std::vector<std::string> orphans;
+  FindWrongSummaries(*database, orphans);
   for (const std::string& key : KeysOf(*database, Column::kMeta, "p"))
     orphans.push_back("intent " + key.substr(0, 2));
   for (const std::string& key : KeysOf(*database, Column::kKv)) {

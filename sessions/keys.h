@@ -36,14 +36,20 @@ inline std::string Key(char tag, uint64_t a, uint64_t b, uint64_t c) {
 
 inline std::string SessionKey(std::string_view id) { return Key('s', id); }
 inline std::string SessionMetaKey(std::string_view id) { return Key('m', id); }
-// The prefix of an owner's sessions; a session id follows. The length keeps owner "a" out of owner
-// "ab".
+// The prefix of the summaries of an owner's sessions; a session id follows. The length keeps owner
+// "a" out of owner "ab".
 inline std::string OwnerIndexPrefix(std::string_view owner) {
   std::string key(1, 'o');
   key.push_back(static_cast<char>(owner.size() >> 8));
   key.push_back(static_cast<char>(owner.size()));
   key.append(owner);
   return key;
+}
+// Empty: the key is too short.
+inline std::string_view SessionInSummaryKey(std::string_view key) {
+  if (key.size() < 3) return {};
+  const size_t owner = size_t{static_cast<uint8_t>(key[1])} << 8 | static_cast<uint8_t>(key[2]);
+  return key.size() < 3 + owner ? std::string_view() : key.substr(3 + owner);
 }
 inline std::string TimelineKey(TimelineId timeline) { return Key('t', timeline); }
 inline std::string HeadKey(TimelineId timeline) { return Key('h', timeline); }

@@ -29,7 +29,11 @@ size_t BytesOf(const Operation& operation) {
 
 Pipeline::Pipeline(Database& database, FileObjects& files, const Sha256Digest& identity,
                    int window_us)
-    : database_(database), files_(files), identity_(identity), window_(window_us) {
+    : database_(database),
+      files_(files),
+      identity_(identity),
+      window_(window_us),
+      summaries_(database) {
   values_thread_ = std::thread([this] { ValuesLoop(); });
   writer_thread_ = std::thread([this] { WriterLoop(); });
 }
@@ -65,10 +69,12 @@ void Pipeline::Submit(std::unique_ptr<Operation> operation) {
   }
 }
 
-absl::Status Pipeline::SubmitAndWait(std::vector<WriteEntry> writes, bool removes_values) {
+absl::Status Pipeline::SubmitAndWait(std::vector<WriteEntry> writes,
+                                     std::optional<SummaryChange> summary, bool removes_values) {
   std::promise<absl::Status> promise;
   auto operation = std::make_unique<Operation>();
   operation->writes = std::move(writes);
+  operation->summary = std::move(summary);
   operation->urgent = true;
   operation->removes_values = removes_values;
   operation->done = [&promise](absl::Status status) { promise.set_value(std::move(status)); };
@@ -331,6 +337,7 @@ void Pipeline::WriteGroup(Queue& group) {
     if (status.ok()) {
       status = WriteBatchOf(group);
       if (!status.ok()) {
+        summaries_.Forget();
         NoteFailure(status);
         if (!absl::IsResourceExhausted(status)) status = MayWrite();
       }
@@ -351,8 +358,10 @@ absl::Status Pipeline::WriteBatchOf(Queue& group) {
     if (operation->removes_values && !removing.owns_lock()) removing.lock();
     if (operation->replaced_tail.has_value()) DropReplacedTail(*operation, batch, claims);
     database_.Fill(batch, operation->writes);
+    if (operation->summary.has_value()) RETURN_IF_ERROR(summaries_.Apply(*operation->summary));
     if (operation->state != nullptr) ++commits;
   }
+  database_.Fill(batch, summaries_.TakeWrites());
   CrashPoint("batch_before");
   RETURN_IF_ERROR(database_.Write(batch, /*sync=*/true));
   CrashPoint("batch_after");

@@ -23,6 +23,7 @@
 #include "sessions/database.h"
 #include "sessions/file_objects.h"
 #include "sessions/record.h"
+#include "sessions/summary.h"
 #include "sessions/timeline.h"
 #include "sessions/values_in_use.h"
 
@@ -39,6 +40,7 @@ struct TimelineState {
   // Guarded by mutex.
   bool loaded = false;
   std::string session;
+  std::string summary_key;
   std::shared_ptr<const BlockHasher> hasher;  // shared with the owner's other timelines
   uint64_t last_seq = 0;
   std::vector<TokenId> tokens;
@@ -76,6 +78,7 @@ struct NamedTree {
 struct Operation {
   std::shared_ptr<TimelineState> state;  // null: not a timeline's; shared with the store's map
   std::vector<WriteEntry> writes;        // of the synced batch
+  std::optional<SummaryChange> summary;  // in it too
   std::vector<BlockToStore> blocks;
   std::optional<AnchorToStore> anchor;
   std::vector<NamedTree> trees;
@@ -104,7 +107,9 @@ class Pipeline {
   // The caller holds operation->state->mutex, so that queue order is submission order.
   void Submit(std::unique_ptr<Operation> operation);
   // A batch that belongs to no timeline, alone and waiting.
-  absl::Status SubmitAndWait(std::vector<WriteEntry> writes, bool removes_values = false);
+  absl::Status SubmitAndWait(std::vector<WriteEntry> writes,
+                             std::optional<SummaryChange> summary = std::nullopt,
+                             bool removes_values = false);
 
   // For who writes past the queues and met a full disk: OK if there is space again.
   absl::Status LookForSpace(const absl::Status& full);
@@ -159,7 +164,8 @@ class Pipeline {
   bool disk_full_ = false;  // Resume() before the next write
   PipelineCounters counters_;
 
-  int flushes_ = 0;  // values thread's
+  int flushes_ = 0;          // values thread's
+  SummaryWriter summaries_;  // writer thread's
   std::thread values_thread_, writer_thread_;
 };
 

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "sessions/bytes.h"
 #include "sessions/checksum.h"
+#include "sessions/keys.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -92,6 +93,8 @@ std::string Describe(RecordKind kind, std::string_view key) {
       return "the erasure record";
     case RecordKind::kKeys:
       return "the list of keys";
+    case RecordKind::kSummary:
+      return fmt::format("summary of session {}", SessionInSummaryKey(key));
   }
   return fmt::format("record of unknown kind {}", static_cast<int>(kind));
 }
@@ -178,6 +181,15 @@ std::string EncodeSession(std::string_view key, const SessionRecord& record) {
   writer.Sized(record.owner).Put(record.timeline).Put(record.created_us);
   writer.Sized(record.forked_from).Put(record.forked_at_seq);
   return Frame(RecordKind::kSession, key, writer.str());
+}
+
+std::string EncodeSummary(std::string_view key, const SummaryRecord& record) {
+  const SessionInfo& info = record.info;
+  ByteWriter writer;
+  writer.Put(info.timeline).Put(info.seed).Put(info.created_us).Put(info.updated_us);
+  writer.Put(info.last_seq).Put(info.tokens).Sized(info.forked_from).Put(info.forked_at_seq);
+  writer.Put(uint8_t{record.has_meta}).Bytes(record.has_meta ? info.meta : std::string_view());
+  return Frame(RecordKind::kSummary, key, writer.str());
 }
 
 std::string EncodeTimeline(std::string_view key, const TimelineRecord& record) {
@@ -276,6 +288,26 @@ absl::StatusOr<SessionRecord> DecodeSession(std::string_view key, std::string_vi
   record.forked_from = std::string(reader.Sized());
   record.forked_at_seq = reader.Get<uint64_t>();
   if (!reader.Done()) return Malformed(RecordKind::kSession, key);
+  return record;
+}
+
+absl::StatusOr<SummaryRecord> DecodeSummary(std::string_view key, std::string_view value) {
+  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kSummary, key, value));
+  ByteReader reader(payload);
+  SummaryRecord record;
+  SessionInfo& info = record.info;
+  info.timeline = reader.Get<uint64_t>();
+  info.seed = reader.Get<uint64_t>();
+  info.created_us = reader.Get<int64_t>();
+  info.updated_us = reader.Get<int64_t>();
+  info.last_seq = reader.Get<uint64_t>();
+  info.tokens = reader.Get<int64_t>();
+  info.forked_from = std::string(reader.Sized());
+  info.forked_at_seq = reader.Get<uint64_t>();
+  record.has_meta = reader.Get<uint8_t>() != 0;
+  info.meta = std::string(reader.Rest());
+  if (!reader.Done() || (!record.has_meta && !info.meta.empty()))
+    return Malformed(RecordKind::kSummary, key);
   return record;
 }
 

@@ -25,7 +25,7 @@ inline constexpr size_t kMaxPayloadBytes = size_t{1} << 30;
 enum class RecordKind : uint8_t {
   kSession = 1,
   kSessionMeta = 2,
-  kOwnerIndex = 3,
+  kOwnerIndex = 3,  // in stores before version 3; since then kSummary is under its key
   kTimeline = 4,
   kHead = 5,
   kTail = 6,
@@ -47,6 +47,7 @@ enum class RecordKind : uint8_t {
   kEpoch = 22,
   kErasure = 30,
   kKeys = 32,
+  kSummary = 33,
 };
 
 // What a message calls the record: "event 12 of timeline 7", "KV part 0 of block 3f...".
@@ -72,6 +73,12 @@ struct SessionRecord {
   int64_t created_us = 0;
   std::string forked_from;
   uint64_t forked_at_seq = 0;
+};
+
+// What a list shows of a session.
+struct SummaryRecord {
+  SessionInfo info;      // without id and owner, which the key says, and damage
+  bool has_meta = true;  // false: it is long, and in its own record alone
 };
 
 // Events (previous segment's last_seq, last_seq] come from `timeline`; the last one is cut at
@@ -145,6 +152,7 @@ struct DirectoryEntry {
 inline constexpr uint64_t kChunkBytes = 1 << 20;
 
 std::string EncodeSession(std::string_view key, const SessionRecord& record);
+std::string EncodeSummary(std::string_view key, const SummaryRecord& record);
 std::string EncodeTimeline(std::string_view key, const TimelineRecord& record);
 std::string EncodeHead(std::string_view key, const HeadRecord& record);
 std::string EncodeTail(std::string_view key, const TailRecord& record);
@@ -161,6 +169,7 @@ std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor);
 std::string DirectoryPayload(const std::vector<DirectoryEntry>& entries);
 
 absl::StatusOr<SessionRecord> DecodeSession(std::string_view key, std::string_view value);
+absl::StatusOr<SummaryRecord> DecodeSummary(std::string_view key, std::string_view value);
 absl::StatusOr<TimelineRecord> DecodeTimeline(std::string_view key, std::string_view value);
 absl::StatusOr<HeadRecord> DecodeHead(std::string_view key, std::string_view value);
 absl::StatusOr<TailRecord> DecodeTail(std::string_view key, std::string_view value);

@@ -11,6 +11,7 @@
 #include "sessions/record.h"
 #include "sessions/small_file.h"
 #include "sessions/store_files.h"
+#include "sessions/summary.h"
 
 namespace agentd::sessions {
 namespace internal {
@@ -78,7 +79,7 @@ class Rewriter {
       const size_t size = static_cast<uint8_t>(key[1]) << 8 | static_cast<uint8_t>(key[2]);
       if (key.size() < 3 + size) return absl::OkStatus();  // of no owner: nothing finds it
       const std::string tag = target_.OwnerTag(key.substr(3, size));
-      return PutUnder(RecordKind::kOwnerIndex, column, key,
+      return PutUnder(RecordKind::kSummary, column, key,
                       OwnerIndexPrefix(tag).append(key.substr(3 + size)), value);
     }
     if (column == Column::kMeta && key.starts_with('u')) {
@@ -154,6 +155,7 @@ absl::StatusOr<RewriteProgress> RewriteStore(
     source_options.keys_if_encrypted = true;
     ASSIGN_OR_RETURN(const std::unique_ptr<Database> source,
                      Database::Open(directory, /*create_if_missing=*/false, source_options, keys));
+    RETURN_IF_ERROR(internal::UpgradeSummaries(*source));
     internal::InternalOptions options;
     if (source->keyring() != nullptr) options.store_secret = source->keyring()->secret();
     ASSIGN_OR_RETURN(

@@ -51,8 +51,6 @@ namespace internal {
 namespace {
 
 constexpr size_t kMaxOwnerBytes = 1024;
-// Sessions that one thread reads in a row for a list: enough for reading on to pay.
-constexpr size_t kListedAtOnce = 1000;
 constexpr size_t kOwnerKeyBytes = 32;
 constexpr char kIdDigits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 constexpr int kIdTimeDigits = 10, kIdDigitCount = 26;
@@ -142,6 +140,7 @@ StoreImpl::StoreImpl(std::unique_ptr<Database> database, const StoreOptions& opt
       space_(*database_, pipeline_.values_in_use(), options.budget_bytes) {}
 
 absl::Status StoreImpl::Recover() {
+  RETURN_IF_ERROR(UpgradeSummaries(*database_));
   RETURN_IF_ERROR(RecoverCounter());
   RETURN_IF_ERROR(SweepIntents());
   ASSIGN_OR_RETURN(const std::optional<std::string> erasure,
@@ -268,6 +267,16 @@ std::string StoreImpl::NewSessionId(int64_t now_us) {
   return id;
 }
 
+SessionInfo StoreImpl::NewInfo(const NewSession& session) {
+  SessionInfo info;
+  info.created_us = info.updated_us = NowUs();
+  info.id = NewSessionId(info.created_us);
+  info.owner = session.owner;
+  info.seed = session.seed;
+  info.meta = session.meta;
+  return info;
+}
+
 TimelineId StoreImpl::NewTimeline(std::vector<WriteEntry>& writes) {
   std::lock_guard lock(mutex_);
   const TimelineId timeline = next_timeline_++;
@@ -276,14 +285,18 @@ TimelineId StoreImpl::NewTimeline(std::vector<WriteEntry>& writes) {
   return timeline;
 }
 
-void StoreImpl::AddSession(const std::string& id, const SessionRecord& record,
-                           const NewSession& session, std::vector<WriteEntry>& writes) const {
-  const std::string key = SessionKey(id), meta_key = SessionMetaKey(id);
-  const std::string index_key = OwnerIndexPrefix(database_->OwnerTag(record.owner)) + id;
-  writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
+void StoreImpl::AddSession(const SessionInfo& info, std::vector<WriteEntry>& writes) const {
+  const std::string key = SessionKey(info.id), meta_key = SessionMetaKey(info.id);
+  writes.push_back({Column::kTimelines, key,
+                    EncodeSession(key, {info.owner, info.timeline, info.created_us,
+                                        info.forked_from, info.forked_at_seq})});
   writes.push_back(
-      {Column::kTimelines, meta_key, Frame(RecordKind::kSessionMeta, meta_key, session.meta)});
-  writes.push_back({Column::kTimelines, index_key, Frame(RecordKind::kOwnerIndex, index_key, "")});
+      {Column::kTimelines, meta_key, Frame(RecordKind::kSessionMeta, meta_key, info.meta)});
+}
+
+SummaryChange StoreImpl::NewSummary(const SessionInfo& info) const {
+  return {SummaryChange::Kind::kNew, info.id, SummaryKey(info.owner, info.id),
+          [info](SessionInfo& shown) { shown = info; }, info.meta};
 }
 
 void StoreImpl::AddTimeline(TimelineId timeline, const TimelineRecord& record,
@@ -324,66 +337,25 @@ absl::StatusOr<std::shared_ptr<const BlockHasher>> StoreImpl::HasherOf(std::stri
 absl::StatusOr<SessionInfo> StoreImpl::Create(const NewSession& session) {
   RETURN_IF_ERROR(CheckNewSession(session));
   RETURN_IF_ERROR(HasherOf(session.owner, /*create=*/true).status());
-  const int64_t now_us = NowUs();
-  const std::string id = NewSessionId(now_us);
+  SessionInfo info = NewInfo(session);
   std::vector<WriteEntry> writes;
-  SessionRecord record;
-  record.owner = session.owner;
-  record.timeline = NewTimeline(writes);
-  record.created_us = now_us;
-  AddSession(id, record, session, writes);
-  AddTimeline(record.timeline, {id, session.seed, {}}, {0, 0, now_us}, writes);
-  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
-  return Get(id);
+  info.timeline = NewTimeline(writes);
+  AddSession(info, writes);
+  AddTimeline(info.timeline, {info.id, info.seed, {}}, {0, 0, info.created_us}, writes);
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes), NewSummary(info)));
+  return info;
 }
 
 absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
     std::string_view session_id, const rocksdb::Snapshot* snapshot) const {
   PointSource source(*database_, snapshot);
-  return ReadSession(session_id, source);
-}
-
-absl::StatusOr<std::pair<SessionRecord, TimelineView>> StoreImpl::ReadSession(
-    std::string_view session_id, RecordSource& source) {
-  const std::string key = SessionKey(session_id);
-  ASSIGN_OR_RETURN(const std::optional<std::string> value, source.Get(key));
-  if (!value.has_value()) return NotFound("session {} does not exist", session_id);
-  ASSIGN_OR_RETURN(SessionRecord record, DecodeSession(key, *value));
-  absl::StatusOr<TimelineView> timeline = ReadTimeline(source, record.timeline);
-  if (absl::IsNotFound(timeline.status()))
-    return DataLoss("session {}: {}", session_id, Text(timeline.status()));
-  if (!timeline.ok()) return timeline.status();
-  return std::pair(std::move(record), *std::move(timeline));
+  return internal::ReadSession(session_id, source);
 }
 
 absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id,
                                                 const rocksdb::Snapshot* snapshot) const {
   PointSource source(*database_, snapshot);
-  return ReadInfo(session_id, source);
-}
-
-absl::StatusOr<SessionInfo> StoreImpl::ReadInfo(std::string_view session_id, RecordSource& source) {
-  ASSIGN_OR_RETURN(const auto session, ReadSession(session_id, source));
-  const auto& [record, timeline] = session;
-  SessionInfo info;
-  info.id = std::string(session_id);
-  info.owner = record.owner;
-  info.timeline = record.timeline;
-  info.seed = timeline.record.seed;
-  info.created_us = record.created_us;
-  info.updated_us = timeline.head.updated_us;
-  info.last_seq = timeline.head.last_seq;
-  info.tokens = timeline.head.tokens;
-  info.forked_from = record.forked_from;
-  info.forked_at_seq = record.forked_at_seq;
-  const std::string meta_key = SessionMetaKey(session_id);
-  ASSIGN_OR_RETURN(const std::optional<std::string> meta, source.Get(meta_key));
-  if (!meta.has_value())
-    return DataLoss("{} is missing", Describe(RecordKind::kSessionMeta, meta_key));
-  ASSIGN_OR_RETURN(const std::string_view payload,
-                   Unframe(RecordKind::kSessionMeta, meta_key, *meta));
-  info.meta = std::string(payload);
-  return info;
+  return internal::ReadInfo(session_id, source);
 }
 
 absl::StatusOr<SessionInfo> StoreImpl::Get(std::string_view session_id) {
@@ -391,52 +363,51 @@ absl::StatusOr<SessionInfo> StoreImpl::Get(std::string_view session_id) {
   return ReadInfo(session_id, snapshot.get());
 }
 
-// Ids of a page, newest first.
-absl::StatusOr<std::vector<std::string>> StoreImpl::ListIds(
-    std::string_view owner, std::string_view after_id, int limit,
-    const rocksdb::Snapshot* snapshot) const {
-  const std::string prefix = OwnerIndexPrefix(database_->OwnerTag(owner));
-  std::vector<std::string> ids;
-  const std::unique_ptr<rocksdb::Iterator> iterator =
-      database_->Iterate(Column::kTimelines, snapshot);
-  const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
-  iterator->SeekForPrev(before);
-  if (iterator->Valid() && iterator->key() == before) iterator->Prev();
-  for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
-    if (ids.size() == static_cast<size_t>(limit)) break;
-    ids.emplace_back(ToView(iterator->key()).substr(prefix.size()));
+std::string StoreImpl::SummaryKey(std::string_view owner, std::string_view id) const {
+  return OwnerIndexPrefix(database_->OwnerTag(owner)).append(id);
+}
+
+absl::StatusOr<SessionInfo> StoreImpl::ReadSummary(std::string_view id, std::string_view key,
+                                                   std::string_view value,
+                                                   RecordSource& source) const {
+  absl::StatusOr<SummaryRecord> summary = DecodeSummary(key, value);
+  if (absl::IsDataLoss(summary.status())) return internal::ReadInfo(id, source);
+  if (!summary.ok()) return summary.status();
+  if (!summary->has_meta) {
+    ASSIGN_OR_RETURN(summary->info.meta, ReadMeta(id, source));
   }
-  RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
-  return ids;
+  return std::move(summary->info);
 }
 
 absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
                                                          std::string_view after_id, int limit) {
   if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
   const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
-  ASSIGN_OR_RETURN(const std::vector<std::string> ids,
-                   ListIds(owner, after_id, limit, snapshot.get()));
-  std::vector<SessionInfo> page(ids.size());
-  std::vector<absl::Status> errors((ids.size() + kListedAtOnce - 1) / kListedAtOnce);
-  read_threads_.ForEach(errors.size(), [&](size_t part) {
-    AscendingSource source(*database_, snapshot.get());
-    const size_t first = part * kListedAtOnce;
-    for (size_t i = std::min(first + kListedAtOnce, ids.size()); i-- > first;) {
-      absl::StatusOr<SessionInfo> info = ReadInfo(ids[i], source);
-      if (info.ok()) {
-        page[i] = *std::move(info);
-      } else if (absl::IsDataLoss(info.status()) || absl::IsNotFound(info.status())) {
-        // One damaged session must not hide the others.
-        page[i].id = ids[i];
-        page[i].owner = std::string(owner);
-        page[i].damage = Text(info.status());
-      } else {
-        errors[part] = info.status();
-        return;
-      }
+  const std::string prefix = OwnerIndexPrefix(database_->OwnerTag(owner));
+  const std::unique_ptr<rocksdb::Iterator> iterator =
+      database_->Iterate(Column::kTimelines, snapshot.get());
+  PointSource source(*database_, snapshot.get());
+  std::vector<SessionInfo> page;
+  const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
+  iterator->SeekForPrev(before);
+  if (iterator->Valid() && iterator->key() == before) iterator->Prev();
+  for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
+    if (page.size() == static_cast<size_t>(limit)) break;
+    const std::string_view key = ToView(iterator->key());
+    const std::string_view id = key.substr(prefix.size());
+    absl::StatusOr<SessionInfo> info = ReadSummary(id, key, ToView(iterator->value()), source);
+    if (info.ok()) {
+      page.push_back(*std::move(info));
+    } else if (absl::IsDataLoss(info.status()) || absl::IsNotFound(info.status())) {
+      // One damaged session must not hide the others.
+      page.emplace_back().damage = Text(info.status());
+    } else {
+      return info.status();
     }
-  });
-  for (const absl::Status& error : errors) RETURN_IF_ERROR(error);
+    page.back().id = id;
+    page.back().owner = owner;
+  }
+  RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
   return page;
 }
 

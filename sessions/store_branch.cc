@@ -133,24 +133,21 @@ absl::StatusOr<SessionInfo> StoreImpl::Fork(std::string_view session_id, const P
   ASSIGN_OR_RETURN(const auto source, ReadSession(session_id, snapshot.get()));
   ASSIGN_OR_RETURN(const ResolvedPoint point,
                    ResolvePoint(*database_, source.second, at, snapshot.get()));
-  const int64_t now_us = NowUs();
-  const std::string id = NewSessionId(now_us);
+  SessionInfo info = NewInfo(session);
   std::vector<WriteEntry> writes;
-  SessionRecord record;
-  record.owner = session.owner;
-  record.timeline = NewTimeline(writes);
-  record.created_us = now_us;
-  record.forked_from = std::string(session_id);
-  record.forked_at_seq = point.seq;
-  AddSession(id, record, session, writes);
-  AddTimeline(record.timeline, {id, session.seed, AncestryAt(source.second, point)},
-              {point.seq, point.position, now_us}, writes);
+  info.timeline = NewTimeline(writes);
+  info.last_seq = info.forked_at_seq = point.seq;
+  info.tokens = point.position;
+  info.forked_from = std::string(session_id);
+  AddSession(info, writes);
+  AddTimeline(info.timeline, {info.id, info.seed, AncestryAt(source.second, point)},
+              {info.last_seq, info.tokens, info.updated_us}, writes);
   ASSIGN_OR_RETURN(const ValuesInUse::Use anchor,
-                   ListSharedAnchor(source.second, point, record.timeline, writes));
+                   ListSharedAnchor(source.second, point, info.timeline, writes));
   CrashPoint("fork_before");
-  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes), NewSummary(info)));
   CrashPoint("fork_after");
-  return Get(id);
+  return info;
 }
 
 absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const Point& to,
@@ -165,12 +162,21 @@ absl::StatusOr<SessionInfo> StoreImpl::Rewind(std::string_view session_id, const
   record.timeline = NewTimeline(writes);
   const std::string key = SessionKey(session_id);
   writes.push_back({Column::kTimelines, key, EncodeSession(key, record)});
+  const HeadRecord head = {point.seq, point.position, NowUs()};
   AddTimeline(record.timeline, {std::string(session_id), seed, AncestryAt(source.second, point)},
-              {point.seq, point.position, NowUs()}, writes);
+              head, writes);
   ASSIGN_OR_RETURN(const ValuesInUse::Use anchor,
                    ListSharedAnchor(source.second, point, record.timeline, writes));
   CrashPoint("rewind_before");
-  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes)));
+  SummaryChange summary;
+  summary.session = std::string(session_id);
+  summary.key = SummaryKey(record.owner, session_id);
+  summary.apply = [timeline = record.timeline, seed, head](SessionInfo& shown) {
+    shown.timeline = timeline;
+    shown.seed = seed;
+    SetHead(head, shown);
+  };
+  RETURN_IF_ERROR(pipeline_.SubmitAndWait(std::move(writes), std::move(summary)));
   CrashPoint("rewind_after");
   return Get(session_id);
 }
@@ -396,8 +402,7 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
   ASSIGN_OR_RETURN(const std::vector<std::shared_ptr<TimelineState>> stopped,
                    StopTimelines(id, record->timeline));
   Removal removal;
-  removal.Drop(Column::kTimelines, index_key);
-  absl::Status removed = Remove(id, *record, removal);
+  absl::Status removed = Remove(id, index_key, *record, removal);
   if (!removed.ok()) {
     for (const std::shared_ptr<TimelineState>& state : stopped) {
       std::lock_guard lock(state->mutex);
@@ -410,7 +415,7 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
     for (const TimelineId timeline : removal.timelines) states_.erase(timeline);
   }
   branch.unlock();
-  const absl::Status erased = EraseFromDisk(id, removal.timelines);
+  const absl::Status erased = EraseFromDisk(id, index_key, removal.timelines);
   space_.EndDelete(/*deleted=*/true, /*whole=*/!erased.ok());
   RETURN_IF_ERROR(Annotate(
       erased, fmt::format("session {} is deleted, but its bytes are still on the disk", id)));
@@ -420,17 +425,20 @@ absl::Status StoreImpl::Delete(std::string_view session_id) {
                                             id));
 }
 
-absl::Status StoreImpl::Remove(const std::string& session_id, const SessionRecord& record,
-                               Removal& removal) {
+absl::Status StoreImpl::Remove(const std::string& session_id, const std::string& index_key,
+                               const SessionRecord& record, Removal& removal) {
   std::unique_lock sweep(files_.sweep_mutex());
   RETURN_IF_ERROR(PlanRemoval(session_id, record.timeline, removal));
+  removal.Drop(Column::kTimelines, index_key);
   removal.Drop(Column::kTimelines, SessionKey(session_id));
   removal.Drop(Column::kTimelines, SessionMetaKey(session_id));
   workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
   removal.writes.push_back(space_.BeginDelete());
   CrashPoint("delete_before");
-  const absl::Status written =
-      pipeline_.SubmitAndWait(std::move(removal.writes), /*removes_values=*/true);
+  const absl::Status written = pipeline_.SubmitAndWait(
+      std::move(removal.writes),
+      SummaryChange{SummaryChange::Kind::kDeleted, session_id, index_key, nullptr, std::nullopt},
+      /*removes_values=*/true);
   if (!written.ok()) space_.EndDelete(/*deleted=*/false, /*whole=*/false);
   RETURN_IF_ERROR(written);
   CrashPoint("delete_after");
@@ -438,8 +446,9 @@ absl::Status StoreImpl::Remove(const std::string& session_id, const SessionRecor
   return absl::OkStatus();
 }
 
-// So far the events are only marked as deleted: takes them off the disk, out of the log first.
-absl::Status StoreImpl::EraseFromDisk(const std::string& session_id,
+// So far the events and the meta are only marked as deleted: takes them off the disk, out of the
+// log first.
+absl::Status StoreImpl::EraseFromDisk(const std::string& session_id, const std::string& index_key,
                                       const std::vector<TimelineId>& timelines) {
   RETURN_IF_ERROR(database_->Flush({Column::kTimelines, Column::kEvents, Column::kKv,
                                     Column::kAnchors, Column::kFiles, Column::kMeta}));
@@ -449,8 +458,8 @@ absl::Status StoreImpl::EraseFromDisk(const std::string& session_id,
     status.Update(
         database_->Compact(Column::kEvents, EventPrefix(timeline), EventPrefix(timeline + 1)));
   }
-  status.Update(database_->Compact(Column::kTimelines, SessionMetaKey(session_id),
-                                   SessionMetaKey(session_id) + '\xff'));
+  for (const std::string& key : {SessionMetaKey(session_id), index_key})
+    status.Update(database_->Compact(Column::kTimelines, key, key + '\xff'));
   CrashPoint("delete_compacted");
   return status;
 }

@@ -10,6 +10,9 @@ namespace {
 
 // Tokens kept in memory for all timelines together, in states that nobody is writing to.
 constexpr size_t kIdleTokens = 32 << 20;
+constexpr size_t kIdleStates = 4096;
+// A look passes all of them.
+constexpr size_t kStatesBetweenLooks = 16;
 
 }  // namespace
 
@@ -29,6 +32,7 @@ void StoreImpl::ForgetState(const std::shared_ptr<TimelineState>& state) {
 // The caller holds mutex_. Copies are handed out under it, so a state that only the map holds is
 // nobody's.
 void StoreImpl::ForgetIdleStates() {
+  if (++states_made_ % kStatesBetweenLooks != 0) return;
   size_t tokens = 0;
   std::vector<TimelineId> idle;
   for (const auto& [id, state] : states_) {
@@ -38,7 +42,7 @@ void StoreImpl::ForgetIdleStates() {
     tokens += state->tokens.size();
     idle.push_back(id);
   }
-  if (tokens <= kIdleTokens) return;
+  if (tokens <= kIdleTokens && idle.size() <= kIdleStates) return;
   for (const TimelineId id : idle) states_.erase(id);
 }
 
@@ -66,6 +70,7 @@ absl::Status StoreImpl::LoadState(TimelineState& state) {
     if (decoded.ok()) state.tail = *decoded;
   }
   state.session = timeline.record.session;
+  state.summary_key = SummaryKey(session.first.owner, state.session);
   state.last_seq = timeline.head.last_seq;
   state.loaded = true;
   return absl::OkStatus();
@@ -194,9 +199,15 @@ void StoreImpl::AppendEvents(TimelineState& state, Commit& commit, int64_t now_u
   }
   ExtendHashes(*state.hasher, state.tokens, state.hashes);
   const std::string head_key = HeadKey(state.id);
-  operation.writes.push_back(
-      {Column::kTimelines, head_key,
-       EncodeHead(head_key, {state.last_seq, static_cast<int64_t>(state.tokens.size()), now_us})});
+  const HeadRecord head = {state.last_seq, static_cast<int64_t>(state.tokens.size()), now_us};
+  operation.writes.push_back({Column::kTimelines, head_key, EncodeHead(head_key, head)});
+  SummaryChange& summary = operation.summary.emplace();
+  summary.session = state.session;
+  summary.key = state.summary_key;
+  // A rewind may have left this timeline meanwhile.
+  summary.apply = [timeline = state.id, head](SessionInfo& shown) {
+    if (shown.timeline == timeline) SetHead(head, shown);
+  };
 }
 
 // Lists every block that became whole, stored or not: another timeline may store the same one, and
@@ -286,6 +297,7 @@ void StoreImpl::CommitAsync(Commit commit, CommitCallback done) {
     const std::string key = SessionMetaKey(state.session);
     operation->writes.push_back(
         {Column::kTimelines, key, Frame(RecordKind::kSessionMeta, key, *commit.session_meta)});
+    operation->summary->meta = std::move(commit.session_meta);
   }
   pipeline_.Submit(std::move(operation));
 }

@@ -92,6 +92,21 @@ absl::StatusOr<std::unique_ptr<const Keyring>> OpenKeyring(const std::filesystem
   return keyring;
 }
 
+std::vector<std::filesystem::path> KeysFiles(const std::filesystem::path& directory) {
+  return {directory / kKeysNames[0], directory / kKeysNames[1]};
+}
+
+absl::StatusOr<std::vector<uint64_t>> SealingKeys(const std::filesystem::path& directory) {
+  absl::Status damage;
+  for (const std::filesystem::path& path : KeysFiles(directory)) {
+    ASSIGN_OR_RETURN(const std::optional<std::string> bytes, ReadSmallFile(path));
+    auto listed = bytes.has_value() ? ListedKeys(*bytes) : DataLoss("there is none");
+    if (listed.ok()) return listed;
+    damage = Annotate(listed.status(), path.string());
+  }
+  return damage;
+}
+
 // ---- rewriting
 
 absl::Status FinishRewrite(const std::filesystem::path& directory) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "sessions/keyring.h"
@@ -17,9 +18,11 @@ namespace agentd::sessions::internal {
 
 // ---- FORMAT
 
-inline constexpr int kFormatVersion = 2;  // the newest that this program reads
+inline constexpr int kFormatVersion = 3;  // the newest that this program reads, and of new stores
+// From this one on sessions have summaries (summary.h), which an older program would leave behind.
+inline constexpr int kSummaryVersion = 3;
 struct Format {
-  int version = 1;  // what the store needs to be read: 2 if it is encrypted
+  int version = kFormatVersion;  // encrypted stores begin with 2
   bool encrypted = false;
 };
 std::string FormatText(const Format& format);
@@ -33,6 +36,11 @@ absl::Status WriteKeyring(const std::filesystem::path& directory, const Keyring&
 // key: on disk, before any record is sealed with it.
 absl::StatusOr<std::unique_ptr<const Keyring>> OpenKeyring(const std::filesystem::path& directory,
                                                            const StoreKeys& keys, bool may_write);
+
+// Where they are.
+std::vector<std::filesystem::path> KeysFiles(const std::filesystem::path& directory);
+// The ids of the keys that records may be sealed with, from whichever of the two is whole.
+absl::StatusOr<std::vector<uint64_t>> SealingKeys(const std::filesystem::path& directory);
 
 // ---- rewriting (rewrite.h)
 

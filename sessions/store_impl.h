@@ -23,6 +23,7 @@
 #include "sessions/record.h"
 #include "sessions/space_manager.h"
 #include "sessions/store.h"
+#include "sessions/summary.h"
 #include "sessions/timeline.h"
 #include "sessions/workspace.h"
 
@@ -93,19 +94,19 @@ class StoreImpl final : public Store {
   absl::Status CheckNewSession(const NewSession& session) const;
   absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(
       std::string_view session_id, const rocksdb::Snapshot* snapshot) const;
-  static absl::StatusOr<std::pair<SessionRecord, TimelineView>> ReadSession(
-      std::string_view session_id, RecordSource& source);
-  static absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id, RecordSource& source);
   absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id,
                                        const rocksdb::Snapshot* snapshot) const;
-  absl::StatusOr<std::vector<std::string>> ListIds(std::string_view owner,
-                                                   std::string_view after_id, int limit,
-                                                   const rocksdb::Snapshot* snapshot) const;
+  absl::StatusOr<SessionInfo> ReadSummary(std::string_view id, std::string_view key,
+                                          std::string_view value, RecordSource& source) const;
+  std::string SummaryKey(std::string_view owner, std::string_view id) const;
   std::string NewSessionId(int64_t now_us);
+  SessionInfo NewInfo(const NewSession& session);  // without a timeline
   // Reserves an id and adds the counter's record to `writes`.
   TimelineId NewTimeline(std::vector<WriteEntry>& writes);
-  void AddSession(const std::string& id, const SessionRecord& record, const NewSession& session,
-                  std::vector<WriteEntry>& writes) const;
+  // The records of a new session but for its timeline, which `info` names, and those as an
+  // operation.
+  void AddSession(const SessionInfo& info, std::vector<WriteEntry>& writes) const;
+  SummaryChange NewSummary(const SessionInfo& info) const;
   void AddTimeline(TimelineId timeline, const TimelineRecord& record, const HeadRecord& head,
                    std::vector<WriteEntry>& writes) const;
   // null: the owner has no key and `create` is false.
@@ -124,8 +125,9 @@ class StoreImpl final : public Store {
   absl::StatusOr<std::string> FindIndexKey(const std::string& session_id) const;
   absl::StatusOr<std::vector<std::shared_ptr<TimelineState>>> StopTimelines(
       const std::string& session_id, TimelineId current);
-  absl::Status Remove(const std::string& session_id, const SessionRecord& record, Removal& removal);
-  absl::Status EraseFromDisk(const std::string& session_id,
+  absl::Status Remove(const std::string& session_id, const std::string& index_key,
+                      const SessionRecord& record, Removal& removal);
+  absl::Status EraseFromDisk(const std::string& session_id, const std::string& index_key,
                              const std::vector<TimelineId>& timelines);
 
   // ---- commits
@@ -179,6 +181,7 @@ class StoreImpl final : public Store {
   // Guarded by mutex_.
   std::map<TimelineId, std::shared_ptr<TimelineState>>
       states_;  // shared with the operations in flight
+  size_t states_made_ = 0;
   std::map<std::string, std::shared_ptr<const BlockHasher>, std::less<>>
       hashers_;  // shared with the states
   TimelineId next_timeline_ = 1;

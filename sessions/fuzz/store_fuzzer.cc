@@ -36,7 +36,7 @@ struct StoredRecord {
 RecordKind KindOf(Column column, std::string_view key) {
   static const std::map<char, RecordKind> kTimelineKinds = {
       {'s', RecordKind::kSession},        {'m', RecordKind::kSessionMeta},
-      {'o', RecordKind::kOwnerIndex},     {'t', RecordKind::kTimeline},
+      {'o', RecordKind::kSummary},        {'t', RecordKind::kTimeline},
       {'h', RecordKind::kHead},           {'y', RecordKind::kTail},
       {'b', RecordKind::kBlockEntry},     {'a', RecordKind::kAnchorEntry},
       {'w', RecordKind::kWorkspaceEntry}, {'k', RecordKind::kBlockName},
