@@ -26,7 +26,8 @@ std::filesystem::path StoreIn(const std::filesystem::path& directory) {
 }
 
 int DoctorExitCode(const sessions::DoctorReport& report) {
-  return report.findings.empty() ? kAnswer : kDamaged;
+  if (!report.findings.empty()) return kDamaged;
+  return report.not_checked.empty() ? kAnswer : kError;
 }
 
 }  // namespace
@@ -44,8 +45,10 @@ std::string DoctorText(const std::filesystem::path& store, const sessions::Docto
     text += fmt::format("  costs  {}\n", finding.costs);
     text += fmt::format("  mend   {}\n", OneLine(finding.mend, 500));
   }
-  if (report.findings.empty()) return text + "nothing is damaged\n";
-  return text + fmt::format("\n{} damaged\n", report.findings.size());
+  text += report.findings.empty() ? "nothing is damaged\n"
+                                  : fmt::format("\n{} damaged\n", report.findings.size());
+  if (!report.not_checked.empty()) text += fmt::format("not checked: {}\n", report.not_checked);
+  return text;
 }
 
 std::string DoctorJson(const std::filesystem::path& store, const sessions::DoctorReport& report) {
@@ -64,6 +67,7 @@ std::string DoctorJson(const std::filesystem::path& store, const sessions::Docto
                         {"bytes", report.bytes},
                         {"leftovers", report.leftovers},
                         {"findings", report.findings.size()},
+                        {"not_checked", report.not_checked},
                         {"exit_code", DoctorExitCode(report)}};
   return lines + Dump(summary) + "\n";
 }
@@ -83,7 +87,11 @@ int DoctorCommand(const DoctorOptions& options) {
     if (!mended.ok()) return Refuse(options.json, mended.status(), kError);
     fmt::print(stderr, "{} records mended\n", *mended);
   }
-  const auto report = sessions::Examine(store, *keys);
+  SideLine line(stderr);
+  const auto report = sessions::Examine(store, *keys, [&](const sessions::DoctorReport& so_far) {
+    line.Show(fmt::format("{} records, {} read", so_far.records, Bytes(so_far.bytes)));
+  });
+  line.Clear();
   if (!report.ok()) return Refuse(options.json, report.status(), kError);
   Say(options.json ? DoctorJson(store, *report) : DoctorText(store, *report));
   return DoctorExitCode(*report);

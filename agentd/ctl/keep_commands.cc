@@ -2,14 +2,19 @@
 #include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 
 #include "agentd/ctl/client.h"
 #include "agentd/ctl/commands.h"
@@ -48,10 +53,13 @@ absl::StatusOr<int64_t> Receive(Client* client, const api::ExportSessionRequest&
   api::BundleData piece;
   int64_t bytes = 0;
   absl::Status written;
+  SideLine line(stderr);
   while (written.ok() && stream->Read(&piece)) {
     written = WriteAll(file.get(), piece.data(), part);
     bytes += static_cast<int64_t>(piece.data().size());
+    line.Show(fmt::format("{} received", Bytes(bytes)));
   }
+  line.Clear();
   if (!written.ok()) context.TryCancel();
   const absl::Status received = client->ToStatus(stream->Finish());
   if (written.ok()) written = received;
@@ -73,6 +81,10 @@ absl::StatusOr<api::ImportSessionResponse> Send(Client* client, int file, bool n
   api::ImportSessionRequest request;
   request.mutable_start()->set_no_kv(no_kv);
   bool wanted = stream->Write(request);
+  struct stat whole = {};
+  (void)fstat(file, &whole);
+  int64_t sent = 0;
+  SideLine line(stderr);
   while (wanted) {
     std::string* data = request.mutable_data();
     data->resize(kSendBytes);
@@ -87,15 +99,60 @@ absl::StatusOr<api::ImportSessionResponse> Send(Client* client, int file, bool n
     if (count == 0) break;
     data->resize(static_cast<size_t>(count));
     wanted = stream->Write(request);
+    sent += count;
+    line.Show(S_ISREG(whole.st_mode)
+                  ? fmt::format("{} of {} sent", Bytes(sent), Bytes(whole.st_size))
+                  : fmt::format("{} sent", Bytes(sent)));
   }
   stream->WritesDone();
+  line.Clear();
   const absl::Status status = client->ToStatus(stream->Finish());
   if (!status.ok()) return status;
   return response;
 }
 
+int64_t BytesIn(const std::string& directory) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (std::filesystem::recursive_directory_iterator entry(directory, error), end;
+       !error && entry != end; entry.increment(error)) {
+    std::error_code gone;
+    const auto size = entry->is_regular_file(gone) ? entry->file_size(gone) : 0;
+    if (!gone) bytes += static_cast<int64_t>(size);
+  }
+  return bytes;
+}
+
 std::string Absolute(const std::string& path) {
   return std::filesystem::absolute(path).lexically_normal().string();
+}
+
+// While `call` lasts, on another thread, how long it has taken so far and what is in `directory`,
+// which is on this machine.
+template <typename Call>
+auto WithProgress(const char* what, const std::string& directory, Call call) {
+  std::mutex mutex;
+  std::condition_variable ended;
+  bool over = false;
+  std::thread teller([&] {
+    SideLine line(stderr);
+    std::unique_lock lock(mutex);
+    const auto begin = std::chrono::steady_clock::now();
+    while (!ended.wait_for(lock, std::chrono::seconds(1), [&] { return over; })) {
+      const auto seconds =
+          std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - begin)
+              .count();
+      line.Show(fmt::format("{} for {} s; {} there", what, seconds, Bytes(BytesIn(directory))));
+    }
+  });
+  auto result = call();
+  {
+    std::lock_guard lock(mutex);
+    over = true;
+    ended.notify_all();
+  }
+  teller.join();
+  return result;
 }
 
 void PrintBackups(const api::ListBackupsResponse& backups) {
@@ -181,12 +238,16 @@ int BackupCommand(const GlobalOptions& global, const BackupOptions& options) {
     api::VerifyBackupRequest request;
     request.set_directory(directory);
     request.set_id(options.id);
-    backup = (*client)->Call(&api::Agentd::Stub::VerifyBackup, request, Client::Patience::kEndless);
+    backup = WithProgress("verifying", directory, [&] {
+      return (*client)->Call(&api::Agentd::Stub::VerifyBackup, request, Client::Patience::kEndless);
+    });
   } else {
     api::CreateBackupRequest request;
     request.set_directory(directory);
     request.set_keep(options.keep);
-    backup = (*client)->Call(&api::Agentd::Stub::CreateBackup, request, Client::Patience::kEndless);
+    backup = WithProgress("backing up", directory, [&] {
+      return (*client)->Call(&api::Agentd::Stub::CreateBackup, request, Client::Patience::kEndless);
+    });
   }
   if (!backup.ok()) return Refuse(options.json, backup.status(), ExitCodeOf(backup.status()));
   if (options.json) {

@@ -332,7 +332,11 @@ void AddDoctor(CLI::App* app, DoctorOptions* o, Chosen* chosen) {
       "costs,\n"
       "mend, sessions (ids). The last line has \"type\":\"summary\", store, sessions, records, "
       "bytes,\n"
-      "leftovers (swept by the next start), findings, exit_code.");
+      "leftovers (swept by the next start), findings, not_checked, exit_code.\n\n"
+      "Without the key of an encrypted store what needs no key is checked; exit code 1 then, "
+      "unless "
+      "something\n"
+      "is damaged.");
   doctor->callback([o, chosen] { *chosen = [o] { return DoctorCommand(*o); }; });
 }
 

@@ -13,6 +13,8 @@
 namespace agentd::ctl {
 namespace {
 
+constexpr std::chrono::milliseconds kDrawEvery(100);  // of a SideLine
+
 constexpr size_t kBarColumns = 30;
 constexpr size_t kMinColumns = 20;  // whatever a terminal says of itself
 constexpr std::string_view kWhite = " \t\r\n";
@@ -28,6 +30,27 @@ void WriteLine(std::FILE* stream, std::string line) {
 }
 
 }  // namespace
+
+SideLine::SideLine(std::FILE* stream)
+    : stream_(stream), is_terminal_(isatty(fileno(stream)) == 1), style_(Style::For(stream)) {}
+
+void SideLine::Show(std::string_view text) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!is_terminal_ || now < next_) return;
+  next_ = now + kDrawEvery;
+  // A line that wraps could not be drawn over.
+  const size_t width = std::max(TerminalColumns(stream_), kMinColumns) - 1;
+  Write(stream_, fmt::format("\r{}\033[K", style_.Dim(OneLine(text, width))));
+  std::fflush(stream_);
+  shown_ = true;
+}
+
+void SideLine::Clear() {
+  if (!shown_) return;
+  Write(stream_, "\r\033[K");
+  std::fflush(stream_);
+  shown_ = false;
+}
 
 void JsonOutput::Session(const api::Session& session) { WriteLine(out_, SessionLine(session)); }
 void JsonOutput::Event(const api::Event& event) { WriteLine(out_, EventLine(event)); }

@@ -2,6 +2,7 @@
 #ifndef AGENTD_CTL_OUTPUT_H_
 #define AGENTD_CTL_OUTPUT_H_
 
+#include <chrono>
 #include <cstdio>
 #include <string>
 #include <string_view>
@@ -15,6 +16,26 @@ namespace agentd::ctl {
 // Says on stderr why a command without events fails, and with `json` on stdout too. Returns
 // `exit_code`.
 int Refuse(bool json, const absl::Status& status, int exit_code);
+
+// How far a command without events is: a line on `stream`, drawn over by the next, where that is a
+// terminal; else nothing. Used by one thread.
+class SideLine {
+ public:
+  explicit SideLine(std::FILE* stream);
+  ~SideLine() { Clear(); }
+  SideLine(const SideLine&) = delete;
+  SideLine& operator=(const SideLine&) = delete;
+  // Left out if the last one was only just drawn.
+  void Show(std::string_view text);
+  void Clear();
+
+ private:
+  std::FILE* const stream_;
+  const bool is_terminal_;
+  const Style style_;
+  std::chrono::steady_clock::time_point next_;
+  bool shown_ = false;
+};
 
 // Used by one thread.
 class Output {

@@ -1,10 +1,12 @@
 #include "agentd/ctl/output.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <functional>
 #include <memory>
 
 #include "agentd/ctl/client.h"
@@ -14,8 +16,10 @@
 namespace agentd::ctl {
 namespace {
 
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 
 // A temporary file that is read back whole.
 class Capture {
@@ -336,6 +340,46 @@ TEST(ClientTest, AnotherUsersDaemonIsNamedAsSuch) {
   unlink(path.c_str());
   EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
   EXPECT_THAT(Text(status), HasSubstr("serves user 4242 only, you are user 65534"));
+}
+
+// What a terminal gets, and what a pipe does.
+std::string ShownOn(bool terminal, const std::function<void(SideLine&)>& use) {
+  int ends[2] = {-1, -1};
+  if (terminal) {
+    ends[0] = posix_openpt(O_RDWR | O_NOCTTY);
+    EXPECT_TRUE(ends[0] >= 0 && grantpt(ends[0]) == 0 && unlockpt(ends[0]) == 0);
+    ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY);
+  } else {
+    EXPECT_EQ(pipe(ends), 0);
+  }
+  std::FILE* stream = fdopen(ends[1], "w");
+  {
+    SideLine line(stream);
+    use(line);
+  }
+  std::fflush(stream);
+  std::string shown(4096, '\0');
+  EXPECT_EQ(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
+  const ssize_t count = read(ends[0], shown.data(), shown.size());
+  shown.resize(count > 0 ? static_cast<size_t>(count) : 0);
+  std::fclose(stream);
+  close(ends[0]);
+  return shown;
+}
+
+TEST(SideLineTest, IsDrawnOnATerminalAloneAndTakenAwayAtTheEnd) {
+  const auto use = [](SideLine& line) {
+    line.Show("1 record\nread");
+    line.Show("too soon after the last");
+  };
+  EXPECT_EQ(ShownOn(/*terminal=*/false, use), "");
+  const std::string shown = ShownOn(/*terminal=*/true, use);
+  EXPECT_THAT(shown, StartsWith("\r"));
+  EXPECT_THAT(shown, HasSubstr("1 record"));
+  EXPECT_THAT(shown, Not(HasSubstr("\n")));
+  EXPECT_THAT(shown, Not(HasSubstr("too soon")));
+  EXPECT_THAT(shown, EndsWith("\r\033[K"));
+  EXPECT_EQ(ShownOn(/*terminal=*/true, [](SideLine&) {}), "");
 }
 
 }  // namespace
