@@ -226,6 +226,8 @@ absl::Status Database::Prepare(bool create_if_missing, const InternalOptions& op
     ASSIGN_OR_RETURN(lock_, LockDirectory(directory_));
   }
   (void)::unlink((directory_ / kProbeName).c_str());  // a crash left it, and the space with it
+  if (options.begins_rewrite && IsRewriteCutOff(directory_))
+    RETURN_IF_ERROR(DropRewrite(directory_));
   if (!for_reading) RETURN_IF_ERROR(FinishRewrite(directory_));
   if (std::filesystem::exists(directory_ / kRewriteName / kCompleteName, error)) {
     return FailedPrecondition(

@@ -526,6 +526,16 @@ absl::StatusOr<DoctorReport> Examine(
     AddStoreFinding(report, "format", "file " + (directory / "FORMAT").string(), "it is missing");
     return report;
   }
+  if (IsRewriteCutOff(directory)) {
+    report.findings.push_back({Harm::kStore,
+                               "rewrite",
+                               "folder " + (directory / kRewriteName).string(),
+                               "a rewriting of the store was cut off",
+                               "the store is refused; its sessions are as they were before",
+                               "begin it anew, with the same keys: agentd --rewrite-store; or give "
+                               "it up: remove the folder",
+                               {}});
+  }
   ExamineEpoch(directory, report);
   ExamineRecoveryFiles(directory, report);
   absl::StatusOr<std::unique_ptr<Database>> database = Database::OpenForReading(directory, keys);

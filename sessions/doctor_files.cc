@@ -102,7 +102,7 @@ absl::Status VerifyTable(const std::filesystem::path& path) {
 void ExplainRefusal(const std::filesystem::path& directory, const absl::Status& why,
                     DoctorReport& report) {
   if (!report.findings.empty() && report.findings.back().harm == Harm::kStore &&
-      report.findings.back().kind != "epoch")
+      report.findings.back().kind != "epoch" && report.findings.back().kind != "rewrite")
     return;  // a log, or the list of tables
   const size_t before = report.findings.size();
   std::error_code error;

@@ -8,11 +8,15 @@
 
 #include <fstream>
 
+#include "sessions/checksum.h"
 #include "sessions/crash_point.h"
+#include "sessions/doctor.h"
+#include "sessions/envelope.h"
 #include "sessions/inspect_util.h"
 #include "sessions/rewrite.h"
 #include "sessions/sample_store.h"
 #include "sessions/store.h"
+#include "sessions/store_files.h"
 #include "sessions/test_util.h"
 
 namespace agentd::sessions {
@@ -327,6 +331,96 @@ TEST_F(EncryptionTest, ARewritingKeepsDamageInItsPlace) {
   EXPECT_OK(Open(kNew)->Delete(id));
 }
 
+// An error, not a crash: the old store goes on at once.
+TEST_F(EncryptionTest, ARewritingThatFailsLeavesNothing) {
+  const std::string sample = MakeSample(kOld);
+  const std::filesystem::path kept = directory_.path() / "kept";
+  std::filesystem::copy(path(), kept, std::filesystem::copy_options::recursive);
+  for (const auto& entry : std::filesystem::directory_iterator(path() / "db")) {
+    if (entry.path().extension() != ".sst") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(20);
+    file.put(static_cast<char>(~file.get()));
+  }
+  EXPECT_FALSE(Rewrite(kBoth).ok());
+  EXPECT_FALSE(std::filesystem::exists(path() / "rewrite"));
+  std::filesystem::remove_all(path());
+  std::filesystem::rename(kept, path());
+  EXPECT_EQ(Describe(kOld), sample);
+}
+
+// The backups made before still restore with the old key, those after with the new one.
+TEST_F(EncryptionTest, BackupsGoOnInTheSameDirectoryAfterARewriting) {
+  const std::string sample = MakeSample(kOld);
+  const std::filesystem::path backups = directory_.path() / "backups";
+  EXPECT_EQ(Must(Open(kOld)->Backup(backups, 0)).id, 1u);
+  ASSERT_OK(Rewrite(kBoth));
+  std::string id;
+  {
+    const std::unique_ptr<Store> store = Open(kNew);
+    id = Must(store->Create({"carol", 1, "after"})).id;
+    const BackupInfo second = Must(store->Backup(backups, 0));
+    EXPECT_EQ(second.id, 2u);
+    EXPECT_EQ(second.shared_bytes, 0);
+    EXPECT_OK(store->Backup(backups, 0));
+  }
+  for (const uint32_t backup : {1u, 2u, 3u}) {
+    SCOPED_TRACE(backup);
+    EXPECT_OK(VerifyBackup(backups, backup));
+    std::filesystem::remove_all(path());
+    ASSERT_OK(RestoreBackup(backups, backup, path()));
+    EXPECT_TRUE(absl::IsInvalidArgument(TryOpen(backup == 1 ? kNew : kOld).status()));
+    EXPECT_EQ(Open(backup == 1 ? kOld : kNew)->Get(id).ok(), backup > 1);
+    EXPECT_THAT(Must(Examine(path(), backup == 1 ? kOld : kNew)).findings, IsEmpty());
+    if (backup == 1) {
+      EXPECT_EQ(Describe(kOld), sample);
+    }
+  }
+}
+
+// A newer program's envelope says nothing to us: the value stays where it is, as it is.
+TEST_F(EncryptionTest, TheCollectionLeavesANewerEnvelopeAlone) {
+  const std::vector<TokenId> tokens = testing::RandomTokens(random_, 4 * kBlockTokens);
+  std::string fork;
+  {
+    const std::unique_ptr<Store> store = Open(kOld);
+    const SessionInfo session = Must(store->Create({"carol", 1, ""}));
+    Commit commit = TokensCommit(session.timeline, tokens);
+    for (int64_t block = 0; block < 4; ++block)
+      commit.blocks.push_back({block, {testing::RandomBytes(random_, 200'000)}});
+    ASSERT_OK(store->CommitSync(std::move(commit)));
+    fork =
+        Must(store->Fork(session.id, testing::AtPosition(2 * kBlockTokens), {"carol", 1, ""})).id;
+    ASSERT_OK(store->Delete(session.id));
+  }
+  std::string key, newer;
+  WithStoredBytes([&](rocksdb::DB& db, auto& columns) {
+    const std::unique_ptr<rocksdb::Iterator> value(db.NewIterator({}, columns["kv"]));
+    value->SeekToFirst();
+    ASSERT_TRUE(value->Valid());
+    key = value->key().ToString();
+    newer = value->value().ToString();
+    newer[4] = internal::kEnvelopeVersion + 1;
+    const uint64_t checksum = internal::Xxh3({std::string_view(newer).substr(0, 40), key});
+    std::memcpy(newer.data() + 40, &checksum, sizeof(checksum));
+    ASSERT_TRUE(db.Put({}, columns["kv"], key, newer).ok());
+    ASSERT_TRUE(db.Flush({}, columns["kv"]).ok());
+  });
+  {
+    const std::unique_ptr<Store> store = Open(kOld);
+    (void)store->Reclaim();  // what lies beside it may stay as well
+    const StoreStats stats = Must(store->Stats());
+    EXPECT_EQ(stats.damaged_values_dropped, 0);
+    EXPECT_GT(stats.collected_bytes_written, 150'000) << "the other value was not moved";
+    EXPECT_OK(store->Load(fork));
+  }
+  WithStoredBytes([&](rocksdb::DB& db, auto& columns) {
+    std::string stored;
+    ASSERT_TRUE(db.Get({}, columns["kv"], key, &stored).ok());
+    EXPECT_EQ(stored, newer);
+  });
+}
+
 // The other process; only the test below starts it.
 TEST(EncryptionWorker, DISABLED_Rewrite) {
   const char* directory = std::getenv("WORKER_DIRECTORY");
@@ -358,8 +452,20 @@ class RewriteCrashTest : public EncryptionTest, public ::testing::WithParamInter
     EXPECT_EQ(::waitpid(child, &status, 0), child);
     return status;
   }
-  // Opens as what it was, or as what it becomes, and shows the same; whether it was rewritten.
+  // Opens as what it was, or as what it becomes, and shows the same; whether it was rewritten. One
+  // that was cut off is refused until it is given up.
   bool Verify(const StoreKeys& before, const std::string& sample) {
+    if (internal::IsRewriteCutOff(path())) {
+      for (const StoreKeys& keys : {before, kBoth}) {
+        const absl::Status status = TryOpen(keys).status();
+        EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+        EXPECT_THAT(Text(status), HasSubstr("--rewrite-store"));
+      }
+      const DoctorReport report = Must(Examine(path(), kBoth));
+      EXPECT_EQ(report.findings.size(), 1u);
+      EXPECT_EQ(report.findings[0].kind, "rewrite");
+      std::filesystem::remove_all(path() / "rewrite");
+    }
     const bool rewritten = !TryOpen(before).ok();
     EXPECT_EQ(Describe(rewritten ? kBoth : before), sample);
     EXPECT_FALSE(std::filesystem::exists(path() / "rewrite"));

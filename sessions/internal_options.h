@@ -24,6 +24,7 @@ struct InternalOptions {
   bool ignore_lock = false;
   bool compress = true;            // off: a test can look for bytes in the files
   bool keys_if_encrypted = false;  // keys are no error for a store that is not encrypted
+  bool begins_rewrite = false;     // what one that was cut off left is dropped
   bool sealed = false;             // no key: an encrypted store's values come as they are stored
   std::string store_secret;        // of a new encrypted store; empty: one of its own
 };

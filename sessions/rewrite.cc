@@ -19,8 +19,8 @@ namespace {
 
 constexpr size_t kRewriteBatchBytes = 8 << 20;
 constexpr std::string_view kRewriteCrashPoints[] = {
-    "rewrite_begun", "rewrite_copied",     "rewrite_complete",    "rewrite_old_gone",
-    "rewrite_moved", "rewrite_keys_moved", "rewrite_format_moved"};
+    "rewrite_begun", "rewrite_copied",     "rewrite_complete",     "rewrite_old_gone",
+    "rewrite_moved", "rewrite_keys_moved", "rewrite_format_moved", "rewrite_tidied"};
 
 class Rewriter {
  public:
@@ -141,31 +141,55 @@ std::span<const std::string_view> RewriteCrashPointNames() { return kRewriteCras
 
 }  // namespace internal
 
+namespace internal {
+namespace {
+
+// All of `source`, into `rewrite/`.
+absl::StatusOr<RewriteProgress> WriteCopy(
+    Database& source, const StoreKeys& keys,
+    const std::function<void(const RewriteProgress&)>& report) {
+  const std::filesystem::path rewrite = source.directory() / kRewriteName;
+  RETURN_IF_ERROR(UpgradeSummaries(source));
+  InternalOptions options;
+  if (source.keyring() != nullptr) options.store_secret = source.keyring()->secret();
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Database> target,
+      Database::Open(rewrite, /*create_if_missing=*/true, options, {keys.current, {}}));
+  CrashPoint("rewrite_begun");
+  ASSIGN_OR_RETURN(const RewriteProgress progress, Rewriter(source, *target, report).Run());
+  target.reset();
+  // It is the same store, whose backups go on.
+  const char* const kIdentity = "db/IDENTITY";
+  ASSIGN_OR_RETURN(const std::optional<std::string> identity,
+                   ReadSmallFile(source.directory() / kIdentity));
+  if (identity.has_value()) RETURN_IF_ERROR(ReplaceFile(rewrite / kIdentity, *identity));
+  CrashPoint("rewrite_copied");
+  RETURN_IF_ERROR(ReplaceFile(rewrite / kCompleteName, ""));
+  return progress;
+}
+
+}  // namespace
+}  // namespace internal
+
 absl::StatusOr<RewriteProgress> RewriteStore(
     const std::filesystem::path& directory, const StoreKeys& keys,
     const std::function<void(const RewriteProgress&)>& report) {
   using internal::Database;
   if (!keys.current.has_value())
     return InvalidArgument("rewriting {} needs the key to encrypt it with", directory.string());
-  const std::filesystem::path rewrite = directory / internal::kRewriteName;
-  RewriteProgress progress;
+  absl::StatusOr<RewriteProgress> progress;
   {
     // Holds the store's lock to the end, and finishes or removes what an earlier rewriting left.
-    internal::InternalOptions source_options;
-    source_options.keys_if_encrypted = true;
-    ASSIGN_OR_RETURN(const std::unique_ptr<Database> source,
-                     Database::Open(directory, /*create_if_missing=*/false, source_options, keys));
-    RETURN_IF_ERROR(internal::UpgradeSummaries(*source));
     internal::InternalOptions options;
-    if (source->keyring() != nullptr) options.store_secret = source->keyring()->secret();
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<Database> target,
-        Database::Open(rewrite, /*create_if_missing=*/true, options, {keys.current, {}}));
-    internal::CrashPoint("rewrite_begun");
-    ASSIGN_OR_RETURN(progress, internal::Rewriter(*source, *target, report).Run());
-    target.reset();
-    internal::CrashPoint("rewrite_copied");
-    RETURN_IF_ERROR(internal::ReplaceFile(rewrite / internal::kCompleteName, ""));
+    options.keys_if_encrypted = true;
+    options.begins_rewrite = true;
+    ASSIGN_OR_RETURN(const std::unique_ptr<Database> source,
+                     Database::Open(directory, /*create_if_missing=*/false, options, keys));
+    progress = internal::WriteCopy(*source, keys, report);
+    if (!progress.ok()) {
+      (void)internal::DropRewrite(directory);  // it failed, and says so: the store goes on
+      return progress;
+    }
   }
   internal::CrashPoint("rewrite_complete");
   // Opening it puts the new database in the old one's place, and shows that it opens.

@@ -109,8 +109,22 @@ absl::StatusOr<std::vector<uint64_t>> SealingKeys(const std::filesystem::path& d
 
 // ---- rewriting
 
+bool IsRewriteCutOff(const std::filesystem::path& directory) {
+  const std::filesystem::path rewrite = directory / kRewriteName;
+  std::error_code error;
+  return std::filesystem::exists(rewrite, error) &&
+         !std::filesystem::exists(rewrite / kCompleteName, error) &&
+         !std::filesystem::is_empty(rewrite, error);
+}
+
 absl::Status FinishRewrite(const std::filesystem::path& directory) {
   const std::filesystem::path rewrite = directory / kRewriteName;
+  if (IsRewriteCutOff(directory)) {
+    return FailedPrecondition(
+        "a rewriting of the store {} was cut off; its sessions are as they were before. Begin it "
+        "anew, with the same keys: agentd --rewrite-store; or give it up: remove the folder {}",
+        directory.string(), rewrite.string());
+  }
   std::error_code error;
   if (!std::filesystem::exists(rewrite, error)) return absl::OkStatus();
   // Each step may have been done before a crash: what is no more there has been moved.
@@ -131,6 +145,18 @@ absl::Status FinishRewrite(const std::filesystem::path& directory) {
     RETURN_IF_ERROR(SyncDirectory(directory));
     CrashPoint("rewrite_format_moved");
   }
+  return DropRewrite(directory);
+}
+
+// COMPLETE goes last: without it, what is left would be one that was cut off.
+absl::Status DropRewrite(const std::filesystem::path& directory) {
+  const std::filesystem::path rewrite = directory / kRewriteName;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(rewrite, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename() != kCompleteName) RETURN_IF_ERROR(RemoveAll(entry->path()));
+  }
+  CrashPoint("rewrite_tidied");
   return RemoveAll(rewrite);
 }
 

@@ -46,8 +46,13 @@ absl::StatusOr<std::vector<uint64_t>> SealingKeys(const std::filesystem::path& d
 
 inline constexpr char kRewriteName[] = "rewrite";    // the new store while it is being written
 inline constexpr char kCompleteName[] = "COMPLETE";  // in it: it is whole, and takes our place
-// Puts a complete new database in the place of the old one, or removes an incomplete one.
+// Puts a complete new database in the place of the old one. FailedPrecondition: it is incomplete,
+// since the rewriting was cut off; the old one is as it was.
 absl::Status FinishRewrite(const std::filesystem::path& directory);
+// Whether a rewriting was cut off before the new database was complete.
+bool IsRewriteCutOff(const std::filesystem::path& directory);
+// Removes what there is of a new database.
+absl::Status DropRewrite(const std::filesystem::path& directory);
 
 }  // namespace agentd::sessions::internal
 
