@@ -8,6 +8,7 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <thread>
 #include <tuple>
 
@@ -27,8 +28,10 @@ constexpr int kSessions = 4;
 // Babble: the model's own, so it shows that state came back to the bit.
 constexpr int64_t kTurnTokens = 40;
 
-std::unique_ptr<Daemon> StartOn(const std::filesystem::path& data) {
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(TestOptions(data, {}));
+std::unique_ptr<Daemon> StartOn(const std::filesystem::path& data, int64_t budget_bytes = 0) {
+  DaemonOptions options = TestOptions(data, {});
+  options.store_budget_bytes = budget_bytes;
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(std::move(options));
   AGENTD_CHECK(daemon.ok());
   return std::move(daemon).value();
 }
@@ -72,8 +75,8 @@ struct Outcome {
 };
 
 // Another turn of the first `sessions` sessions, at the same time.
-Outcome OneMoreTurn(const std::filesystem::path& data, int sessions) {
-  const auto daemon = StartOn(data);
+Outcome OneMoreTurn(const std::filesystem::path& data, int sessions, int64_t budget_bytes = 0) {
+  const auto daemon = StartOn(data, budget_bytes);
   Outcome outcome;
   std::vector<std::string> ids = SessionIds(*daemon);
   ids.resize(static_cast<size_t>(sessions));
@@ -193,6 +196,32 @@ TEST(RestoreTest, ManySessionsAtOnceWithDamageInThemAll) {
   const Outcome mended = OneMoreTurn(data, kSessions);
   EXPECT_EQ(mended.tokens, Undamaged().tokens);
   EXPECT_GT(mended.prefilled_again, 0);
+}
+
+// Files that are never evicted fill the budget: all KV goes, and what a turn makes anew goes too.
+TEST(RestoreTest, EvictedKvCostsTimeAndNothingElse) {
+  TemporaryDirectory directory;
+  const std::filesystem::path data = CopyTo(directory.path() / "data");
+  const std::filesystem::path files = directory.path() / "files";
+  std::filesystem::create_directory(files);
+  {
+    std::mt19937_64 random(17);  // does not compress
+    std::string bytes;
+    while (bytes.size() < size_t{sessions::kLeastBudget} + (4 << 20)) {
+      const uint64_t word = random();
+      bytes.append(reinterpret_cast<const char*>(&word), sizeof(word));
+    }
+    std::ofstream(files / "large", std::ios::binary) << bytes;
+    const auto daemon = StartOn(data, sessions::kLeastBudget);
+    v1::CreateSessionRequest request;
+    request.set_import_directory(files);
+    ASSERT_TRUE(daemon->Create(request).ok());
+    ASSERT_TRUE(daemon->runtime().store->Reclaim().ok());
+    EXPECT_GT(daemon->runtime().store->Stats()->evicted_blocks, kSessions);
+  }
+  const Outcome evicted = OneMoreTurn(data, kSessions, sessions::kLeastBudget);
+  EXPECT_EQ(evicted.tokens, Undamaged().tokens);
+  EXPECT_LT(evicted.restored, Undamaged().restored);
 }
 
 TEST(RestoreTest, LookingForDamageStopsWhenItIsTold) {
