@@ -1,5 +1,6 @@
 #include "agentd/daemon.h"
 
+#include <google/protobuf/io/coded_stream.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -67,6 +68,17 @@ absl::Status StillWanted(Session& session, const std::function<bool()>& abandone
   if (!gone && session.cancels.empty()) return absl::OkStatus();
   return Error(absl::StatusCode::kCancelled, "session {}: the turn was cancelled before it began",
                session.id);
+}
+
+// As one more of a response's sessions: a serialised message is what is appended to it.
+void AppendListed(const v1::Session& session, std::string& page) {
+  using google::protobuf::io::CodedOutputStream;
+  constexpr uint8_t kTag = v1::ListSessionsResponse::kSessionsFieldNumber << 3 | 2;
+  uint8_t head[1 + 5] = {kTag};
+  const uint8_t* const end = CodedOutputStream::WriteVarint32ToArray(
+      static_cast<uint32_t>(session.ByteSizeLong()), head + 1);
+  page.append(reinterpret_cast<const char*>(head), static_cast<size_t>(end - head));
+  AGENTD_CHECK(session.AppendPartialToString(&page));
 }
 
 }  // namespace
@@ -274,6 +286,13 @@ absl::StatusOr<v1::Session> Daemon::Get(const std::string& session_id) {
 }
 
 absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequest& request) {
+  ASSIGN_OR_RETURN(const std::string bytes, ListBytes(request));
+  v1::ListSessionsResponse response;
+  AGENTD_CHECK(response.ParseFromString(bytes));
+  return response;
+}
+
+absl::StatusOr<std::string> Daemon::ListBytes(const v1::ListSessionsRequest& request) {
   if (request.page_size() < 0 || request.page_size() > kMaxPage) {
     return InvalidArgument("page_size: {} is not between 0 and {}", request.page_size(), kMaxPage);
   }
@@ -283,37 +302,37 @@ absl::StatusOr<v1::ListSessionsResponse> Daemon::List(const v1::ListSessionsRequ
   const int limit = request.page_size() == 0 ? kDefaultPage : request.page_size();
   ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
                    store_->List(runtime_.owner, request.page_token(), limit));
-  const auto describe = [this](const sessions::SessionInfo& info) -> std::optional<v1::Session> {
-    std::shared_ptr<Session> known;
-    {
-      std::lock_guard lock(mutex_);
-      auto it = sessions_.find(info.id);
-      if (it != sessions_.end()) known = it->second;
-    }
-    const absl::StatusOr<v1::SessionMeta> meta = ParseMeta(info);
-    if (meta.ok() && meta->phase() == v1::SessionMeta::IMPORTING) return std::nullopt;
-    if (known) return Describe(*known);
-    v1::Session session = Describe(info, meta.ok() ? *meta : v1::SessionMeta(), /*running=*/false);
-    if (meta.ok()) return session;
-    spdlog::warn("{}", Text(meta.status()));
-    session.set_state(v1::SESSION_STATE_UNSPECIFIED);
-    session.set_damage(Text(meta.status()));
-    return session;
-  };
-  v1::ListSessionsResponse response;
-  if (static_cast<int>(infos.size()) == limit) response.set_next_page_token(infos.back().id);
-  size_t bytes = 0;
+  std::map<std::string, std::shared_ptr<Session>> known;  // few are in memory
+  {
+    std::lock_guard lock(mutex_);
+    known = sessions_;
+  }
+  // One of each for all sessions: what they hold is used again.
+  v1::SessionMeta meta;
+  v1::Session described;
+  std::string page;
+  v1::ListSessionsResponse end;
+  if (static_cast<int>(infos.size()) == limit) end.set_next_page_token(infos.back().id);
   for (const sessions::SessionInfo& info : infos) {
-    std::optional<v1::Session> session = describe(info);
-    if (session.has_value()) {  // else it is not there yet
-      bytes += session->ByteSizeLong();
-      *response.add_sessions() = *std::move(session);
+    const absl::Status parsed = ParseMeta(info, meta);
+    if (parsed.ok() && meta.phase() == v1::SessionMeta::IMPORTING) continue;  // not there yet
+    if (const auto it = known.find(info.id); it != known.end()) {
+      AppendListed(Describe(*it->second), page);
+    } else {
+      DescribeStored(info, meta, /*running=*/false, described);
+      if (!parsed.ok()) {
+        spdlog::warn("{}", Text(parsed));
+        described.set_state(v1::SESSION_STATE_UNSPECIFIED);
+        described.set_damage(Text(parsed));
+      }
+      AppendListed(described, page);
+      described.clear_damage();
     }
-    if (bytes < kMaxPageBytes) continue;
-    if (info.id != infos.back().id) response.set_next_page_token(info.id);
+    if (page.size() < kMaxPageBytes) continue;
+    if (info.id != infos.back().id) end.set_next_page_token(info.id);
     break;
   }
-  return response;
+  return page + end.SerializeAsString();
 }
 
 absl::Status Daemon::Delete(const std::string& session_id) {

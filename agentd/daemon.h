@@ -66,6 +66,8 @@ class Daemon {
   absl::StatusOr<v1::Session> Create(const v1::CreateSessionRequest& request);
   absl::StatusOr<v1::Session> Get(const std::string& session_id);
   absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);
+  // The same serialised, which is how a long list is made: without a message for each session.
+  absl::StatusOr<std::string> ListBytes(const v1::ListSessionsRequest& request);
   absl::Status Delete(const std::string& session_id);
   absl::StatusOr<v1::Session> Fork(const v1::ForkSessionRequest& request);
   // An error that says "is rewound to event N, but" means just that: the next turn puts the files
@@ -148,8 +150,9 @@ class Daemon {
     return result;
   }
   v1::Session Describe(Session& session);
-  v1::Session Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,
-                       bool running) const;
+  // Takes the config out of `meta`, and leaves another in it.
+  void DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta& meta, bool running,
+                      v1::Session& out) const;
 
   const DaemonOptions options_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();

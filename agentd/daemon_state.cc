@@ -366,18 +366,18 @@ v1::Session Daemon::Describe(Session& session) {
   // The store knows the newest counts; what is in memory serves while it cannot be read.
   absl::StatusOr<sessions::SessionInfo> newest = store_->Get(session.id);
   if (newest.ok()) info = std::move(newest).value();
-  v1::Session out = Describe(info, meta, view.running);
+  v1::Session out;
+  DescribeStored(info, meta, view.running, out);
   if (!turn) return out;
   for (v1::ApprovalAsked& asked : turn->waiting_for()) *out.add_waiting_for() = std::move(asked);
   if (out.waiting_for_size() > 0) out.set_state(v1::SESSION_STATE_WAITING);
   return out;
 }
 
-v1::Session Daemon::Describe(const sessions::SessionInfo& info, const v1::SessionMeta& meta,
-                             bool running) const {
-  v1::Session out;
+void Daemon::DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta& meta, bool running,
+                            v1::Session& out) const {
   out.set_id(info.id);
-  *out.mutable_config() = meta.config();
+  out.mutable_config()->Swap(meta.mutable_config());
   out.set_state(running                                 ? v1::SESSION_STATE_RUNNING
                 : meta.phase() == v1::SessionMeta::IDLE ? v1::SESSION_STATE_IDLE
                                                         : v1::SESSION_STATE_INTERRUPTED);
@@ -385,12 +385,11 @@ v1::Session Daemon::Describe(const sessions::SessionInfo& info, const v1::Sessio
   out.set_updated_us(info.updated_us);
   out.set_last_seq(info.last_seq);
   out.set_tokens(info.tokens);
-  out.set_workspace(runtime_.WorkspaceOf(info.id).string());
+  out.set_workspace(runtime_.WorkspaceName(info.id));
   out.set_forked_from(info.forked_from);
   out.set_forked_at_seq(info.forked_at_seq);
   out.set_timeline(info.timeline);
   out.set_seed(info.seed);
-  return out;
 }
 
 }  // namespace agentd::daemon

@@ -6,6 +6,7 @@
 #include "agentd/bundle_stream.h"
 #include "agentd/event_stream.h"
 #include "agentd/rpc_status.h"
+#include "base/status.h"
 
 namespace agentd::daemon {
 namespace {
@@ -54,9 +55,17 @@ grpc::ServerUnaryReactor* AgentdService::GetSession(Context* context,
 }
 
 grpc::ServerUnaryReactor* AgentdService::ListSessions(Context* context,
-                                                      const v1::ListSessionsRequest* request,
-                                                      v1::ListSessionsResponse* response) {
-  return Unary(context, response, [this, request] { return daemon_->List(*request); });
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return Unary(context, response, [this, request]() -> absl::StatusOr<grpc::ByteBuffer> {
+    v1::ListSessionsRequest parsed;
+    grpc::ByteBuffer bytes(*request);  // shares what it refers to
+    if (!grpc::SerializationTraits<v1::ListSessionsRequest>::Deserialize(&bytes, &parsed).ok())
+      return InvalidArgument("the request is no ListSessionsRequest");
+    ASSIGN_OR_RETURN(const std::string page, daemon_->ListBytes(parsed));
+    const grpc::Slice slice(page);
+    return grpc::ByteBuffer(&slice, 1);
+  });
 }
 
 grpc::ServerUnaryReactor* AgentdService::DeleteSession(Context* context,

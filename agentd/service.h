@@ -18,7 +18,8 @@ struct ServiceOptions {
 
 // Outlives the server that it is registered with; the pools outlive it. Calls that last as long as
 // much data takes run on `transfers`.
-class AgentdService final : public v1::Agentd::CallbackService {
+class AgentdService final
+    : public v1::Agentd::WithRawCallbackMethod_ListSessions<v1::Agentd::CallbackService> {
  public:
   AgentdService(Daemon* daemon, boost::asio::thread_pool* pool, boost::asio::thread_pool* transfers,
                 ServiceOptions options)
@@ -31,8 +32,8 @@ class AgentdService final : public v1::Agentd::CallbackService {
                                           v1::Session* response) override;
   grpc::ServerUnaryReactor* GetSession(Context* context, const v1::GetSessionRequest* request,
                                        v1::Session* response) override;
-  grpc::ServerUnaryReactor* ListSessions(Context* context, const v1::ListSessionsRequest* request,
-                                         v1::ListSessionsResponse* response) override;
+  grpc::ServerUnaryReactor* ListSessions(Context* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* DeleteSession(Context* context, const v1::DeleteSessionRequest* request,
                                           v1::DeleteSessionResponse* response) override;
   grpc::ServerUnaryReactor* GetStoreUsage(Context* context, const v1::GetStoreUsageRequest* request,

@@ -84,12 +84,20 @@ absl::Status TurnRunning(const std::string& session_id) {
 }
 
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info) {
-  if (!info.damage.empty()) return DataLoss("session {}: {}", info.id, info.damage);
   v1::SessionMeta meta;
-  if (!meta.ParseFromString(info.meta)) {
-    return DataLoss("session {}: its configuration is not readable", info.id);
-  }
+  RETURN_IF_ERROR(ParseMeta(info, meta));
   return meta;
+}
+
+absl::Status ParseMeta(const sessions::SessionInfo& info, v1::SessionMeta& meta) {
+  absl::Status status;
+  if (!info.damage.empty()) {
+    status = DataLoss("session {}: {}", info.id, info.damage);
+  } else if (!meta.ParseFromString(info.meta)) {
+    status = DataLoss("session {}: its configuration is not readable", info.id);
+  }
+  if (!status.ok()) meta.Clear();
+  return status;
 }
 
 absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,

@@ -43,7 +43,11 @@ struct Runtime {
   std::function<void(const absl::Status&)> fatal;
 
   std::filesystem::path WorkspaceOf(const std::string& session_id) const {
-    return data / "workspaces" / session_id;
+    return WorkspaceName(session_id);
+  }
+  // The same as text, which a long list of sessions makes without taking paths apart.
+  std::string WorkspaceName(const std::string& session_id) const {
+    return data.native() + "/workspaces/" + session_id;
   }
   std::filesystem::path LockOf(const std::string& session_id) const {
     return data / "locks" / (session_id + ".lock");
@@ -102,6 +106,8 @@ absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
 // Another model made it, with a tokenizer known to be equal: with consent it goes on with ours.
 bool CanAdopt(const ModelBundle& model, const v1::SessionMeta& meta);
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info);
+// The same into `meta`, which is empty after an error.
+absl::Status ParseMeta(const sessions::SessionInfo& info, v1::SessionMeta& meta);
 
 // Somebody works on the session already.
 absl::Status TurnRunning(const std::string& session_id);

@@ -52,6 +52,7 @@ namespace {
 
 constexpr size_t kMaxOwnerBytes = 1024;
 constexpr size_t kOwnerKeyBytes = 32;
+constexpr size_t kReservedForList = 10'000;
 constexpr char kIdDigits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 constexpr int kIdTimeDigits = 10, kIdDigitCount = 26;
 
@@ -388,6 +389,7 @@ absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
       database_->Iterate(Column::kTimelines, snapshot.get());
   PointSource source(*database_, snapshot.get());
   std::vector<SessionInfo> page;
+  page.reserve(std::min(static_cast<size_t>(limit), kReservedForList));
   const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
   iterator->SeekForPrev(before);
   if (iterator->Valid() && iterator->key() == before) iterator->Prev();

@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <set>
 #include <string>
@@ -135,14 +137,33 @@ class Agentd {
     ::waitpid(pid_, nullptr, 0);
   }
   const std::string& socket() const { return socket_; }
+  // Processor time of all its threads that live.
+  double Seconds() const {
+    double seconds = 0;
+    std::error_code error;
+    for (const auto& task :
+         std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid_), error)) {
+      unsigned long long ns = 0;
+      std::ifstream(task.path() / "schedstat") >> ns;
+      seconds += double(ns) / 1e9;
+    }
+    return seconds;
+  }
 
  private:
   std::string socket_;
   pid_t pid_ = -1;
 };
 
+double OwnSeconds() {
+  struct timespec time;
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return double(time.tv_sec) + double(time.tv_nsec) / 1e9;
+}
+
 struct OverGrpc {
   double ready = 0, first = 0, all = 0;
+  double daemon_processor = 0, client_processor = 0, decoding = 0;
   int64_t bytes = 0;
   int calls = 0;
 };
@@ -155,6 +176,7 @@ absl::StatusOr<OverGrpc> ListOverGrpc(const std::filesystem::path& data, const O
   figures.ready = start.seconds();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
+  const double daemon_before = agentd->Seconds(), client_before = OwnSeconds();
   const Clock clock;  // the connection too
   const auto stub = v1::Agentd::NewStub(grpc::CreateCustomChannel(
       "unix:" + agentd->socket(), grpc::InsecureChannelCredentials(), arguments));
@@ -170,6 +192,8 @@ absl::StatusOr<OverGrpc> ListOverGrpc(const std::filesystem::path& data, const O
     request.set_page_token(pages.back().next_page_token());
   } while (!request.page_token().empty());
   figures.all = clock.seconds();
+  figures.daemon_processor = agentd->Seconds() - daemon_before;
+  figures.client_processor = OwnSeconds() - client_before;
   for (const v1::ListSessionsResponse& page : pages) {
     figures.bytes += int64_t(page.ByteSizeLong());
     for (const v1::Session& session : page.sessions()) {
@@ -180,6 +204,13 @@ absl::StatusOr<OverGrpc> ListOverGrpc(const std::filesystem::path& data, const O
   }
   if (int(ids.size()) != options.sessions)
     return Internal("{} of {} listed", ids.size(), options.sessions);
+  for (const v1::ListSessionsResponse& page : pages) {
+    const std::string bytes = page.SerializeAsString();
+    v1::ListSessionsResponse again;
+    const double before = OwnSeconds();
+    if (!again.ParseFromString(bytes)) return Internal("a page cannot be parsed");
+    figures.decoding += OwnSeconds() - before;
+  }
   return figures;
 }
 
@@ -219,6 +250,9 @@ absl::Status Run(const Options& options) {
     Row("over gRPC from there: all sessions listed",
         fmt::format("{:.0f} ms ({} calls, {:.1f} MB, the first page after {:.0f} ms)", Median(all),
                     last.calls, double(last.bytes) / 1e6, last.first * 1e3));
+    Row("  processor time of it",
+        fmt::format("agentd {:.0f} ms, the client {:.0f} ms ({:.0f} ms decoding)",
+                    last.daemon_processor * 1e3, last.client_processor * 1e3, last.decoding * 1e3));
     return absl::OkStatus();
   }();
   std::error_code error;
