@@ -300,8 +300,6 @@ absl::StatusOr<std::string> Daemon::ListBytes(const v1::ListSessionsRequest& req
     return InvalidArgument("page_token: not one that ListSessions gave");
   }
   const int limit = request.page_size() == 0 ? kDefaultPage : request.page_size();
-  ASSIGN_OR_RETURN(std::vector<sessions::SessionInfo> infos,
-                   store_->List(runtime_.owner, request.page_token(), limit));
   std::map<std::string, std::shared_ptr<Session>> known;  // few are in memory
   {
     std::lock_guard lock(mutex_);
@@ -310,29 +308,35 @@ absl::StatusOr<std::string> Daemon::ListBytes(const v1::ListSessionsRequest& req
   // One of each for all sessions: what they hold is used again.
   v1::SessionMeta meta;
   v1::Session described;
-  std::string page;
+  std::string page, last;
   v1::ListSessionsResponse end;
-  if (static_cast<int>(infos.size()) == limit) end.set_next_page_token(infos.back().id);
-  for (const sessions::SessionInfo& info : infos) {
+  int visited = 0;
+  const auto visit = [&](const sessions::SessionInfo& info) {
+    if (visited == limit || page.size() >= kMaxPageBytes) {
+      end.set_next_page_token(last);
+      return false;
+    }
+    ++visited;
+    last = info.id;
     const absl::Status parsed = ParseMeta(info, meta);
-    if (parsed.ok() && meta.phase() == v1::SessionMeta::IMPORTING) continue;  // not there yet
+    if (parsed.ok() && meta.phase() == v1::SessionMeta::IMPORTING) return true;  // not there yet
     if (const auto it = known.find(info.id); it != known.end()) {
       AppendListed(Describe(*it->second), page);
-    } else {
-      DescribeStored(info, meta, /*running=*/false, described);
-      if (!parsed.ok()) {
-        spdlog::warn("{}", Text(parsed));
-        described.set_state(v1::SESSION_STATE_UNSPECIFIED);
-        described.set_damage(Text(parsed));
-      }
-      AppendListed(described, page);
-      described.clear_damage();
+      return true;
     }
-    if (page.size() < kMaxPageBytes) continue;
-    if (info.id != infos.back().id) end.set_next_page_token(info.id);
-    break;
-  }
-  return page + end.SerializeAsString();
+    DescribeStored(info, meta, /*running=*/false, described);
+    if (!parsed.ok()) {
+      spdlog::warn("{}", Text(parsed));
+      described.set_state(v1::SESSION_STATE_UNSPECIFIED);
+      described.set_damage(Text(parsed));
+    }
+    AppendListed(described, page);
+    described.clear_damage();
+    return true;
+  };
+  RETURN_IF_ERROR(store_->VisitSessions(runtime_.owner, request.page_token(), visit));
+  AGENTD_CHECK(end.AppendPartialToString(&page));
+  return page;
 }
 
 absl::Status Daemon::Delete(const std::string& session_id) {

@@ -1,6 +1,8 @@
 #include "agentd/service.h"
 
 #include <boost/asio/post.hpp>
+#include <memory>
+#include <string>
 #include <utility>
 
 #include "agentd/bundle_stream.h"
@@ -62,8 +64,12 @@ grpc::ServerUnaryReactor* AgentdService::ListSessions(Context* context,
     grpc::ByteBuffer bytes(*request);  // shares what it refers to
     if (!grpc::SerializationTraits<v1::ListSessionsRequest>::Deserialize(&bytes, &parsed).ok())
       return InvalidArgument("the request is no ListSessionsRequest");
-    ASSIGN_OR_RETURN(const std::string page, daemon_->ListBytes(parsed));
-    const grpc::Slice slice(page);
+    ASSIGN_OR_RETURN(std::string serialised, daemon_->ListBytes(parsed));
+    auto page = std::make_unique<std::string>(std::move(serialised));
+    const grpc::Slice slice(
+        page->data(), page->size(), [](void* sent) { delete static_cast<std::string*>(sent); },
+        page.get());
+    (void)page.release();  // the slice's
     return grpc::ByteBuffer(&slice, 1);
   });
 }

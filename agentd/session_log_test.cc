@@ -48,8 +48,8 @@ class SlowStore final : public sessions::Store {
     return No();
   }
   absl::StatusOr<sessions::SessionInfo> Get(std::string_view) override { return No(); }
-  absl::StatusOr<std::vector<sessions::SessionInfo>> List(std::string_view, std::string_view,
-                                                          int) override {
+  absl::Status VisitSessions(std::string_view, std::string_view,
+                             const std::function<bool(const sessions::SessionInfo&)>&) override {
     return No();
   }
   absl::StatusOr<sessions::SessionInfo> Fork(std::string_view, const sessions::Point&,

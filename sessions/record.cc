@@ -291,10 +291,9 @@ absl::StatusOr<SessionRecord> DecodeSession(std::string_view key, std::string_vi
   return record;
 }
 
-absl::StatusOr<SummaryRecord> DecodeSummary(std::string_view key, std::string_view value) {
+absl::Status DecodeSummary(std::string_view key, std::string_view value, SummaryRecord& record) {
   ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kSummary, key, value));
   ByteReader reader(payload);
-  SummaryRecord record;
   SessionInfo& info = record.info;
   info.timeline = reader.Get<uint64_t>();
   info.seed = reader.Get<uint64_t>();
@@ -302,13 +301,14 @@ absl::StatusOr<SummaryRecord> DecodeSummary(std::string_view key, std::string_vi
   info.updated_us = reader.Get<int64_t>();
   info.last_seq = reader.Get<uint64_t>();
   info.tokens = reader.Get<int64_t>();
-  info.forked_from = std::string(reader.Sized());
+  info.forked_from = reader.Sized();
   info.forked_at_seq = reader.Get<uint64_t>();
   record.has_meta = reader.Get<uint8_t>() != 0;
-  info.meta = std::string(reader.Rest());
+  info.meta = reader.Rest();
+  info.damage.clear();
   if (!reader.Done() || (!record.has_meta && !info.meta.empty()))
     return Malformed(RecordKind::kSummary, key);
-  return record;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TimelineRecord> DecodeTimeline(std::string_view key, std::string_view value) {

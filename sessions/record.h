@@ -169,7 +169,8 @@ std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor);
 std::string DirectoryPayload(const std::vector<DirectoryEntry>& entries);
 
 absl::StatusOr<SessionRecord> DecodeSession(std::string_view key, std::string_view value);
-absl::StatusOr<SummaryRecord> DecodeSummary(std::string_view key, std::string_view value);
+// In the place of what `record` was, whose memory it uses again; of no use after an error.
+absl::Status DecodeSummary(std::string_view key, std::string_view value, SummaryRecord& record);
 absl::StatusOr<TimelineRecord> DecodeTimeline(std::string_view key, std::string_view value);
 absl::StatusOr<HeadRecord> DecodeHead(std::string_view key, std::string_view value);
 absl::StatusOr<TailRecord> DecodeTail(std::string_view key, std::string_view value);

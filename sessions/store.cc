@@ -42,6 +42,17 @@ absl::StatusOr<CommitResult> Store::CommitSync(Commit commit) {
   return promise.get_future().get();
 }
 
+absl::StatusOr<std::vector<SessionInfo>> Store::List(std::string_view owner,
+                                                     std::string_view after_id, int limit) {
+  if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
+  std::vector<SessionInfo> page;
+  RETURN_IF_ERROR(VisitSessions(owner, after_id, [&](const SessionInfo& info) {
+    page.push_back(info);
+    return page.size() < static_cast<size_t>(limit);
+  }));
+  return page;
+}
+
 absl::StatusOr<std::string> Store::ReadBlockPart(const BlockHash& block, int part) {
   const BlockPart wanted = {block, part};
   return std::move(ReadBlockParts({&wanted, 1}).front());
@@ -52,7 +63,6 @@ namespace {
 
 constexpr size_t kMaxOwnerBytes = 1024;
 constexpr size_t kOwnerKeyBytes = 32;
-constexpr size_t kReservedForList = 10'000;
 constexpr char kIdDigits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 constexpr int kIdTimeDigits = 10, kIdDigitCount = 26;
 
@@ -368,49 +378,48 @@ std::string StoreImpl::SummaryKey(std::string_view owner, std::string_view id) c
   return OwnerIndexPrefix(database_->OwnerTag(owner)).append(id);
 }
 
-absl::StatusOr<SessionInfo> StoreImpl::ReadSummary(std::string_view id, std::string_view key,
-                                                   std::string_view value,
-                                                   RecordSource& source) const {
-  absl::StatusOr<SummaryRecord> summary = DecodeSummary(key, value);
-  if (absl::IsDataLoss(summary.status())) return internal::ReadInfo(id, source);
-  if (!summary.ok()) return summary.status();
-  if (!summary->has_meta) {
-    ASSIGN_OR_RETURN(summary->info.meta, ReadMeta(id, source));
+absl::Status StoreImpl::ReadSummary(std::string_view id, std::string_view key,
+                                    std::string_view value, RecordSource& source,
+                                    SummaryRecord& record) {
+  const absl::Status status = DecodeSummary(key, value, record);
+  if (absl::IsDataLoss(status)) {
+    ASSIGN_OR_RETURN(record.info, internal::ReadInfo(id, source));
+    return absl::OkStatus();
   }
-  return std::move(summary->info);
+  RETURN_IF_ERROR(status);
+  if (!record.has_meta) {
+    ASSIGN_OR_RETURN(record.info.meta, ReadMeta(id, source));
+  }
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<SessionInfo>> StoreImpl::List(std::string_view owner,
-                                                         std::string_view after_id, int limit) {
-  if (limit <= 0) return InvalidArgument("a page needs a positive limit, not {}", limit);
+absl::Status StoreImpl::VisitSessions(std::string_view owner, std::string_view after_id,
+                                      const std::function<bool(const SessionInfo&)>& visit) {
   const Database::SnapshotHolder snapshot = database_->TakeSnapshot();
   const std::string prefix = OwnerIndexPrefix(database_->OwnerTag(owner));
   const std::unique_ptr<rocksdb::Iterator> iterator =
       database_->Iterate(Column::kTimelines, snapshot.get());
   PointSource source(*database_, snapshot.get());
-  std::vector<SessionInfo> page;
-  page.reserve(std::min(static_cast<size_t>(limit), kReservedForList));
   const std::string before = prefix + (after_id.empty() ? "\xff" : std::string(after_id));
   iterator->SeekForPrev(before);
   if (iterator->Valid() && iterator->key() == before) iterator->Prev();
+  SummaryRecord record;
   for (; iterator->Valid() && iterator->key().starts_with(prefix); iterator->Prev()) {
-    if (page.size() == static_cast<size_t>(limit)) break;
     const std::string_view key = ToView(iterator->key());
     const std::string_view id = key.substr(prefix.size());
-    absl::StatusOr<SessionInfo> info = ReadSummary(id, key, ToView(iterator->value()), source);
-    if (info.ok()) {
-      page.push_back(*std::move(info));
-    } else if (absl::IsDataLoss(info.status()) || absl::IsNotFound(info.status())) {
+    const absl::Status status = ReadSummary(id, key, ToView(iterator->value()), source, record);
+    if (absl::IsDataLoss(status) || absl::IsNotFound(status)) {
       // One damaged session must not hide the others.
-      page.emplace_back().damage = Text(info.status());
-    } else {
-      return info.status();
+      record.info = SessionInfo();
+      record.info.damage = Text(status);
+    } else if (!status.ok()) {
+      return status;
     }
-    page.back().id = id;
-    page.back().owner = owner;
+    record.info.id = id;
+    record.info.owner = owner;
+    if (!visit(record.info)) return absl::OkStatus();
   }
-  RETURN_IF_ERROR(Translate(iterator->status(), "listing sessions"));
-  return page;
+  return Translate(iterator->status(), "listing sessions");
 }
 
 absl::StatusOr<StoreStats> StoreImpl::Stats() {

@@ -258,10 +258,14 @@ class Store {
   // All durable on return.
   virtual absl::StatusOr<SessionInfo> Create(const NewSession& session) = 0;
   virtual absl::StatusOr<SessionInfo> Get(std::string_view session_id) = 0;
-  // Newest first; `after_id` = last id of the page before, or empty. A session with a damaged
-  // record is listed too, with SessionInfo::damage.
-  virtual absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner,
-                                                        std::string_view after_id, int limit) = 0;
+  // Shows `visit` an owner's sessions as they are now, newest first, those after `after_id` (empty:
+  // all), until it returns false. A session with a damaged record is shown too, with
+  // SessionInfo::damage.
+  virtual absl::Status VisitSessions(std::string_view owner, std::string_view after_id,
+                                     const std::function<bool(const SessionInfo&)>& visit) = 0;
+  // A page of them; `after_id` = last id of the page before.
+  absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner, std::string_view after_id,
+                                                int limit);
   // A new session that shares everything up to `at`; copies nothing. OutOfRange if the point does
   // not exist.
   virtual absl::StatusOr<SessionInfo> Fork(std::string_view session_id, const Point& at,

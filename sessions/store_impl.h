@@ -47,8 +47,8 @@ class StoreImpl final : public Store {
 
   absl::StatusOr<SessionInfo> Create(const NewSession& session) override;
   absl::StatusOr<SessionInfo> Get(std::string_view session_id) override;
-  absl::StatusOr<std::vector<SessionInfo>> List(std::string_view owner, std::string_view after_id,
-                                                int limit) override;
+  absl::Status VisitSessions(std::string_view owner, std::string_view after_id,
+                             const std::function<bool(const SessionInfo&)>& visit) override;
   absl::StatusOr<SessionInfo> Fork(std::string_view session_id, const Point& at,
                                    const NewSession& session) override;
   absl::StatusOr<SessionInfo> Rewind(std::string_view session_id, const Point& to,
@@ -96,8 +96,8 @@ class StoreImpl final : public Store {
       std::string_view session_id, const rocksdb::Snapshot* snapshot) const;
   absl::StatusOr<SessionInfo> ReadInfo(std::string_view session_id,
                                        const rocksdb::Snapshot* snapshot) const;
-  absl::StatusOr<SessionInfo> ReadSummary(std::string_view id, std::string_view key,
-                                          std::string_view value, RecordSource& source) const;
+  static absl::Status ReadSummary(std::string_view id, std::string_view key, std::string_view value,
+                                  RecordSource& source, SummaryRecord& record);
   std::string SummaryKey(std::string_view owner, std::string_view id) const;
   std::string NewSessionId(int64_t now_us);
   SessionInfo NewInfo(const NewSession& session);  // without a timeline

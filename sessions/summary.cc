@@ -80,8 +80,10 @@ absl::StatusOr<std::optional<SummaryRecord>> SummaryWriter::Read(
       database_.Get(Column::kTimelines, change.key);
   if (!value.ok() && !IsUnreadable(value.status())) return value.status();
   if (value.ok() && value->has_value()) {
-    absl::StatusOr<SummaryRecord> stored = DecodeSummary(change.key, **value);
-    if (stored.ok() || !IsUnreadable(stored.status())) return stored;
+    SummaryRecord stored;
+    const absl::Status decoded = DecodeSummary(change.key, **value, stored);
+    if (decoded.ok()) return stored;
+    if (!IsUnreadable(decoded)) return decoded;
   }
   PointSource source(database_, nullptr);
   absl::StatusOr<SessionInfo> info = ReadInfo(change.session, source);
