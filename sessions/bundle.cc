@@ -24,9 +24,7 @@ constexpr uint32_t kSessionSection = 1, kEndSection = 8;
 constexpr size_t kReadStep = 1 << 20;
 constexpr size_t kMaxIdBytes = 64, kMaxIdentityBytes = 4096;
 constexpr uint32_t kMaxParts = 4096;
-// A few small directories that hold each other can stand for more files than any disk has.
-constexpr uint64_t kMaxTreeEntries = uint64_t{1} << 24, kMaxTreeBytes = uint64_t{1} << 42;
-constexpr int kMaxTreeDepth = 200;
+static_assert(kMaxSectionBytes >= internal::kMaxDirectoryBytes);
 
 std::string EncodeBundleSession(const BundleSession& session) {
   ByteWriter writer;
@@ -276,8 +274,9 @@ absl::Status BundleReader::NoteDirectory(const std::string& bytes) {
     }
     below.bytes = AddCapped(below.bytes, entry.size_bytes);
   }
-  if (below.entries > kMaxTreeEntries || below.bytes > kMaxTreeBytes ||
-      below.depth > kMaxTreeDepth) {
+  // A few small directories that hold each other can stand for more files than any disk has.
+  if (below.entries > internal::kMaxTreeEntries || below.bytes > internal::kMaxTreeBytes ||
+      below.depth > internal::kMaxTreeDepth) {
     return Damaged(fmt::format("a directory of {} files in {} levels with {} bytes: too much",
                                below.entries, below.depth, below.bytes));
   }

@@ -13,9 +13,7 @@ absl::StatusOr<Sha256Digest> FileObjects::Writer::PutChunk(std::string_view data
   return id;
 }
 
-absl::StatusOr<Sha256Digest> FileObjects::Writer::PutDirectory(
-    const std::vector<DirectoryEntry>& entries) {
-  const std::string payload = DirectoryPayload(entries);
+absl::StatusOr<Sha256Digest> FileObjects::Writer::PutDirectory(std::string_view payload) {
   const Sha256Digest id = Sha256Of(payload);
   RETURN_IF_ERROR(Put(RecordKind::kDirectory, objects_.DirectoryKeyOf(id), payload));
   return id;

@@ -35,7 +35,7 @@ class FileObjects {
    public:
     explicit Writer(FileObjects& objects) : objects_(objects) {}
     absl::StatusOr<Sha256Digest> PutChunk(std::string_view data);
-    absl::StatusOr<Sha256Digest> PutDirectory(const std::vector<DirectoryEntry>& entries);
+    absl::StatusOr<Sha256Digest> PutDirectory(std::string_view payload);
     // Writes what is left.
     absl::StatusOr<Hold> Finish(const TreeId& tree);
 

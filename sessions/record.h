@@ -150,6 +150,13 @@ struct DirectoryEntry {
 };
 
 inline constexpr uint64_t kChunkBytes = 1 << 20;
+// The largest tree that a snapshot or an import takes: entries and bytes of all levels (a file
+// counts once for each of its names, holes as zeros), levels, and the bytes of one directory's
+// record, which a bundle's section holds.
+inline constexpr uint64_t kMaxTreeEntries = uint64_t{1} << 24;
+inline constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 42;
+inline constexpr int kMaxTreeDepth = 200;
+inline constexpr size_t kMaxDirectoryBytes = 128 << 20;
 
 std::string EncodeSession(std::string_view key, const SessionRecord& record);
 std::string EncodeSummary(std::string_view key, const SummaryRecord& record);

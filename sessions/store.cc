@@ -96,9 +96,9 @@ class ImportedTree final : public TreeWriter {
     return writer_.PutChunk(bytes).status();
   }
   absl::Status PutDirectory(std::string_view bytes) override {
-    const auto entries = ParseDirectory(bytes);
-    if (!entries.has_value()) return InvalidArgument("no directory: {} bytes", bytes.size());
-    return writer_.PutDirectory(*entries).status();
+    if (!ParseDirectory(bytes).has_value())
+      return InvalidArgument("no directory: {} bytes", bytes.size());
+    return writer_.PutDirectory(bytes).status();
   }
   absl::StatusOr<WorkspaceSnapshot> Finish(const TreeId& tree) override {
     ASSIGN_OR_RETURN(FileObjects::Hold hold, writer_.Finish(tree));

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <ctime>
 #include <set>
 
 #include "base/status.h"
@@ -14,27 +13,37 @@
 namespace agentd::sessions::internal {
 namespace {
 
-constexpr int64_t kNsPerSecond = 1'000'000'000;
-// File systems stamp with the clock of the last tick (4 to 10 ms) or, the coarse ones, of whole or
-// even seconds.
-constexpr int64_t kSettledNs = 2 * kNsPerSecond + kNsPerSecond / 10;
-constexpr int kMaxDepth = 200;  // each level holds open handles
 constexpr int kReadAttempts = 3;
 constexpr size_t kMaxSlots = 256;  // directories whose files are remembered
-
-int64_t NowNs() {
-  struct timespec now;
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return now.tv_sec * kNsPerSecond + now.tv_nsec;
-}
 
 std::string Join(const std::string& directory, const std::string& name) {
   return directory.empty() ? name : directory + "/" + name;
 }
 
 absl::Status TooDeep(const std::string& path) {
-  return absl::ResourceExhaustedError(
-      fmt::format("{} is nested deeper than {} directories", path, kMaxDepth));
+  return FailedPrecondition("{} is nested deeper than {} directories", path, kMaxTreeDepth);
+}
+
+// `path` is the file or directory with which it is too much.
+absl::Status CheckSize(const std::string& path, uint64_t entries, uint64_t bytes) {
+  if (bytes > kMaxTreeBytes) {
+    return FailedPrecondition(
+        "with {} there are {} bytes (holes counted), and a workspace holds {}", path, bytes,
+        kMaxTreeBytes);
+  }
+  if (entries > kMaxTreeEntries) {
+    return FailedPrecondition(
+        "with {} there are {} files and directories, and a workspace holds {}", path, entries,
+        kMaxTreeEntries);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRecord(const std::string& path, size_t bytes) {
+  if (bytes <= kMaxDirectoryBytes) return absl::OkStatus();
+  return FailedPrecondition(
+      "the list of what is in {} takes {} bytes, and may take {}: use several directories",
+      path.empty() ? "the workspace" : path, bytes, kMaxDirectoryBytes);
 }
 
 absl::StatusOr<std::string> ReadLink(int directory, const std::string& name,
@@ -46,41 +55,14 @@ absl::StatusOr<std::string> ReadLink(int directory, const std::string& name,
   return target;
 }
 
-// Calls `use` with each chunk in order, of the first `limit` bytes: a file may grow as fast as it
-// is read.
-template <typename Use>  // absl::Status(std::string_view)
-absl::Status ReadChunks(int fd, const std::string& path, uint64_t limit, uint64_t* size_bytes,
-                        Use use) {
-  std::string buffer(kChunkBytes, '\0');
-  *size_bytes = 0;
-  while (true) {
-    const size_t wanted = std::min<uint64_t>(buffer.size(), limit - *size_bytes);
-    size_t filled = 0;
-    while (filled < wanted) {
-      const ssize_t count = ::pread(fd, buffer.data() + filled, wanted - filled,
-                                    static_cast<off_t>(*size_bytes + filled));
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return ErrnoError(errno, "read " + path);
-      if (count == 0) break;
-      filled += static_cast<size_t>(count);
-    }
-    if (filled == 0) return absl::OkStatus();
-    RETURN_IF_ERROR(use(std::string_view(buffer.data(), filled)));
-    *size_bytes += filled;
-    if (filled < buffer.size()) return absl::OkStatus();
-  }
-}
-
-// Computes the chunks of a file, from the cache when its stamp is known. `put` turns a chunk into
-// its id.
+// Computes the chunks of a file, from the cache when its stamp is known.
 class FileHasher {
  public:
   FileHasher(const StatCache& known, StatCache& fresh, std::atomic<int64_t>& files_read)
       : known_(known), fresh_(fresh), files_read_(files_read) {}
 
-  template <typename Put>  // absl::StatusOr<Sha256Digest>(std::string_view)
   absl::Status Hash(int directory, const std::string& name, const std::string& relative,
-                    const struct stat& status, DirectoryEntry& entry, Put put) {
+                    const struct stat& status, DirectoryEntry& entry, const ChunkSink& sink) {
     const FileStamp stamp = StampOf(status);
     if (const auto found = known_.find(relative);
         found != known_.end() && found->second.stamp == stamp) {
@@ -93,22 +75,19 @@ class FileHasher {
                      OpenEntry(directory, name, /*as_directory=*/false, relative));
     ++files_read_;
     for (int attempt = 1;; ++attempt) {
+      const Writers writers = WritersOf(file.fd());
       struct stat before, after;
       if (::fstat(file.fd(), &before) != 0) return ErrnoError(errno, "stat " + relative);
       if (!S_ISREG(before.st_mode)) break;  // swapped under us
-      const int64_t now_ns = NowNs();
-      entry.chunks.clear();
-      RETURN_IF_ERROR(ReadChunks(file.fd(), relative, static_cast<uint64_t>(before.st_size),
-                                 &entry.size_bytes, [&](std::string_view chunk) -> absl::Status {
-                                   ASSIGN_OR_RETURN(const Sha256Digest id, put(chunk));
-                                   entry.chunks.push_back(id);
-                                   return absl::OkStatus();
-                                 }));
+      const int64_t now_ns = WallClockNs();
+      RETURN_IF_ERROR(
+          ReadContents(file.fd(), relative, static_cast<uint64_t>(before.st_size), entry, sink));
       if (::fstat(file.fd(), &after) != 0) return ErrnoError(errno, "stat " + relative);
       const FileStamp read = StampOf(before);
       const bool quiet = StampOf(after) == read && entry.size_bytes == read.size_bytes;
       if (!quiet && attempt < kReadAttempts) continue;
-      if (quiet && IsSettled(read, now_ns)) fresh_[relative] = {read, entry.chunks};
+      if (quiet && writers != Writers::kSome && IsSettled(read, now_ns))
+        fresh_[relative] = {read, entry.chunks};
       return absl::OkStatus();
     }
     return absl::AbortedError(relative + " is replaced while it is read");
@@ -128,31 +107,46 @@ class Snapshotter {
 
   absl::StatusOr<WorkspaceSnapshot> Run(int root) {
     WorkspaceSnapshot snapshot;
-    ASSIGN_OR_RETURN(snapshot.tree, Directory(root, "", 0));
+    ASSIGN_OR_RETURN(const Below whole, Directory(root, "", 0));
+    snapshot.tree = whole.id;
     ASSIGN_OR_RETURN(snapshot.hold, writer_.Finish(snapshot.tree));
     return snapshot;
   }
   StatCache TakeCache() { return std::move(fresh_); }
 
  private:
-  absl::StatusOr<Sha256Digest> Directory(int fd, const std::string& path, int depth) {
-    if (depth > kMaxDepth) return TooDeep(path);
+  // What is in a directory and below it.
+  struct Below {
+    Sha256Digest id{};
+    uint64_t entries = 0, bytes = 0;
+  };
+
+  absl::StatusOr<Below> Directory(int fd, const std::string& path, int depth) {
+    if (depth > kMaxTreeDepth) return TooDeep(path);
     ASSIGN_OR_RETURN(const std::vector<std::string> names,
                      ListDirectory(fd, path.empty() ? "workspace" : path));
     std::vector<DirectoryEntry> entries;
+    Below below;
     for (const std::string& name : names) {
       const std::string relative = Join(path, name);
       DirectoryEntry entry;
       entry.name = name;
-      ASSIGN_OR_RETURN(const bool kept, Entry(fd, relative, depth, entry));
-      if (kept) entries.push_back(std::move(entry));
+      ASSIGN_OR_RETURN(const bool kept, Entry(fd, relative, depth, entry, below));
+      if (!kept) continue;
+      ++below.entries;
+      below.bytes += entry.size_bytes;
+      RETURN_IF_ERROR(CheckSize(relative, below.entries, below.bytes));
+      entries.push_back(std::move(entry));
     }
-    return writer_.PutDirectory(entries);
+    const std::string payload = DirectoryPayload(entries);
+    RETURN_IF_ERROR(CheckRecord(path, payload.size()));
+    ASSIGN_OR_RETURN(below.id, writer_.PutDirectory(payload));
+    return below;
   }
 
   // False: nothing to keep. What a process of the session removes while we look was not there.
-  absl::StatusOr<bool> Entry(int fd, const std::string& relative, int depth,
-                             DirectoryEntry& entry) {
+  absl::StatusOr<bool> Entry(int fd, const std::string& relative, int depth, DirectoryEntry& entry,
+                             Below& below) {
     const std::string& name = entry.name;
     const absl::StatusOr<struct stat> found = StatAt(fd, name, relative);
     if (absl::IsNotFound(found.status())) return false;
@@ -160,18 +154,22 @@ class Snapshotter {
     const struct stat& status = *found;
     absl::Status read;
     if (S_ISREG(status.st_mode)) {
+      RETURN_IF_ERROR(CheckSize(relative, 1, static_cast<uint64_t>(status.st_size)));
       entry.type = EntryType::kFile;
       entry.mode = status.st_mode & 0777;  // a restored file is ours: setuid would lend our rights
-      read = hasher_.Hash(fd, name, relative, status, entry,
-                          [this](std::string_view chunk) { return writer_.PutChunk(chunk); });
+      read =
+          hasher_.Hash(fd, name, relative, status, entry,
+                       [this](size_t, std::string_view chunk) { return writer_.PutChunk(chunk); });
     } else if (S_ISDIR(status.st_mode)) {
       entry.type = EntryType::kDirectory;
       entry.mode = status.st_mode & 07777;
       absl::StatusOr<OpenedEntry> child = OpenEntry(fd, name, /*as_directory=*/true, relative);
       read = child.status();
       if (read.ok()) {
-        ASSIGN_OR_RETURN(const Sha256Digest id, Directory(child->fd(), relative, depth + 1));
-        entry.chunks.push_back(id);
+        ASSIGN_OR_RETURN(const Below inside, Directory(child->fd(), relative, depth + 1));
+        entry.chunks.push_back(inside.id);
+        below.entries += inside.entries;
+        below.bytes += inside.bytes;
       }
     } else if (S_ISLNK(status.st_mode)) {
       entry.type = EntryType::kSymlink;
@@ -198,7 +196,7 @@ class Restorer {
       : objects_(objects), root_(root), hasher_(known, fresh_, files_read) {}
 
   absl::Status Directory(int fd, const Sha256Digest& id, const std::string& path, int depth) {
-    if (depth > kMaxDepth) return TooDeep(path);
+    if (depth > kMaxTreeDepth) return TooDeep(path);
     ASSIGN_OR_RETURN(const std::vector<DirectoryEntry> entries, objects_.ReadDirectory(id));
     ASSIGN_OR_RETURN(const std::vector<std::string> names,
                      ListDirectory(fd, path.empty() ? "workspace" : path));
@@ -282,9 +280,11 @@ class Restorer {
     // Another name of this inode may lie outside: leave it and write a file of our own.
     if (mode_differs && status.st_nlink > 1) return false;
     DirectoryEntry now;
-    const absl::Status hashed = hasher_.Hash(
-        fd, entry.name, path, status, now,
-        [](std::string_view chunk) -> absl::StatusOr<Sha256Digest> { return Sha256Of(chunk); });
+    const absl::Status hashed =
+        hasher_.Hash(fd, entry.name, path, status, now,
+                     [](size_t, std::string_view chunk) -> absl::StatusOr<Sha256Digest> {
+                       return Sha256Of(chunk);
+                     });
     if (!hashed.ok() || now.chunks != entry.chunks) return false;
     if (!mode_differs) return true;
     UniqueFd file(::openat(fd, entry.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
@@ -314,21 +314,8 @@ class Restorer {
   }
 
   absl::Status Fill(int file, const DirectoryEntry& entry, const std::string& path) {
-    uint64_t written = 0;
-    for (const Sha256Digest& id : entry.chunks) {
-      ASSIGN_OR_RETURN(const std::string chunk, objects_.ReadChunk(id));
-      for (size_t done = 0; done < chunk.size();) {
-        const ssize_t count = ::write(file, chunk.data() + done, chunk.size() - done);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return ErrnoError(errno, "write " + path);
-        done += static_cast<size_t>(count);
-      }
-      written += chunk.size();
-    }
-    if (written != entry.size_bytes) {
-      return DataLoss("{} has {} bytes in the store where its tree says {}", path, written,
-                      entry.size_bytes);
-    }
+    RETURN_IF_ERROR(WriteContents(
+        file, path, entry, [this](const Sha256Digest& id) { return objects_.ReadChunk(id); }));
     if (::fchmod(file, entry.mode) != 0) return ErrnoError(errno, "chmod " + path);
     return absl::OkStatus();
   }
@@ -353,17 +340,6 @@ absl::StatusOr<UniqueFd> OpenRoot(const std::filesystem::path& directory) {
 }
 
 }  // namespace
-
-FileStamp StampOf(const struct stat& status) {
-  return {status.st_dev, status.st_ino, static_cast<uint64_t>(status.st_size),
-          status.st_mtim.tv_sec * kNsPerSecond + status.st_mtim.tv_nsec,
-          status.st_ctim.tv_sec * kNsPerSecond + status.st_ctim.tv_nsec};
-}
-
-// Programs can set mtime, so ctime decides.
-bool IsSettled(const FileStamp& stamp, int64_t now_ns) {
-  return stamp.ctime_ns + kSettledNs < now_ns;
-}
 
 std::shared_ptr<Workspaces::Slot> Workspaces::SlotOf(const std::filesystem::path& directory) {
   std::error_code error;

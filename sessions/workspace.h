@@ -2,14 +2,13 @@
 //
 // Walks by open directory handles and O_NOFOLLOW alone, so that whatever the directory holds,
 // nothing outside is read, written or deleted. Kept: regular files, permission bits (not setuid and
-// setgid of files), symlinks as text, empty directories. Hard links become separate files. Not
-// kept: owners, times, extended attributes; fifos, sockets and devices are skipped and counted.
-// Of a file that is written without a pause a snapshot holds what it read; of one that is removed
-// meanwhile, nothing.
+// setgid of files), symlinks as text, empty directories. Hard links become separate files;
+// holes are not read, and blocks of zeros come back as holes. Not kept: owners, times, extended
+// attributes; fifos, sockets and devices are skipped and counted. Of a file that is written without
+// a pause a snapshot holds what it read; of one that is removed meanwhile, nothing. A tree that is
+// too large (record.h) is refused.
 #ifndef AGENTD_SESSIONS_WORKSPACE_H_
 #define AGENTD_SESSIONS_WORKSPACE_H_
-
-#include <sys/stat.h>
 
 #include <atomic>
 #include <cstdint>
@@ -21,30 +20,18 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "sessions/file_contents.h"
 #include "sessions/file_objects.h"
 
 namespace agentd::sessions::internal {
-
-// What a file looked like when its chunks were computed.
-struct FileStamp {
-  uint64_t device = 0, inode = 0, size_bytes = 0;
-  int64_t mtime_ns = 0, ctime_ns = 0;
-  friend bool operator==(const FileStamp&, const FileStamp&) = default;
-};
-FileStamp StampOf(const struct stat& status);
 
 struct CachedFile {
   FileStamp stamp;
   std::vector<Sha256Digest> chunks;
 };
 
-// Path relative to the workspace -> contents. Holds only files that were quiet for a while before
-// they were read: one that changed within its time stamp's granularity of the reading could change
-// again unseen.
+// Path relative to the workspace -> contents; of files whose stamp can be believed.
 using StatCache = std::map<std::string, CachedFile>;
-
-// Whether a file with this stamp, read at `now_ns` (wall clock), may be cached.
-bool IsSettled(const FileStamp& stamp, int64_t now_ns);
 
 class Workspaces {
  public:

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -13,6 +14,7 @@
 #include <map>
 #include <thread>
 
+#include "base/unique_fd.h"
 #include "sessions/database.h"
 #include "sessions/test_util.h"
 
@@ -225,10 +227,113 @@ TEST_F(WorkspaceTest, ABottomlessDirectoryIsRefusedAndRemoved) {
   }
   ::close(directory);
   const auto refused = workspaces_.Snapshot(work());
-  EXPECT_TRUE(absl::IsResourceExhausted(refused.status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused.status()));
   EXPECT_THAT(Text(refused.status()), HasSubstr("nested deeper"));
   ASSERT_OK(workspaces_.Restore(empty, work()));
   EXPECT_TRUE(fs::is_empty(work()));
+}
+
+// Reading the holes of this one would take minutes, and writing them more than the disk has.
+TEST_F(WorkspaceTest, HolesCostNothing) {
+  constexpr off_t kSize = (off_t{256} << 30) + 12345;
+  const fs::path path = work() / "sparse";
+  std::map<off_t, std::string> data = {{0, "first"}, {kSize - 7, "the end"}};
+  for (int i = 0; i < 20; ++i)
+    data[testing::Below(random_, kSize - 10'000)] = testing::RandomBytes(random_, 5000);
+  {
+    const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT, 0600));
+    ASSERT_EQ(::ftruncate(file.get(), kSize), 0);
+    for (const auto& [offset, bytes] : data)
+      ASSERT_EQ(::pwrite(file.get(), bytes.data(), bytes.size(), offset), ssize_t(bytes.size()));
+  }
+  Write(work() / "zeros", std::string(3 * kChunkBytes + 1, '\0'));
+  const TreeId tree = Snapshot();
+  ASSERT_OK(workspaces_.Restore(tree, other()));
+  struct stat status;
+  ASSERT_EQ(::stat((other() / "sparse").c_str(), &status), 0);
+  EXPECT_EQ(status.st_size, kSize);
+  EXPECT_LE(status.st_blocks * 512, off_t(data.size()) * (16 << 10));
+  const UniqueFd file(::open((other() / "sparse").c_str(), O_RDONLY));
+  for (const auto& [offset, bytes] : data) {
+    std::string read(bytes.size(), '\0');
+    ASSERT_EQ(::pread(file.get(), read.data(), read.size(), offset), ssize_t(read.size()));
+    EXPECT_EQ(read, bytes) << offset;
+  }
+  EXPECT_EQ(Read(other() / "zeros"), Read(work() / "zeros"));
+  EXPECT_EQ(Must(workspaces_.Snapshot(other())).tree, tree);
+  // What is in a hole by now is read.
+  const UniqueFd changed(::open(path.c_str(), O_WRONLY));
+  ASSERT_EQ(::pwrite(changed.get(), "x", 1, testing::Below(random_, kSize)), 1);
+  EXPECT_NE(Snapshot(), tree);
+}
+
+TEST_F(WorkspaceTest, ATreeThatIsTooLargeIsRefusedByName) {
+  const auto make = [&](const char* name, uint64_t size) {
+    const fs::path path = work() / name;
+    fs::create_directories(path.parent_path());
+    const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT, 0600));
+    return ::ftruncate(file.get(), static_cast<off_t>(size)) == 0;
+  };
+  const auto refusal = [&] {
+    const absl::Status refused = workspaces_.Snapshot(work()).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+    return Text(refused);
+  };
+  Write(work() / "small", "x");
+  if (!make("a/big", kMaxTreeBytes + 1)) GTEST_SKIP() << "no files of 4 TiB here";
+  EXPECT_THAT(refusal(), HasSubstr("with a/big there are 4398046511105 bytes"));
+  ASSERT_TRUE(make("a/big", kMaxTreeBytes / 2));
+  ASSERT_TRUE(make("b", kMaxTreeBytes / 2 - 1));  // with "small" just what is allowed
+  EXPECT_OK(workspaces_.Snapshot(work()).status());
+  ASSERT_TRUE(make("b", kMaxTreeBytes / 2));
+  EXPECT_THAT(refusal(), HasSubstr("with small there are 4398046511105 bytes"));
+  // In a directory's record each MiB of its files takes 32 bytes.
+  fs::remove_all(work());
+  ASSERT_TRUE(make("d/e/big", kMaxTreeBytes));
+  EXPECT_THAT(refusal(), HasSubstr("the list of what is in d/e takes"));
+}
+
+TEST_F(WorkspaceTest, LongAndOddNamesAndPathsRoundTrip) {
+  std::vector<std::string> names = {
+      std::string(255, 'n'), "\xff\xfe not UTF-8", " ", "-rf", "a\nb", "\x01\x7f"};
+  std::string random = testing::RandomBytes(random_, 255);
+  for (char& byte : random)
+    if (byte == '/' || byte == '\0') byte = '\x80';
+  names.push_back(random);
+  for (const std::string& name : names) Write(work() / name, name);
+  // Longer than a path may be.
+  UniqueFd directory(::open(work().c_str(), O_RDONLY | O_DIRECTORY));
+  for (int i = 0; i < 190; ++i) {
+    const std::string name(static_cast<size_t>(100 + i % 156), 'd');
+    ASSERT_EQ(::mkdirat(directory.get(), name.c_str(), 0700), 0);
+    directory.Reset(::openat(directory.get(), name.c_str(), O_RDONLY | O_DIRECTORY));
+    const UniqueFd file(::openat(directory.get(), "file", O_WRONLY | O_CREAT, 0600));
+    ASSERT_EQ(::write(file.get(), &i, sizeof(i)), ssize_t(sizeof(i)));
+  }
+  const TreeId tree = Snapshot();
+  ASSERT_OK(workspaces_.Restore(tree, other()));
+  for (const std::string& name : names) EXPECT_EQ(Read(other() / name), name);
+  EXPECT_EQ(Must(workspaces_.Snapshot(other())).tree, tree);
+  const UniqueFd last(::openat(directory.get(), "file", O_WRONLY));
+  EXPECT_EQ(::ftruncate(last.get(), 1), 0);
+  EXPECT_NE(Snapshot(), tree);
+  EXPECT_OK(workspaces_.Clear(work()));
+  EXPECT_OK(workspaces_.Clear(other()));
+}
+
+// Who maps a file changes it again under the time stamp of the first change.
+TEST_F(WorkspaceTest, AMappedFileIsReadAgain) {
+  Write(work() / "mapped", std::string(10, 'a'));
+  const UniqueFd file(::open((work() / "mapped").c_str(), O_RDWR));
+  char* const bytes =
+      static_cast<char*>(::mmap(nullptr, 10, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0));
+  ASSERT_NE(bytes, MAP_FAILED);
+  bytes[0] = 'b';
+  Settle();
+  const TreeId before = Snapshot();
+  bytes[1] = 'c';
+  EXPECT_NE(Snapshot(), before);
+  ::munmap(bytes, 10);
 }
 
 // As an ordinary user: one's own entries without permission bits are read all the same, a
