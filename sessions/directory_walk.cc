@@ -52,6 +52,15 @@ absl::StatusOr<struct stat> StatAt(int directory, const std::string& name,
   return status;
 }
 
+absl::StatusOr<std::string> ReadLinkAt(int directory, const std::string& name,
+                                       const std::string& path) {
+  std::string target(4096, '\0');  // PATH_MAX: no longer one can be made
+  const ssize_t size = ::readlinkat(directory, name.c_str(), target.data(), target.size());
+  if (size < 0) return ErrnoError(errno, "readlink " + path);
+  target.resize(static_cast<size_t>(size));
+  return target;
+}
+
 OpenedEntry::~OpenedEntry() {
   if (lent_.valid()) (void)::chmod(DescriptorPath(lent_.get()).c_str(), lent_mode_);
 }

@@ -19,6 +19,10 @@ absl::StatusOr<std::vector<std::string>> ListDirectory(int directory, const std:
 // lstat of `name` in `directory`.
 absl::StatusOr<struct stat> StatAt(int directory, const std::string& name, const std::string& path);
 
+// The text of the symlink `name` in `directory`.
+absl::StatusOr<std::string> ReadLinkAt(int directory, const std::string& name,
+                                       const std::string& path);
+
 // An opened entry. One of ours without the needed permission bits gets them for as long as this
 // lives.
 class OpenedEntry {

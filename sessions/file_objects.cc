@@ -7,10 +7,8 @@
 
 namespace agentd::sessions::internal {
 
-absl::StatusOr<Sha256Digest> FileObjects::Writer::PutChunk(std::string_view data) {
-  const Sha256Digest id = Sha256Of(data);
-  RETURN_IF_ERROR(Put(RecordKind::kChunk, objects_.ChunkKeyOf(id), data));
-  return id;
+absl::Status FileObjects::Writer::PutChunk(const Sha256Digest& id, std::string_view data) {
+  return Put(RecordKind::kChunk, objects_.ChunkKeyOf(id), data);
 }
 
 absl::StatusOr<Sha256Digest> FileObjects::Writer::PutDirectory(std::string_view payload) {
@@ -32,10 +30,10 @@ absl::Status FileObjects::Writer::Put(RecordKind kind, std::string key, std::str
   std::string value = Frame(kind, key, payload);
   pending_bytes_ += value.size();
   values_.push_back({Column::kFiles, std::move(key), std::move(value)});
-  return pending_bytes_ < (8 << 20) ? absl::OkStatus() : WritePending();
+  return pending_bytes_ < (8 << 20) ? absl::OkStatus() : Flush();
 }
 
-absl::Status FileObjects::Writer::WritePending() {
+absl::Status FileObjects::Writer::Flush() {
   if (values_.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(objects_.database_.Write(intents_, /*sync=*/false));
   RETURN_IF_ERROR(objects_.database_.WriteUnlogged(values_));
@@ -47,7 +45,7 @@ absl::Status FileObjects::Writer::WritePending() {
 }
 
 absl::StatusOr<FileObjects::Hold> FileObjects::Writer::Finish(const TreeId& tree) {
-  RETURN_IF_ERROR(WritePending());
+  RETURN_IF_ERROR(Flush());
   Hold hold = objects_.HoldTree(tree);
   std::lock_guard lock(objects_.held_->mutex);
   std::vector<std::string>& intents = objects_.held_->trees[tree].intents;

@@ -34,14 +34,15 @@ class FileObjects {
   class Writer {
    public:
     explicit Writer(FileObjects& objects) : objects_(objects) {}
-    absl::StatusOr<Sha256Digest> PutChunk(std::string_view data);
+    absl::Status PutChunk(const Sha256Digest& id, std::string_view data);
     absl::StatusOr<Sha256Digest> PutDirectory(std::string_view payload);
-    // Writes what is left.
+    // Writes what is left, for no tree.
+    absl::Status Flush();
+    // The same, and holds the tree.
     absl::StatusOr<Hold> Finish(const TreeId& tree);
 
    private:
     absl::Status Put(RecordKind kind, std::string key, std::string_view payload);
-    absl::Status WritePending();
 
     FileObjects& objects_;
     std::vector<WriteEntry> intents_, values_;

@@ -265,13 +265,19 @@ std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor) {
 }
 
 std::string DirectoryPayload(const std::vector<DirectoryEntry>& entries) {
+  std::vector<const DirectoryEntry*> pointers;
+  for (const DirectoryEntry& entry : entries) pointers.push_back(&entry);
+  return DirectoryPayload(pointers);
+}
+
+std::string DirectoryPayload(const std::vector<const DirectoryEntry*>& entries) {
   ByteWriter writer;
   writer.Put(static_cast<uint32_t>(entries.size()));
-  for (const DirectoryEntry& entry : entries) {
-    writer.Put(static_cast<uint8_t>(entry.type)).Put(entry.mode).Put(entry.size_bytes);
-    writer.Sized(entry.name).Sized(entry.target);
-    writer.Put(static_cast<uint32_t>(entry.chunks.size()));
-    for (const Sha256Digest& chunk : entry.chunks) writer.Digest(chunk);
+  for (const DirectoryEntry* entry : entries) {
+    writer.Put(static_cast<uint8_t>(entry->type)).Put(entry->mode).Put(entry->size_bytes);
+    writer.Sized(entry->name).Sized(entry->target);
+    writer.Put(static_cast<uint32_t>(entry->chunks.size()));
+    for (const Sha256Digest& chunk : entry->chunks) writer.Digest(chunk);
   }
   return writer.str();
 }

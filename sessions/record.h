@@ -174,6 +174,7 @@ std::string EncodeKvPart(std::string_view key, const KvPart& part);
 std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor);
 // The payload alone: a directory's id is its SHA-256. Entries must be sorted by name.
 std::string DirectoryPayload(const std::vector<DirectoryEntry>& entries);
+std::string DirectoryPayload(const std::vector<const DirectoryEntry*>& entries);
 
 absl::StatusOr<SessionRecord> DecodeSession(std::string_view key, std::string_view value);
 // In the place of what `record` was, whose memory it uses again; of no use after an error.

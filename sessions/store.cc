@@ -93,7 +93,7 @@ class ImportedTree final : public TreeWriter {
   absl::Status PutChunk(std::string_view bytes) override {
     if (bytes.empty() || bytes.size() > kChunkBytes)
       return InvalidArgument("a file's chunk of {} bytes", bytes.size());
-    return writer_.PutChunk(bytes).status();
+    return writer_.PutChunk(Sha256Of(bytes), bytes);
   }
   absl::Status PutDirectory(std::string_view bytes) override {
     if (!ParseDirectory(bytes).has_value())
@@ -439,6 +439,9 @@ absl::StatusOr<StoreStats> StoreImpl::Stats() {
     stats.timelines_in_memory = static_cast<int64_t>(states_.size());
   }
   stats.special_files_skipped = workspaces_.special_files_skipped();
+  stats.workspace_snapshots = workspaces_.snapshots();
+  stats.workspace_walks = workspaces_.walks();
+  stats.workspace_unwatched_walks = workspaces_.unwatched_walks();
   AddSpaceStats(stats);
   return stats;
 }

@@ -181,7 +181,10 @@ struct StoreStats {
   int64_t commits = 0, group_syncs = 0;
   int64_t timelines_in_memory = 0;    // their next commit reads nothing
   int64_t special_files_skipped = 0;  // fifos, sockets and devices met by SnapshotWorkspace
-  int64_t budget_bytes = 0;           // 0: none
+  // Snapshots; those that looked at every file; and of those, such for which the kernel gives no
+  // notices of changes (SnapshotWorkspace).
+  int64_t workspace_snapshots = 0, workspace_walks = 0, workspace_unwatched_walks = 0;
+  int64_t budget_bytes = 0;  // 0: none
   // Values in blob files that no key refers to, as far as compactions have counted them.
   int64_t dead_bytes = 0;
   int64_t written_bytes =
@@ -318,10 +321,11 @@ class Store {
   virtual void DropBlock(const BlockHash& block) = 0;
   virtual void DropAnchor(const Sha256Digest& anchor) = 0;
 
-  // Stores the tree of `directory` (files, modes, symlinks, empty directories). Incremental: a file
-  // whose size, mtime, ctime and inode are those of the last snapshot of this directory is not read
-  // again. Durable only with a commit that names it; without one, what is new in it goes at the
-  // next Open.
+  // Stores the tree of `directory` (files, modes, symlinks, empty directories). Incremental: looks
+  // at what the kernel has noticed to change since the last snapshot of this directory; where it
+  // gives no such notices, or now and then, at every file's size, times and inode (workspace.h).
+  // Durable only with a commit that names it; without one, what is new in it goes at the next Open.
+  // FailedPrecondition names the file with which the tree is larger than FORMAT.md allows.
   virtual absl::StatusOr<WorkspaceSnapshot> SnapshotWorkspace(
       const std::filesystem::path& directory) = 0;
   // Makes `directory` equal to the tree: writes what differs, deletes what is not in it. Never

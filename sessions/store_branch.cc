@@ -432,7 +432,10 @@ absl::Status StoreImpl::Remove(const std::string& session_id, const std::string&
   removal.Drop(Column::kTimelines, index_key);
   removal.Drop(Column::kTimelines, SessionKey(session_id));
   removal.Drop(Column::kTimelines, SessionMetaKey(session_id));
-  workspaces_.ForgetCaches();  // cached chunks go, perhaps even if the batch is called failed
+  std::set<std::string> files;
+  for (const WriteEntry& write : removal.writes)
+    if (write.column == Column::kFiles) files.insert(write.key);
+  workspaces_.Forget(files);  // they go, perhaps even if the batch is called failed
   removal.writes.push_back(space_.BeginDelete());
   CrashPoint("delete_before");
   const absl::Status written = pipeline_.SubmitAndWait(

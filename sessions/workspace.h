@@ -2,11 +2,24 @@
 //
 // Walks by open directory handles and O_NOFOLLOW alone, so that whatever the directory holds,
 // nothing outside is read, written or deleted. Kept: regular files, permission bits (not setuid and
-// setgid of files), symlinks as text, empty directories. Hard links become separate files;
-// holes are not read, and blocks of zeros come back as holes. Not kept: owners, times, extended
+// setgid of files), symlinks as text, empty directories. Hard links become separate files; holes
+// are not read, and blocks of zeros come back as holes. Not kept: owners, times, extended
 // attributes; fifos, sockets and devices are skipped and counted. Of a file that is written without
 // a pause a snapshot holds what it read; of one that is removed meanwhile, nothing. A tree that is
 // too large (record.h) is refused.
+//
+// What a snapshot looks at. The first one walks over everything and has the kernel watch every
+// directory (change_feed.h); later ones look at what it has noticed, and at these, each time: files
+// that somebody has open for writing or mapped, files with several names, other users' files. All
+// is looked at again when notices were lost, and every 64th time anyway. Where there are no notices
+// (another file system than ext4, xfs, btrfs, f2fs or tmpfs; too many directories for the user's
+// allowance) all is looked at each time, and files are read whose stamp cannot be believed
+// (file_contents.h). A look never depends on times that a program can set.
+//
+// So what a call has written when Snapshot begins is in it, whoever wrote it. Until the next walk
+// it misses only what comes without a notice: a write through a name outside of the directory
+// (a hard link made there) or through /proc/PID/fd of a name that is gone, opened after the file
+// was looked at, and what is mounted over a directory.
 #ifndef AGENTD_SESSIONS_WORKSPACE_H_
 #define AGENTD_SESSIONS_WORKSPACE_H_
 
@@ -16,50 +29,59 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
-#include "sessions/file_contents.h"
+#include "sessions/change_feed.h"
 #include "sessions/file_objects.h"
+#include "sessions/known_tree.h"
 
 namespace agentd::sessions::internal {
 
-struct CachedFile {
-  FileStamp stamp;
-  std::vector<Sha256Digest> chunks;
+struct WorkspaceOptions {
+  bool watch = true;  // false: each snapshot walks
+  ChangeFeedOptions feed;
 };
-
-// Path relative to the workspace -> contents; of files whose stamp can be believed.
-using StatCache = std::map<std::string, CachedFile>;
 
 class Workspaces {
  public:
-  explicit Workspaces(FileObjects& objects) : objects_(objects) {}
+  explicit Workspaces(FileObjects& objects, const WorkspaceOptions& options = {})
+      : objects_(objects), options_(options) {}
 
   absl::StatusOr<WorkspaceSnapshot> Snapshot(const std::filesystem::path& directory);
   absl::Status Restore(const TreeId& tree, const std::filesystem::path& directory);
   // Leaves an empty directory, whatever the permissions inside.
   absl::Status Clear(const std::filesystem::path& directory);
-  // After a sweep: cached chunks may be gone.
-  void ForgetCaches();
+  // These objects (keys in `files`) may be gone. No snapshot or restore is under way.
+  void Forget(const std::set<std::string>& keys);
 
   int64_t special_files_skipped() const { return special_files_skipped_; }
   int64_t files_read() const { return files_read_; }
+  int64_t snapshots() const { return snapshots_; }
+  // Of them, those that looked at everything; and of those, such for which there were no notices.
+  int64_t walks() const { return walks_; }
+  int64_t unwatched_walks() const { return unwatched_walks_; }
 
  private:
   struct Slot {
-    std::mutex mutex;  // one snapshot or restore of a directory at a time
-    StatCache cache;   // guarded by mutex
+    std::mutex mutex;      // one snapshot or restore of a directory at a time
+    KnownTree known;       // guarded by mutex
+    uint64_t used_at = 0;  // guarded by Workspaces::mutex_
   };
   std::shared_ptr<Slot> SlotOf(const std::filesystem::path& directory);
+  void FollowChanges(KnownTree& known, int root);
+  void StartFeed(KnownTree& known, int root);
 
   FileObjects& objects_;
+  const WorkspaceOptions options_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Slot>>
-      slots_;  // guarded by mutex_; shared with the calls in flight
+      slots_;          // guarded by mutex_; shared with the calls in flight
+  uint64_t uses_ = 0;  // guarded by mutex_
   std::atomic<int64_t> special_files_skipped_ = 0;
   std::atomic<int64_t> files_read_ = 0;
+  std::atomic<int64_t> snapshots_ = 0, walks_ = 0, unwatched_walks_ = 0;
 };
 
 }  // namespace agentd::sessions::internal

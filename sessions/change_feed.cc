@@ -1,0 +1,150 @@
+#include "sessions/change_feed.h"
+
+#include <linux/magic.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/statfs.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/status.h"
+
+namespace agentd::sessions::internal {
+namespace {
+
+// No IN_CLOSE_NOWRITE and no IN_ACCESS: who reads changes nothing. IN_CLOSE_WRITE comes when the
+// last descriptor and the last mapping are gone.
+constexpr uint32_t kChanged =
+    IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE;
+constexpr int kPauseMs = 20;  // the queue does not fill up in it
+constexpr long kXfsMagic = 0x58465342;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ChangeFeed>> ChangeFeed::Start(const ChangeFeedOptions& options) {
+  std::unique_ptr<ChangeFeed> feed(new ChangeFeed(options));
+  feed->queue_.Reset(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  if (!feed->queue_.valid()) return ErrnoError(errno, "inotify_init1");
+  feed->stop_.Reset(::eventfd(0, EFD_CLOEXEC));
+  if (!feed->stop_.valid()) return ErrnoError(errno, "eventfd");
+  if (options.has_reader) feed->thread_ = std::thread([feed = feed.get()] { feed->Loop(); });
+  return feed;
+}
+
+ChangeFeed::~ChangeFeed() {
+  if (!thread_.joinable()) return;
+  (void)::eventfd_write(stop_.get(), 1);
+  thread_.join();
+}
+
+bool ChangeFeed::CanWatch(int directory) {
+  struct statfs info;
+  if (::fstatfs(directory, &info) != 0) return false;
+  switch (static_cast<long>(info.f_type)) {
+    case EXT4_SUPER_MAGIC:
+    case BTRFS_SUPER_MAGIC:
+    case F2FS_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+    case kXfsMagic:
+      return true;
+    default:
+      return false;
+  }
+}
+
+absl::StatusOr<int> ChangeFeed::Watch(int directory) {
+  const std::string path = fmt::format("/proc/self/fd/{}", directory);
+  std::lock_guard lock(mutex_);
+  const int watch =
+      ::inotify_add_watch(queue_.get(), path.c_str(), kChanged | IN_OPEN | IN_ONLYDIR);
+  if (watch < 0) return ErrnoError(errno, "inotify_add_watch");
+  if (watch <= newest_watch_) return watch;  // it was watched already
+  newest_watch_ = watch;
+  if (++watches_ <= options_.max_watches) return watch;
+  return absl::ResourceExhaustedError(
+      fmt::format("more than {} directories", options_.max_watches));
+}
+
+void ChangeFeed::Unwatch(int watch) { (void)::inotify_rm_watch(queue_.get(), watch); }
+
+void ChangeFeed::Loop() {
+  struct pollfd fds[2] = {{queue_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
+  while (true) {
+    if (::poll(fds, 2, -1) < 0 && errno != EINTR) break;
+    if (fds[1].revents != 0) return;
+    {
+      std::lock_guard lock(mutex_);
+      Drain();
+    }
+    // Programs make thousands of events a second: not a wake-up for each.
+    if (::poll(&fds[1], 1, kPauseMs) != 0 && fds[1].revents != 0) return;
+  }
+  std::lock_guard lock(mutex_);
+  changes_.lost = true;
+}
+
+// All that is in the queue at its beginning: others may fill it as fast as it is emptied.
+void ChangeFeed::Drain() {
+  int waiting = 0;
+  if (::ioctl(queue_.get(), FIONREAD, &waiting) != 0) changes_.lost = true;
+  alignas(struct inotify_event) char buffer[64 << 10];
+  while (waiting > 0) {
+    const ssize_t size = ::read(queue_.get(), buffer, sizeof(buffer));
+    if (size < 0 && errno == EINTR) continue;
+    if (size <= 0) {
+      changes_.lost = true;
+      return;
+    }
+    waiting -= static_cast<int>(size);
+    for (ssize_t at = 0; at < size;) {
+      const auto* event = reinterpret_cast<const struct inotify_event*>(buffer + at);
+      Note(event->wd, event->mask, event->len > 0 ? event->name : "");
+      at += static_cast<ssize_t>(sizeof(*event) + event->len);
+    }
+  }
+}
+
+void ChangeFeed::Note(int watch, uint32_t mask, const char* name) {
+  if ((mask & (IN_Q_OVERFLOW | IN_UNMOUNT)) != 0) changes_.lost = true;
+  if ((mask & IN_IGNORED) != 0) {
+    changes_.ended.push_back(watch);
+    --watches_;
+  }
+  const bool changed = (mask & kChanged) != 0;
+  const bool opened = (mask & IN_OPEN) != 0 && (mask & IN_ISDIR) == 0;
+  // A directory's own events come from the one above too, by name.
+  if (*name != '\0' && (changed || opened) && !changes_.lost) {
+    const auto [note, is_new] = changes_.names[watch].try_emplace(name);
+    note->second.opened = note->second.opened || opened;
+    note->second.changed = note->second.changed || changed;
+    if (is_new && ++names_ > options_.max_names) changes_.lost = true;
+  }
+  if (changes_.lost) changes_.names.clear();
+}
+
+Changes ChangeFeed::Take() {
+  std::lock_guard lock(mutex_);
+  Drain();
+  names_ = 0;
+  return std::exchange(changes_, {});
+}
+
+void ChangeFeed::ForgetOpens(int watch, const std::vector<std::string>& names) {
+  std::lock_guard lock(mutex_);
+  Drain();
+  const auto notes = changes_.names.find(watch);
+  if (notes == changes_.names.end()) return;
+  for (const std::string& name : names) {
+    const auto note = notes->second.find(name);
+    if (note == notes->second.end()) continue;
+    note->second.opened = false;
+    if (note->second.changed) continue;
+    notes->second.erase(note);
+    --names_;
+  }
+}
+
+}  // namespace agentd::sessions::internal
