@@ -92,6 +92,11 @@ class SlowStore final : public sessions::Store {
     return No();
   }
   std::unique_ptr<sessions::TreeWriter> WriteTree() override { return nullptr; }
+  absl::StatusOr<std::vector<sessions::TreeEntry>> ReadTreeDirectory(
+      const sessions::TreeId&) override {
+    return No();
+  }
+  absl::StatusOr<std::string> ReadFilePart(const Sha256Digest&) override { return No(); }
   const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<sessions::StoreStats> Stats() override { return No(); }
   absl::Status Reclaim() override { return No(); }

@@ -232,6 +232,19 @@ struct StoreOptions {
   StoreKeys keys;
 };
 
+// What a directory of a tree holds under one name.
+struct TreeEntry {
+  enum class Type : uint8_t { kFile = 1, kDirectory = 2, kSymlink = 3 };
+
+  std::string name;
+  Type type = Type::kFile;
+  uint32_t mode = 0;                // permission bits; 0 of a symlink
+  uint64_t size_bytes = 0;          // kFile
+  std::vector<Sha256Digest> parts;  // kFile: the SHA-256 of each MiB; kDirectory: one, its TreeId
+  std::string target;               // kSymlink
+  friend bool operator==(const TreeEntry&, const TreeEntry&) = default;
+};
+
 // Stores a tree that comes from elsewhere piece by piece, what is in a directory before it. No
 // Delete gets on while one lives. One thread's.
 class TreeWriter {
@@ -342,6 +355,13 @@ class Store {
       const TreeId& tree, std::set<std::string>& seen,
       const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) = 0;
   virtual std::unique_ptr<TreeWriter> WriteTree() = 0;
+  // For who looks at parts of a tree (sessions/tree_diff.h), checked as in VisitTree. A tree stays
+  // as long as an event of a session names it.
+  //
+  // The entries of a tree or of a directory in one, by name.
+  virtual absl::StatusOr<std::vector<TreeEntry>> ReadTreeDirectory(const TreeId& directory) = 0;
+  // One of TreeEntry::parts of a file.
+  virtual absl::StatusOr<std::string> ReadFilePart(const Sha256Digest& part) = 0;
 
   virtual const std::string& kv_identity() const = 0;  // StoreOptions::kv_identity
   virtual absl::StatusOr<StoreStats> Stats() = 0;

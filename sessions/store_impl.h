@@ -1,6 +1,7 @@
 // The Store on RocksDB. store.cc: opening and sessions; store_branch.cc: fork, rewind, delete;
 // store_commit.cc: commits and reading back; store_kv.cc: restore points and values;
-// store_usage.cc: what takes how much space; workspace.h: trees; space_manager.h: eviction.
+// store_tree.cc: parts of trees; store_usage.cc: what takes how much space; workspace.h: trees;
+// space_manager.h: eviction.
 #ifndef AGENTD_SESSIONS_STORE_IMPL_H_
 #define AGENTD_SESSIONS_STORE_IMPL_H_
 
@@ -76,6 +77,8 @@ class StoreImpl final : public Store {
       const TreeId& tree, std::set<std::string>& seen,
       const std::function<absl::Status(bool directory, std::string_view bytes)>& visit) override;
   std::unique_ptr<TreeWriter> WriteTree() override;
+  absl::StatusOr<std::vector<TreeEntry>> ReadTreeDirectory(const TreeId& directory) override;
+  absl::StatusOr<std::string> ReadFilePart(const Sha256Digest& part) override;
   const std::string& kv_identity() const override { return kv_identity_; }
   absl::StatusOr<StoreStats> Stats() override;
   absl::StatusOr<BackupInfo> Backup(const std::filesystem::path& directory, uint32_t keep) override;
