@@ -2,14 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/post.hpp>
 #include <cerrno>
-#include <condition_variable>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "agentd/message_stream.h"
 #include "agentd/rpc_status.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -17,62 +17,34 @@
 namespace agentd::daemon {
 namespace {
 
-constexpr size_t kPieceBytes = 1 << 20;
+constexpr size_t kBundlePieceBytes = 1 << 20;
 
-class ExportStream final : public grpc::ServerWriteReactor<v1::BundleData> {
+// Pieces of a bundle, gathered to messages of one size.
+class BundleSender {
  public:
-  void Run(Daemon& daemon, const v1::ExportSessionRequest& request) {
-    absl::Status status =
-        daemon.Export(request, [this](std::string_view bytes) { return Take(bytes); });
-    if (status.ok() && !gathered_.empty()) status = Send();
-    Finish(ToGrpc(status));
-  }
+  explicit BundleSender(MessageStream<v1::BundleData>& stream) : stream_(stream) {}
 
-  void OnWriteDone(bool ok) override {
-    std::lock_guard lock(mutex_);
-    writing_ = false;
-    gone_ = gone_ || !ok;
-    changed_.notify_all();
-  }
-  void OnCancel() override {
-    std::lock_guard lock(mutex_);
-    gone_ = true;
-  }
-  void OnDone() override { delete this; }
-
- private:
   absl::Status Take(std::string_view bytes) {
     while (!bytes.empty()) {
-      const size_t count = std::min(bytes.size(), kPieceBytes - gathered_.size());
-      gathered_.append(bytes.substr(0, count));
+      std::string& gathered = *message_.mutable_data();
+      const size_t count = std::min(bytes.size(), kBundlePieceBytes - gathered.size());
+      gathered.append(bytes.substr(0, count));
       bytes.remove_prefix(count);
-      if (gathered_.size() == kPieceBytes) RETURN_IF_ERROR(Send());
+      if (gathered.size() == kBundlePieceBytes) RETURN_IF_ERROR(Flush());
     }
     return absl::OkStatus();
   }
 
-  // Waits until the client has room for more.
-  absl::Status Send() {
-    message_.set_data(std::exchange(gathered_, {}));
-    {
-      std::lock_guard lock(mutex_);
-      if (gone_) return absl::CancelledError("the client went away");
-      writing_ = true;
-    }
-    StartWrite(&message_);
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !writing_; });
-    return gone_ ? absl::CancelledError("the client went away") : absl::OkStatus();
+  absl::Status Flush() {
+    if (message_.data().empty()) return absl::OkStatus();
+    const absl::Status sent = stream_.Send(message_);
+    message_.clear_data();
+    return sent;
   }
 
-  // The exporting thread's.
-  std::string gathered_;
+ private:
+  MessageStream<v1::BundleData>& stream_;
   v1::BundleData message_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool writing_ = false;  // guarded by mutex_
-  bool gone_ = false;     // guarded by mutex_
 };
 
 // One request at a time, each on the pool.
@@ -133,9 +105,15 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportSessionReque
 
 grpc::ServerWriteReactor<v1::BundleData>* StartExportStream(
     Daemon* daemon, boost::asio::thread_pool* transfers, const v1::ExportSessionRequest& request) {
-  auto* stream = new ExportStream;
+  auto* stream = new MessageStream<v1::BundleData>;
   // The request lives as long as the call.
-  boost::asio::post(*transfers, [daemon, stream, &request] { stream->Run(*daemon, request); });
+  boost::asio::post(*transfers, [daemon, stream, &request] {
+    BundleSender sender(*stream);
+    absl::Status status =
+        daemon->Export(request, [&](std::string_view bytes) { return sender.Take(bytes); });
+    if (status.ok()) status = sender.Flush();
+    stream->End(status);
+  });
   return stream;
 }
 

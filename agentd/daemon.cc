@@ -15,7 +15,6 @@
 #include "agentd/rpc_status.h"
 #include "agentd/turn.h"
 #include "agentd/utf8.h"
-#include "agentd/workspace_import.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
 
@@ -41,6 +40,19 @@ uint64_t DrawSeed() {
 bool IsSessionId(const std::string& text) {
   return text.size() == 26 &&
          std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c); });
+}
+
+// The daemon's own files: what could change them could change the daemon.
+PlaceRules RulesForPlaces(const DaemonOptions& options) {
+  std::error_code error;
+  PlaceRules rules;
+  rules.allowed = options.tools.in_place_allowed;
+  rules.roots = options.tools.in_place_roots;
+  rules.kept_apart = {options.data, options.model,
+                      std::filesystem::read_symlink("/proc/self/exe", error).parent_path()};
+  if (!options.helper_dir.empty()) rules.kept_apart.push_back(options.helper_dir);
+  for (const sandbox::Mount& mount : options.tools.mounts) rules.kept_apart.push_back(mount.host);
+  return rules;
 }
 
 absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* field) {
@@ -90,6 +102,7 @@ absl::StatusOr<Daemon::Started> Daemon::Run(const std::string& session_id, const
     std::lock_guard lock(mutex_);
     if (stopping_) return absl::UnavailableError("the daemon is shutting down");
   }
+  RETURN_IF_ERROR(TakeInChanges(hold));
   if (hold.another_model) {
     RETURN_IF_ERROR(StartWithAnotherModel(hold, text, abandoned));
   } else {
@@ -248,11 +261,17 @@ absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& reque
   meta.set_model_fingerprint(model_->fingerprint_hex);
   meta.set_model_name(model_->name);
   meta.set_tokenizer_fingerprint(model_->tokenizer_fingerprint_hex);
+  meta.set_import_directory(request.import_directory());
+  if (request.in_place()) {
+    ASSIGN_OR_RETURN(const std::filesystem::path place,
+                     CheckPlace(request.import_directory(), RulesForPlaces(options_)));
+    meta.set_import_directory(place.string());
+  }
   if (!request.import_directory().empty()) meta.set_phase(v1::SessionMeta::IMPORTING);
   fresh.meta = meta.SerializeAsString();
   ASSIGN_OR_RETURN(sessions::SessionInfo info, Noted(store_->Create(fresh)));
   std::shared_ptr<Session> session = Remember(std::move(info), std::move(meta));
-  absl::Status filled = FillWorkspace(*session, request.import_directory());
+  absl::Status filled = FillWorkspace(*session, request);
   if (!filled.ok()) return Undone(session->id, filled);
   return Describe(*session);
 }
@@ -262,22 +281,6 @@ absl::Status Daemon::Undone(const std::string& session_id, absl::Status why) {
   absl::Status deleted = Delete(session_id);
   if (!deleted.ok()) spdlog::warn("session {}: {}", session_id, Text(deleted));
   return why;
-}
-
-absl::Status Daemon::FillWorkspace(Session& session, const std::string& import_directory) {
-  const std::filesystem::path workspace = runtime_.WorkspaceOf(session.id);
-  std::error_code error;
-  std::filesystem::create_directories(workspace, error);
-  if (error) return ErrnoError(error.value(), "create directory " + workspace.string());
-  // No tree means an empty workspace.
-  if (import_directory.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(ImportDirectory(import_directory, workspace, options_.data));
-  CrashPoint("agentd.imported");
-  ASSIGN_OR_RETURN(sessions::WorkspaceSnapshot snapshot, store_->SnapshotWorkspace(workspace));
-  ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
-  RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(snapshot)}, v1::SessionMeta::IDLE));
-  hold.hot->workspace_ready = true;
-  return absl::OkStatus();
 }
 
 absl::StatusOr<v1::Session> Daemon::Get(const std::string& session_id) {
@@ -360,14 +363,17 @@ absl::Status Daemon::Delete(const std::string& session_id) {
     return status;
   }
   CrashPoint("agentd.deleted");
+  // A folder of the user's stays as it is.
+  if (const absl::Status released = places_->Release(session_id); !released.ok())
+    spdlog::warn("session {}: {}", session_id, Text(released));
   session->hub->SetDeleted();
   {
     std::lock_guard lock(mutex_);
     sessions_.erase(session_id);
   }
-  absl::Status cleared = store_->ClearWorkspace(runtime_.WorkspaceOf(session_id));
+  absl::Status cleared = store_->ClearWorkspace(runtime_.OwnWorkspaceOf(session_id));
   std::error_code error;
-  std::filesystem::remove(runtime_.WorkspaceOf(session_id), error);
+  std::filesystem::remove(runtime_.OwnWorkspaceOf(session_id), error);
   if (cleared.ok() && error) cleared = ErrnoError(error.value(), "remove it");
   if (!cleared.ok() && !absl::IsNotFound(cleared)) {
     spdlog::warn("session {}: workspace not removed: {}", session_id, Text(cleared));
@@ -381,8 +387,10 @@ absl::Status Daemon::Delete(const std::string& session_id) {
 absl::StatusOr<v1::Session> Daemon::Fork(const v1::ForkSessionRequest& request) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> parent, Find(request.session_id()));
   ASSIGN_OR_RETURN(sessions::Point point, ToPoint(request.at(), "at"));
+  const bool at_end = !point.seq && !point.position;
+  if (at_end && places_->Of(parent->id)) RETURN_IF_ERROR(TakeInBeforeFork(parent->id));
   ASSIGN_OR_RETURN(const sessions::SessionInfo now, store_->Get(parent->id));
-  if (!point.seq && !point.position) point.seq = now.last_seq;
+  if (at_end) point.seq = now.last_seq;
   const uint64_t parent_seed = now.seed;
   // Until its log has been looked at, the fork counts as being inside a turn.
   v1::SessionMeta meta;
@@ -413,6 +421,7 @@ absl::StatusOr<v1::Session> Daemon::Rewind(const v1::RewindSessionRequest& reque
   if (!point.seq && !point.position) return InvalidArgument("to: give a seq or a position");
   ASSIGN_OR_RETURN(Hold hold, Acquire(request.session_id()));
   Session& session = *hold.session;
+  RETURN_IF_ERROR(CheckRewind(hold, point, request.discard_changes()));
   const uint64_t old_seed = hold.hot->seed;
   const uint64_t seed = request.has_seed()    ? request.seed()
                         : request.keep_seed() ? old_seed

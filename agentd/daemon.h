@@ -94,6 +94,12 @@ class Daemon {
   void AnswerApproval(const v1::AnswerApprovalRequest& request,
                       std::function<void(absl::Status)> done);
 
+  // As the calls of the same names; `sink` may wait. They read the store alone, so a turn may run.
+  absl::Status DiffWorkspace(const v1::DiffWorkspaceRequest& request,
+                             const std::function<absl::Status(const v1::DiffWorkspacePart&)>& sink);
+  absl::Status ReadWorkspaceFile(const v1::ReadWorkspaceFileRequest& request,
+                                 const std::function<absl::Status(std::string_view)>& sink);
+
   // The session's bundle, piece by piece. `sink` may wait.
   absl::Status Export(const v1::ExportSessionRequest& request, const sessions::ByteSink& sink);
   // An empty file of the data directory without a name, for a bundle that arrives.
@@ -122,7 +128,12 @@ class Daemon {
   void ForgetIdle();
   std::shared_ptr<Session> Remember(sessions::SessionInfo info, v1::SessionMeta meta);
   absl::Status Undone(const std::string& session_id, absl::Status why);
-  absl::Status FillWorkspace(Session& session, const std::string& import_directory);
+  absl::Status FillWorkspace(Session& session, const v1::CreateSessionRequest& request);
+  absl::Status ReleasePlaces();
+  absl::Status TakeInChanges(Hold& hold);
+  absl::Status TakeInBeforeFork(const std::string& session_id);
+  absl::Status CheckRewind(Hold& hold, const sessions::Point& point, bool discard_changes);
+  absl::StatusOr<sessions::SessionInfo> Stored(const std::string& session_id);
   absl::StatusOr<Hold> Acquire(const std::string& session_id, bool to_start_a_turn = false,
                                bool adopt = false);
   absl::Status StartTurn(Hold& hold, const std::string& text,
@@ -166,6 +177,7 @@ class Daemon {
   std::unique_ptr<const ModelBundle> model_;
   AgentDefaults defaults_;  // the model's, with the configuration's limits
   std::unique_ptr<sessions::Store> store_;
+  std::unique_ptr<Places> places_;
   std::unique_ptr<Scheduler> scheduler_;
   Runtime runtime_;
 

@@ -78,13 +78,8 @@ v1::Backup BackupMessage(const sessions::BackupInfo& info) {
 
 absl::Status Daemon::Export(const v1::ExportSessionRequest& request,
                             const sessions::ByteSink& sink) {
-  ASSIGN_OR_RETURN(std::shared_ptr<Session> session, Find(request.session_id()));
-  {
-    std::lock_guard lock(session->mutex);
-    if (session->meta.phase() == v1::SessionMeta::IMPORTING)
-      return NotFound("session {} does not exist", session->id);
-  }
-  return Noted(sessions::ExportBundle(*store_, session->id, !request.no_kv(), sink)).status();
+  ASSIGN_OR_RETURN(const sessions::SessionInfo session, Stored(request.session_id()));
+  return Noted(sessions::ExportBundle(*store_, session.id, !request.no_kv(), sink)).status();
 }
 
 absl::StatusOr<UniqueFd> Daemon::NewSpool() const {
@@ -106,6 +101,7 @@ absl::StatusOr<v1::SessionMeta> Daemon::CheckBundle(int file) const {
         ResolveConfig(meta.config(), defaults_, tool_names_, default_tools_);
     if (!config.ok()) return Annotate(config.status(), "the bundle's session");
     *meta.mutable_config() = *std::move(config);
+    meta.clear_import_directory();  // a folder of another machine's
     if (SameModel(*model_, meta)) transcript.emplace(NewTranscript(runtime_, meta.config()));
     return absl::OkStatus();
   };

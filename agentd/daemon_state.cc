@@ -36,6 +36,7 @@ Daemon::Daemon(DaemonOptions options) : options_(std::move(options)) {}
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
   RETURN_IF_ERROR(daemon->Init());
+  RETURN_IF_ERROR(daemon->ReleasePlaces());
   RETURN_IF_ERROR(daemon->TakeUpSessions());
   return daemon;
 }
@@ -112,6 +113,7 @@ absl::Status Daemon::Init() {
   store_options.budget_bytes = options_.store_budget_bytes;
   store_options.keys = options_.store_keys;
   ASSIGN_OR_RETURN(store_, sessions::Store::Open(StorePath(options_.data), store_options));
+  ASSIGN_OR_RETURN(places_, Places::Open(options_.data / "places"));
   for (model::LayerKind kind : engine->config().layer_kinds) {
     runtime_.csa_layers += kind == model::LayerKind::kCsa ? 1 : 0;
   }
@@ -125,6 +127,7 @@ absl::Status Daemon::Init() {
   runtime_.scheduler = scheduler_.get();
   runtime_.model = model_.get();
   runtime_.registry = &registry_;
+  runtime_.places = places_.get();
   runtime_.tools_config = &options_.tools;
   runtime_.mcp_servers = mcp_servers_.get();
   runtime_.proxy = proxy_.get();
@@ -385,7 +388,10 @@ void Daemon::DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta& 
   out.set_updated_us(info.updated_us);
   out.set_last_seq(info.last_seq);
   out.set_tokens(info.tokens);
-  out.set_workspace(runtime_.WorkspaceName(info.id));
+  out.set_import_directory(meta.import_directory());
+  const std::optional<std::filesystem::path> place = runtime_.places->Of(info.id);
+  out.set_in_place(place.has_value());
+  out.set_workspace(place ? place->string() : runtime_.OwnWorkspaceName(info.id));
   out.set_forked_from(info.forked_from);
   out.set_forked_at_seq(info.forked_at_seq);
   out.set_timeline(info.timeline);

@@ -405,5 +405,61 @@ TEST(UnixListenerTest, StaleSocketIsReplacedAndAFileIsNot) {
       UnixListener::Bind(directory.path() / std::string(200, 'x')).status()));
 }
 
+TEST_F(ServerTest, ChangesAndFilesComeAsStreams) {
+  Start({CallsText({CallText("bash", {{"command", "seq 200000 > numbers; ln -s numbers link"}})}),
+         "Done."});
+  const std::string id = NewSession(2000);
+  std::vector<v1::Event> events;
+  ASSERT_TRUE(Run(id, {"Count."}, events).ok());
+  v1::DiffWorkspaceRequest request;
+  request.set_session_id(id);
+  request.set_detail(v1::DIFF_DETAIL_PATCH);
+  const auto ask = [&](std::vector<v1::DiffWorkspacePart>& parts) {
+    grpc::ClientContext context;
+    auto stream = stub_->DiffWorkspace(&context, request);
+    v1::DiffWorkspacePart part;
+    while (stream->Read(&part)) parts.push_back(part);
+    return stream->Finish();
+  };
+  std::vector<v1::DiffWorkspacePart> parts;
+  ASSERT_TRUE(ask(parts).ok());
+  // The beginning, the link and its text, the file and its text in more than one piece.
+  ASSERT_GT(parts.size(), 5u);
+  EXPECT_EQ(parts[0].begin().to_seq(), events.back().seq());
+  EXPECT_EQ(parts[1].change().path(), "link");
+  EXPECT_EQ(parts[3].change().path(), "numbers");
+  EXPECT_EQ(parts[3].change().added_lines(), 200'000);
+  std::string patch;
+  for (const v1::DiffWorkspacePart& part : parts) patch += part.patch();
+  EXPECT_THAT(patch, testing::EndsWith("+199999\n+200000\n"));
+  {
+    grpc::ClientContext context;
+    v1::ReadWorkspaceFileRequest file;
+    file.set_session_id(id);
+    file.set_seq(events.back().seq());
+    file.set_path("numbers");
+    auto stream = stub_->ReadWorkspaceFile(&context, file);
+    v1::FileData piece;
+    std::string bytes;
+    while (stream->Read(&piece)) bytes += piece.data();
+    ASSERT_TRUE(stream->Finish().ok());
+    EXPECT_EQ(static_cast<int64_t>(bytes.size()), parts[3].change().after().size_bytes());
+    EXPECT_THAT(bytes, testing::EndsWith("\n200000\n"));
+  }
+  // A client that goes away in the middle holds nothing up.
+  {
+    grpc::ClientContext context;
+    auto stream = stub_->DiffWorkspace(&context, request);
+    v1::DiffWorkspacePart part;
+    ASSERT_TRUE(stream->Read(&part));
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  request.set_to_seq(1'000'000);
+  EXPECT_EQ(ask(parts).error_code(), grpc::StatusCode::OUT_OF_RANGE);
+  request.set_session_id("01ARZ3NDEKTSV4RRFFQ69G5FAV");
+  EXPECT_EQ(ask(parts).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
 }  // namespace
 }  // namespace agentd::daemon

@@ -8,6 +8,7 @@
 #include "agentd/bundle_stream.h"
 #include "agentd/event_stream.h"
 #include "agentd/rpc_status.h"
+#include "agentd/workspace_stream.h"
 #include "base/status.h"
 
 namespace agentd::daemon {
@@ -127,6 +128,16 @@ grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* AgentdService::Run(Context* 
 grpc::ServerWriteReactor<v1::Event>* AgentdService::Watch(Context* context,
                                                           const v1::WatchRequest* request) {
   return StartWatchStream(daemon_, pool_, context, *request);
+}
+
+grpc::ServerWriteReactor<v1::DiffWorkspacePart>* AgentdService::DiffWorkspace(
+    Context*, const v1::DiffWorkspaceRequest* request) {
+  return StartDiffStream(daemon_, transfers_, *request);
+}
+
+grpc::ServerWriteReactor<v1::FileData>* AgentdService::ReadWorkspaceFile(
+    Context*, const v1::ReadWorkspaceFileRequest* request) {
+  return StartFileStream(daemon_, transfers_, *request);
 }
 
 grpc::ServerWriteReactor<v1::BundleData>* AgentdService::ExportSession(

@@ -50,6 +50,10 @@ class AgentdService final
   grpc::ServerBidiReactor<v1::RunRequest, v1::Event>* Run(Context* context) override;
   grpc::ServerWriteReactor<v1::Event>* Watch(Context* context,
                                              const v1::WatchRequest* request) override;
+  grpc::ServerWriteReactor<v1::DiffWorkspacePart>* DiffWorkspace(
+      Context* context, const v1::DiffWorkspaceRequest* request) override;
+  grpc::ServerWriteReactor<v1::FileData>* ReadWorkspaceFile(
+      Context* context, const v1::ReadWorkspaceFileRequest* request) override;
   grpc::ServerWriteReactor<v1::BundleData>* ExportSession(
       Context* context, const v1::ExportSessionRequest* request) override;
   grpc::ServerReadReactor<v1::ImportSessionRequest>* ImportSession(

@@ -134,25 +134,40 @@ absl::Status NotTheStores(const absl::Status& status) {
   return absl::InternalError(Text(status));
 }
 
+absl::Status ForgetOutputs(const Runtime& runtime, const std::string& session_id, HotState& hot) {
+  const std::filesystem::path directory = runtime.OutputsOf(session_id);
+  std::error_code error;
+  std::filesystem::remove_all(directory, error);
+  if (error) return ErrnoError(error.value(), "remove directory " + directory.string());
+  hot.outputs_written = 0;
+  return absl::OkStatus();
+}
+
+absl::Status WaitForEarlierLife(const Runtime& runtime, const std::string& session_id) {
+  return NotTheStores(sandbox::WaitUntilDead(runtime.LockOf(session_id), kOldTreeTimeoutMs));
+}
+
 absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot) {
   if (hot.workspace_ready) return absl::OkStatus();
   const std::filesystem::path directory = runtime.WorkspaceOf(session_id);
-  RETURN_IF_ERROR(
-      NotTheStores(sandbox::WaitUntilDead(runtime.LockOf(session_id), kOldTreeTimeoutMs)));
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) return ErrnoError(error.value(), "create directory " + directory.string());
+  RETURN_IF_ERROR(WaitForEarlierLife(runtime, session_id));
+  const bool in_place = runtime.places->Of(session_id).has_value();
+  if (in_place) {
+    RETURN_IF_ERROR(runtime.places->Lock(session_id));
+  } else {
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    if (error) return ErrnoError(error.value(), "create directory " + directory.string());
+  }
   if (hot.transcript.workspace()) {
     RETURN_IF_ERROR(runtime.store->RestoreWorkspace(*hot.transcript.workspace(), directory));
-  } else {
+  } else if (!in_place) {
     RETURN_IF_ERROR(runtime.store->ClearWorkspace(directory));
+  } else {
+    return DataLoss("session {}: its log does not say what was in {}", session_id,
+                    directory.string());
   }
-  // Calls of another past may have had the same names.
-  std::filesystem::remove_all(runtime.OutputsOf(session_id), error);
-  if (error) {
-    return ErrnoError(error.value(), "remove directory " + runtime.OutputsOf(session_id).string());
-  }
-  hot.outputs_written = 0;
+  RETURN_IF_ERROR(ForgetOutputs(runtime, session_id, hot));
   hot.workspace_ready = true;
   return absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "agentd/event_hub.h"
 #include "agentd/model_bundle.h"
+#include "agentd/places.h"
 #include "agentd/scheduler.h"
 #include "agentd/tool_host.h"
 #include "agentd/transcript.h"
@@ -32,6 +34,7 @@ struct Runtime {
   Scheduler* scheduler = nullptr;
   const ModelBundle* model = nullptr;
   const tools::Registry* registry = nullptr;
+  Places* places = nullptr;
   const tools::Config* tools_config = nullptr;
   const tools::mcp::Servers* mcp_servers = nullptr;  // null: none are configured
   sandbox::EgressProxy* proxy = nullptr;             // null: no tool may reach a host
@@ -42,11 +45,17 @@ struct Runtime {
   // The store can no longer acknowledge anything (a failed fsync): the process has to end.
   std::function<void(const absl::Status&)> fatal;
 
+  // The folder that the session works in, or one of its own.
   std::filesystem::path WorkspaceOf(const std::string& session_id) const {
-    return WorkspaceName(session_id);
+    const std::optional<std::filesystem::path> place = places->Of(session_id);
+    return place ? *place : OwnWorkspaceOf(session_id);
+  }
+  // Of a session that works in place there is none.
+  std::filesystem::path OwnWorkspaceOf(const std::string& session_id) const {
+    return OwnWorkspaceName(session_id);
   }
   // The same as text, which a long list of sessions makes without taking paths apart.
-  std::string WorkspaceName(const std::string& session_id) const {
+  std::string OwnWorkspaceName(const std::string& session_id) const {
     return data.native() + "/workspaces/" + session_id;
   }
   std::filesystem::path LockOf(const std::string& session_id) const {
@@ -123,8 +132,13 @@ absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Sessio
 // call.
 absl::Status NotTheStores(const absl::Status& status);
 
+// Kept outputs are written again when a call may want them: calls of another past may have had the
+// same names.
+absl::Status ForgetOutputs(const Runtime& runtime, const std::string& session_id, HotState& hot);
+// Waits until no process of an earlier life uses the session's directory.
+absl::Status WaitForEarlierLife(const Runtime& runtime, const std::string& session_id);
 // Makes the session's directory equal to its newest tree, once no process of an earlier life uses
-// it.
+// it. FailedPrecondition: it is a folder of the user's that is not there, or not free.
 absl::Status EnsureWorkspace(const Runtime& runtime, const std::string& session_id, HotState& hot);
 
 }  // namespace agentd::daemon

@@ -163,6 +163,11 @@ CallState* Transcript::FindCall(const std::string& id) {
   return it == calls_.end() ? nullptr : &*it;
 }
 
+bool Transcript::call_cut_off() const {
+  return std::any_of(calls_.begin(), calls_.end(),
+                     [](const CallState& call) { return call.attempts > 0 && !call.result; });
+}
+
 absl::Status Transcript::ApplyToolStarted(const sessions::Event& event) {
   ASSIGN_OR_RETURN(v1::ToolStarted started, ReadPayload<v1::ToolStarted>(event));
   CallState* call = FindCall(started.call_id());

@@ -69,6 +69,8 @@ class Transcript {
 
   const std::vector<TokenId>& tokens() const { return tokens_; }
   const std::vector<CallState>& calls() const { return calls_; }
+  // A call was started and has no result: it may have written half of what it would have.
+  bool call_cut_off() const;
   const TurnUsage& usage() const { return usage_; }
   int32_t turns() const { return turns_; }
   uint64_t turn_started_seq() const { return turn_started_seq_; }

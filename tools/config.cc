@@ -280,6 +280,19 @@ absl::Status ParseLimits(TableReader reader, Config& config) {
   return reader.Finish();
 }
 
+absl::Status ParseInPlace(TableReader reader, Config& config) {
+  std::optional<bool> allowed;
+  RETURN_IF_ERROR(reader.Bool("allowed", allowed));
+  RETURN_IF_ERROR(reader.Strings("roots", config.in_place_roots));
+  config.in_place_allowed = allowed.value_or(config.in_place_allowed);
+  for (const std::string& root : config.in_place_roots) {
+    if (root.starts_with('/')) continue;
+    return reader.place().Fail(reader.table().get("roots")->source(),
+                               fmt::format("roots: {} is not an absolute path", root));
+  }
+  return reader.Finish();
+}
+
 absl::Status ParseRoot(const toml::table& root, const std::string& source, Config& config) {
   TableReader reader(root, {source, ""});
   ASSIGN_OR_RETURN(const toml::table* tools, reader.Table("tools"));
@@ -288,7 +301,10 @@ absl::Status ParseRoot(const toml::table& root, const std::string& source, Confi
   ASSIGN_OR_RETURN(const std::vector<const toml::table*> servers, reader.Tables("mcp"));
   ASSIGN_OR_RETURN(const std::vector<const toml::table*> mounts, reader.Tables("mount"));
   ASSIGN_OR_RETURN(const toml::table* network, reader.Table("network"));
+  ASSIGN_OR_RETURN(const toml::table* in_place, reader.Table("in_place"));
   RETURN_IF_ERROR(reader.Finish());
+  if (in_place != nullptr)
+    RETURN_IF_ERROR(ParseInPlace(TableReader(*in_place, {source, "in_place"}), config));
   if (network != nullptr) {
     TableReader networks(*network, {source, "network"});
     RETURN_IF_ERROR(networks.Strings("allow_private", config.allow_private));

@@ -45,6 +45,10 @@ struct Config {
   std::vector<mcp::ServerConfig> mcp_servers;  // [[mcp]]
   std::vector<sandbox::Mount> mounts;          // [[mount]]
   std::vector<std::string> allow_private;      // [network]
+  // [in_place]
+  bool in_place_allowed = true;
+  std::vector<std::string>
+      in_place_roots;  // absolute; none: wherever a folder is the daemon's user's
   // [limits]
   int64_t workspace_bytes = 0;  // 0: no limit
   int64_t workspace_files = 0;

@@ -196,6 +196,11 @@ absl::Status Client::ToStatus(const grpc::Status& status) const {
   } else if (reason == "TURN_INTERRUPTED" && code == absl::StatusCode::kFailedPrecondition) {
     message += fmt::format(". Go on: agentctl run --session {}; end it: agentctl cancel {}",
                            SessionIn(message), SessionIn(message));
+  } else if (reason == "FOLDER_CHANGED") {
+    message += fmt::format(
+        ". Keep it in a session of its own: agentctl fork {}; undo it: agentctl rewind "
+        "--discard-changes ...",
+        SessionIn(message));
   } else if (reason == "MODEL_CHANGED") {
     message += fmt::format(": agentctl run --session {} --adopt", SessionIn(message));
   } else if (code == absl::StatusCode::kNotFound && message.find("session") != std::string::npos) {

@@ -22,6 +22,7 @@ struct GlobalOptions {
 // What a new session is made with; refused together with an existing one.
 struct SessionOptions {
   std::string workspace;  // a folder to import
+  std::string in_place;   // a folder to work in
   std::string title;
   std::optional<std::string> system;
   std::vector<std::string> tools;
@@ -53,6 +54,7 @@ struct PointOptions {
   bool keep_seed = false;
   std::optional<uint64_t> seed;
   std::string title;
+  bool discard_changes = false;
   bool json = false;
 };
 
@@ -73,6 +75,25 @@ struct ShowOptions {
 struct ListOptions {
   int64_t limit = 0;  // 0: all
   bool json = false;
+};
+
+struct DiffOptions {
+  std::string session_id;
+  std::optional<uint64_t> from_seq, to_seq;
+  bool stat = false, name_only = false;  // one of them at most
+  bool binary = false;
+  bool json = false;
+  std::vector<std::string> paths;
+};
+
+struct ApplyOptions {
+  std::string session_id;
+  std::string to;  // empty: the folder that the session was made with
+  std::optional<uint64_t> at_seq;
+  bool dry_run = false;
+  bool force = false, skip_conflicts = false;  // one of them at most
+  bool json = false;
+  std::vector<std::string> paths;
 };
 
 struct ExportOptions {
@@ -124,6 +145,8 @@ int SessionsCommand(const GlobalOptions& global, const ListOptions& options);
 int UsageCommand(const GlobalOptions& global, const UsageOptions& options);
 int ForkCommand(const GlobalOptions& global, const PointOptions& options);
 int RewindCommand(const GlobalOptions& global, const PointOptions& options);
+int DiffCommand(const GlobalOptions& global, const DiffOptions& options);
+int ApplyCommand(const GlobalOptions& global, const ApplyOptions& options);
 int ApproveCommand(const GlobalOptions& global, const ApprovalOptions& options);
 int DenyCommand(const GlobalOptions& global, const ApprovalOptions& options);
 int CancelCommand(const GlobalOptions& global, const std::string& session_id);
@@ -141,6 +164,12 @@ absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions
 std::string SessionTable(const std::vector<api::Session>& sessions, int64_t now_us);
 // The table and totals of `agentctl sessions du`.
 std::string UsageTable(const api::StoreUsage& usage);
+// What `agentctl diff --stat` prints, for a terminal of so many columns.
+std::string DiffStat(const std::vector<api::WorkspaceChange>& changes, size_t columns);
+// The line that diff and apply say of what DiffBegin.left_out counts.
+std::string LeftOut(uint64_t paths);
+// What `agentctl diff --name-only` prints.
+std::string ChangedNames(const std::vector<api::WorkspaceChange>& changes);
 // The text of `agentctl info`.
 std::string InfoText(const api::ServerInfo& info);
 // What `agentctl doctor` prints; lines of JSON with --json.

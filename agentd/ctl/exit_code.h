@@ -15,6 +15,7 @@ enum ExitCode : int {
   kCancelled = 4,    // the turn was cancelled
   kUnreachable = 5,  // no daemon, or it went away before the end
   kDamaged = 6,      // doctor: something is damaged
+  kConflict = 7,     // apply: what is in the folder is in the way of some changes
 };
 
 ExitCode ExitCodeOf(api::TurnEnd end);

@@ -30,8 +30,6 @@ namespace {
 
 constexpr size_t kSendBytes = 1 << 20;
 
-void Aside(const std::string& line) { fmt::print(stderr, "{}\n", Style::For(stderr).Dim(line)); }
-
 absl::Status WriteAll(int file, const std::string& bytes, const std::string& path) {
   for (size_t done = 0; done < bytes.size();) {
     const ssize_t count = write(file, bytes.data() + done, bytes.size() - done);

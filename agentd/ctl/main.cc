@@ -21,7 +21,8 @@ constexpr char kExitCodes[] =
     "  3  the turn met its token or call limit, or the context is full\n"
     "  4  the turn was cancelled\n"
     "  5  no daemon answers, or it went away\n"
-    "  6  doctor: something is damaged\n";
+    "  6  doctor: something is damaged\n"
+    "  7  apply: what is in the folder is in the way of some changes\n";
 
 constexpr char kRunFooter[] =
     "Without text, goes on with a turn of --session that was interrupted.\n"
@@ -31,7 +32,7 @@ constexpr char kRunFooter[] =
     "--json prints one object a line. The first has \"type\":\"session\" with id, workspace, "
     "state,\n"
     "config, seed, last_seq, tokens, created_us, updated_us, forked_from, forked_at_seq, "
-    "timeline.\n"
+    "timeline, import_directory, in_place.\n"
     "Then events, each with type, seq, time_us, position, session_id, timeline, and by type:\n"
     "  user_message   text\n"
     "  turn_started   turn\n"
@@ -79,9 +80,14 @@ CLI::Validator AboveZero() {
 
 void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   const std::string group = "A new session's settings";
-  app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
+  auto* workspace =
+      app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
+          ->type_name("DIR")
+          ->group(group);
+  app->add_option("--in-place", o->in_place, "Folder to work in itself, not in a copy")
       ->type_name("DIR")
-      ->group(group);
+      ->group(group)
+      ->excludes(workspace);
   app->add_option("--title", o->title, "What lists call it (default: the first line said)")
       ->group(group);
   app->add_option("--system", o->system, "System text (default: the model's own)")->group(group);
@@ -219,9 +225,71 @@ void AddTimeTravel(CLI::App* app, const GlobalOptions& global, PointOptions* for
   CLI::App* rewinding =
       app->add_subcommand("rewind", "Take a session and its files back to a point");
   AddPointOptions(rewinding, "--to", rewind);
+  rewinding->add_flag("--discard-changes", rewind->discard_changes,
+                      "In place: and undo what others changed in the folder meanwhile");
   rewinding->callback([&global, rewind, chosen] {
     *chosen = [&global, rewind] { return RewindCommand(global, *rewind); };
   });
+}
+
+void AddDiff(CLI::App* app, const GlobalOptions& global, DiffOptions* o, Chosen* chosen) {
+  CLI::App* diff = app->add_subcommand("diff", "What a session changed in its files");
+  diff->add_option("id", o->session_id, "The session")->required();
+  diff->add_option("paths", o->paths, "These files and folders of the workspace (default: all)")
+      ->type_name("PATH");
+  diff->add_option("--from", o->from_seq,
+                   "Since this event (default: since the session was made; show prints numbers)")
+      ->type_name("SEQ")
+      ->check(NotNegative());
+  diff->add_option("--to", o->to_seq, "Up to this event (default: the last)")
+      ->type_name("SEQ")
+      ->check(NotNegative());
+  auto* stat = diff->add_flag("--stat", o->stat, "How much changed in which file");
+  auto* names = diff->add_flag("--name-only", o->name_only, "The names alone")->excludes(stat);
+  diff->add_flag("--json", o->json, "One change a line, as JSON")->excludes(stat)->excludes(names);
+  diff->add_flag("--binary", o->binary,
+                 "Binary files whole, as git apply takes them (default: named with their sizes)");
+  diff->footer(
+      "Prints what git apply and patch -p1 take. Empty folders are named, a patch cannot hold "
+      "them.\nBinary files without --binary, and files over 8 MiB, are named with their sizes, and "
+      "git apply\nrefuses such a patch. patch itself changes no links and puts no folder in a "
+      "file's "
+      "place.\nagentctl apply carries everything over. What lies in .git is left out unless a PATH "
+      "names it.\n\n"
+      "--json: the first line has \"type\":\"diff\", from_seq, to_seq, timeline, left_out (paths "
+      "of "
+      ".git);\nthen each has \"type\":\"change\", path, before and after (missing: not there; "
+      "type, mode, size_bytes, "
+      "content_sha256, target),\nrenamed_from, shown (text, binary, too_large; unspecified: no "
+      "text), added_lines, removed_lines.");
+  diff->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return DiffCommand(global, *o); }; });
+}
+
+void AddApply(CLI::App* app, const GlobalOptions& global, ApplyOptions* o, Chosen* chosen) {
+  CLI::App* apply =
+      app->add_subcommand("apply", "Carry what a session changed into the folder it came from");
+  apply->add_option("id", o->session_id, "The session")->required();
+  apply->add_option("paths", o->paths, "These files and folders of the workspace (default: all)")
+      ->type_name("PATH");
+  apply->add_option("--to", o->to, "Into this folder instead")->type_name("DIR");
+  apply->add_option("--at", o->at_seq, "As it was after this event (default: as it is now)")
+      ->type_name("SEQ")
+      ->check(NotNegative());
+  apply->add_flag("--dry-run", o->dry_run, "Say what would be done, and write nothing");
+  auto* force = apply->add_flag("--force", o->force, "Write over what was changed in the folder");
+  apply->add_flag("--skip-conflicts", o->skip_conflicts, "Leave that as it is, carry over the rest")
+      ->excludes(force);
+  apply->add_flag("--json", o->json, "One line for each change, as JSON, then a summary");
+  apply->footer(
+      "A file is carried over if the folder has it as the session found it, or as the session had "
+      "it\nsince. Any other is a conflict: all are listed, and nothing is written. A command that "
+      "was cut off\ngoes on when it is given again.\n\n"
+      "--json: lines have \"type\" (applied, would_apply, conflict), path, action (new, change, "
+      "mode,\ndelete), remark. The last has \"type\":\"summary\", folder, applied, to_apply, "
+      "done_before, conflicts, exit_code.");
+  apply->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return ApplyCommand(global, *o); }; });
 }
 
 void AddApprovals(CLI::App* app, const GlobalOptions& global, ApprovalOptions* o, Chosen* chosen) {
@@ -348,6 +416,8 @@ int Main(int argc, char** argv) {
   ShowOptions show;
   WatchOptions watch;
   PointOptions fork, rewind;
+  DiffOptions diff;
+  ApplyOptions apply;
   ExportOptions bundle;
   ImportOptions import;
   BackupOptions backup;
@@ -377,6 +447,8 @@ int Main(int argc, char** argv) {
   AddSessions(&app, global, &list, &usage, &chosen);
   AddViews(&app, global, &show, &watch, &chosen);
   AddTimeTravel(&app, global, &fork, &rewind, &chosen);
+  AddDiff(&app, global, &diff, &chosen);
+  AddApply(&app, global, &apply, &chosen);
   AddApprovals(&app, global, &approval, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
   AddKeeping(&app, global, &bundle, &import, &backup, &chosen);

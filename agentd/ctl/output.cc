@@ -275,6 +275,8 @@ std::string EndExplained(const api::TurnFinished& turn) {
   }
 }
 
+void Aside(const std::string& line) { fmt::print(stderr, "{}\n", Style::For(stderr).Dim(line)); }
+
 int Refuse(bool json, const absl::Status& status, int exit_code) {
   if (json) fmt::print("{}\n", ErrorLine(status, exit_code));
   const std::string line = "agentctl: " + Printable(Text(status));

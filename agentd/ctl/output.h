@@ -16,6 +16,8 @@ namespace agentd::ctl {
 // Says on stderr why a command without events fails, and with `json` on stdout too. Returns
 // `exit_code`.
 int Refuse(bool json, const absl::Status& status, int exit_code);
+// A line on stderr about what a command without events did.
+void Aside(const std::string& line);
 
 // How far a command without events is: a line on `stream`, drawn over by the next, where that is a
 // terminal; else nothing. Used by one thread.

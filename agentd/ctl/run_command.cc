@@ -58,24 +58,27 @@ absl::Status CheckSessionChoice(const RunOptions& options) {
   if (options.make_new) return InvalidArgument("give --session or --new, not both");
   if (options.session.any())
     return InvalidArgument(
-        "a session keeps what it was made with: --workspace, --title, --system, --tool, "
+        "a session keeps what it was made with: --workspace, --in-place, --title, --system, "
+        "--tool, "
         "--no-tools, --thinking, sampling, --seed and limits are for new sessions only");
   return absl::OkStatus();
 }
 
 // The daemon names a field of the request; the user typed an option.
-absl::StatusOr<api::Session> InCommandsWords(absl::StatusOr<api::Session> made) {
+absl::StatusOr<api::Session> InCommandsWords(absl::StatusOr<api::Session> made,
+                                             const std::string& option) {
   constexpr std::string_view kField = "import_directory: ";
   const std::string message = Text(made.status());
   if (!message.starts_with(kField)) return made;
-  return absl::Status(made.status().code(), "--workspace: " + message.substr(kField.size()));
+  return absl::Status(made.status().code(), option + message.substr(kField.size()));
 }
 
 // The session that was named, or a new one.
 absl::StatusOr<api::Session> OpenSession(Client* client, const RunOptions& options,
                                          const api::CreateSessionRequest& create) {
   if (options.session_id.empty())
-    return InCommandsWords(client->Call(&api::Agentd::Stub::CreateSession, create));
+    return InCommandsWords(client->Call(&api::Agentd::Stub::CreateSession, create),
+                           create.in_place() ? "--in-place: " : "--workspace: ");
   ASSIGN_OR_RETURN(const std::string id, client->Resolve(options.session_id));
   return client->GetSession(id);
 }
@@ -236,9 +239,10 @@ class Chat {
 }  // namespace
 
 bool SessionOptions::any() const {
-  return !workspace.empty() || !title.empty() || system.has_value() || !tools.empty() || no_tools ||
-         !thinking.empty() || temperature.has_value() || top_p.has_value() || min_p.has_value() ||
-         top_k.has_value() || seed.has_value() || max_tokens != 0 || max_calls != 0;
+  return !workspace.empty() || !in_place.empty() || !title.empty() || system.has_value() ||
+         !tools.empty() || no_tools || !thinking.empty() || temperature.has_value() ||
+         top_p.has_value() || min_p.has_value() || top_k.has_value() || seed.has_value() ||
+         max_tokens != 0 || max_calls != 0;
 }
 
 absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions& options) {
@@ -260,17 +264,20 @@ absl::StatusOr<api::CreateSessionRequest> MakeCreateRequest(const SessionOptions
   if (options.seed) config->set_seed(*options.seed);
   config->set_max_turn_tokens(options.max_tokens);
   config->set_max_turn_calls(options.max_calls);
-  if (!options.workspace.empty()) {
+  for (const auto& [option, folder] :
+       {std::pair("--workspace", options.workspace), std::pair("--in-place", options.in_place)}) {
+    if (folder.empty()) continue;
     std::error_code error;
-    const auto path = std::filesystem::canonical(options.workspace, error);
-    if (error) return InvalidArgument("--workspace {}: {}", options.workspace, error.message());
+    const auto path = std::filesystem::canonical(folder, error);
+    if (error) return InvalidArgument("{} {}: {}", option, folder, error.message());
     if (!std::filesystem::is_directory(path, error))
-      return InvalidArgument("--workspace {}: not a directory", options.workspace);
+      return InvalidArgument("{} {}: not a directory", option, folder);
     request.set_import_directory(path.string());
   }
+  request.set_in_place(!options.in_place.empty());
   for (const std::string* text : {&config->title(), &config->system(), &request.import_directory()})
     if (ValidUtf8Prefix(*text) != text->size())
-      return InvalidArgument("--title, --system and --workspace must be UTF-8");
+      return InvalidArgument("--title, --system and the folder's path must be UTF-8");
   return request;
 }
 

@@ -240,6 +240,7 @@ int RewindCommand(const GlobalOptions& global, const PointOptions& options) {
   api::RewindSessionRequest request;
   request.set_session_id(target->session_id);
   SetPoint(options, request.mutable_to());
+  request.set_discard_changes(options.discard_changes);
   SetSeed(options, &request);
   const auto session = target->client->Call(&api::Agentd::Stub::RewindSession, request);
   if (!session.ok()) return Fail(options.json, session.status());
