@@ -48,8 +48,10 @@ PlaceRules RulesForPlaces(const DaemonOptions& options) {
   PlaceRules rules;
   rules.allowed = options.tools.in_place_allowed;
   rules.roots = options.tools.in_place_roots;
-  rules.kept_apart = {options.data, options.model,
-                      std::filesystem::read_symlink("/proc/self/exe", error).parent_path()};
+  rules.kept_apart = options.kept_apart;
+  rules.kept_apart.insert(rules.kept_apart.end(),
+                          {options.data, options.model,
+                           std::filesystem::read_symlink("/proc/self/exe", error).parent_path()});
   if (!options.helper_dir.empty()) rules.kept_apart.push_back(options.helper_dir);
   for (const sandbox::Mount& mount : options.tools.mounts) rules.kept_apart.push_back(mount.host);
   return rules;

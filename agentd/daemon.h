@@ -38,6 +38,9 @@ struct DaemonOptions {
   model::EngineOptions engine;
   SchedulerOptions scheduler;
   sessions::StoreKeys store_keys;  // none: the store is not encrypted
+  // Files that the daemon is run with (configuration, keys, socket): no session works in a folder
+  // that holds one, nor, as ever, its data, model, programs and mounts.
+  std::vector<std::filesystem::path> kept_apart;
   // Called when nothing can be acknowledged any more; the process should end.
   std::function<void(const absl::Status&)> fatal;
 };

@@ -222,6 +222,20 @@ TEST_F(InPlaceTest, FoldersThatNoSessionMayHave) {
   EXPECT_TRUE(Create(folder_).ok());
 }
 
+TEST_F(InPlaceTest, WhatTheDaemonIsRunWithIsKeptApart) {
+  Write("src/agentd.toml", "");
+  DaemonOptions options = Options({});
+  options.kept_apart = {folder_ / "src/agentd.toml"};
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  daemon_ = *std::move(daemon);
+  fs::create_directories(folder_ / "other");
+  for (const fs::path& folder : {folder_, folder_ / "src"}) {
+    EXPECT_THAT(std::string(Create(folder).status().message()), HasSubstr("src/agentd.toml"));
+  }
+  EXPECT_TRUE(Create(folder_ / "other").ok());
+}
+
 TEST_F(InPlaceTest, TheConfigurationMayForbidOrNarrowIt) {
   Configure("[in_place]\nallowed = false\n");
   Start();

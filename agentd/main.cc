@@ -215,6 +215,9 @@ int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
     options.tools = *std::move(config);
   }
   options.store_keys = std::move(store_keys);
+  options.kept_apart.assign(flags.old_store_key_files.begin(), flags.old_store_key_files.end());
+  for (const std::string& file : {flags.config, flags.store_key_file, socket.string()})
+    if (!file.empty()) options.kept_apart.emplace_back(file);
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";
   options.store_budget_bytes = flags.store_budget_bytes;
