@@ -1,7 +1,6 @@
 #include "sessions/database.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
@@ -11,7 +10,6 @@
 #include <rocksdb/write_batch.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -186,7 +184,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::
   CrashPoint("open_locked");
   // Before RocksDB reads its logs: whatever an older owner acknowledges was checked against the old
   // epoch after it was synced, so this recovery sees it.
-  RETURN_IF_ERROR(database->RaiseEpoch());
+  RETURN_IF_ERROR(database->epoch_.Raise(directory));
   CrashPoint("open_epoch_raised");
   RETURN_IF_ERROR(database->OpenRocksDb(options, /*for_reading=*/false));
   CrashPoint("open_database");
@@ -302,56 +300,6 @@ absl::StatusOr<UniqueFd> Database::LockDirectory(const std::filesystem::path& di
     return ErrnoError(errno, "write " + path.string());
   }
   return lock;
-}
-
-namespace {
-
-// Whether all that happens to its file system goes through this machine's kernel.
-bool IsLocal(int fd) {
-  struct statfs where;
-  if (::fstatfs(fd, &where) != 0) return false;
-  constexpr uint64_t kZfsMagic = 0x2fc12fc1;
-  switch (static_cast<uint64_t>(where.f_type)) {
-    case EXT4_SUPER_MAGIC:
-    case XFS_SUPER_MAGIC:
-    case BTRFS_SUPER_MAGIC:
-    case F2FS_SUPER_MAGIC:
-    case TMPFS_MAGIC:
-    case OVERLAYFS_SUPER_MAGIC:
-    case kZfsMagic:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool IsSameFile(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size &&
-         a.st_mtim.tv_sec == b.st_mtim.tv_sec && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
-}
-
-}  // namespace
-
-absl::Status Database::RaiseEpoch() {
-  const std::filesystem::path path = directory_ / "EPOCH";
-  ASSIGN_OR_RETURN(const std::optional<std::string> old, ReadSmallFile(path));
-  uint64_t epoch = 0;
-  if (old.has_value()) {
-    absl::StatusOr<uint64_t> number = DecodeNumber(RecordKind::kEpoch, "EPOCH", *old);
-    if (!number.ok()) {
-      return Annotate(
-          number.status(),
-          path.string() + " (no process may have the store open; then delete this file)");
-    }
-    epoch = *number;
-  }
-  epoch_ = EncodeNumber(RecordKind::kEpoch, "EPOCH", epoch + 1);
-  RETURN_IF_ERROR(ReplaceFile(path, epoch_));
-  epoch_file_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!epoch_file_.valid() || ::fstat(epoch_file_.get(), &epoch_stat_) != 0)
-    return ErrnoError(errno, "open " + path.string());
-  epoch_is_local_ = IsLocal(epoch_file_.get());
-  return absl::OkStatus();
 }
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool for_reading) {
@@ -668,25 +616,8 @@ absl::StatusOr<bool> Database::Resume() {
   return true;
 }
 
-// A new owner's file takes the name of ours, which stays open, so that its inode's number is given
-// to no other: as long as the name leads there, it holds what we wrote. Else its bytes tell, and
-// they alone on a network file system, which opening it asks for its newest state. Where no
-// descriptor is to be had, the one that is open tells too: a durable batch must not be called
-// failed for want of one.
-absl::StatusOr<bool> Database::IsOwner() const {
-  const std::filesystem::path path = directory_ / "EPOCH";
-  struct stat named;
-  if (epoch_is_local_ && ::stat(path.c_str(), &named) == 0 && IsSameFile(named, epoch_stat_))
-    return true;
-  const absl::StatusOr<std::optional<std::string>> now = ReadSmallFile(path);
-  if (now.ok()) return now->has_value() && **now == epoch_;
-  struct stat held;
-  if (::fstat(epoch_file_.get(), &held) != 0) return now.status();
-  return held.st_nlink > 0;
-}
-
 absl::Status Database::CheckEpoch() {
-  ASSIGN_OR_RETURN(const bool owner, IsOwner());
+  ASSIGN_OR_RETURN(const bool owner, epoch_.IsOurs());
   if (owner) return absl::OkStatus();
   if (!lost_.exchange(true)) {
     // What is obsolete for us may be live for the new owner, and a file that a background job makes

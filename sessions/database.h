@@ -10,7 +10,6 @@
 
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
-#include <sys/stat.h>
 
 #include <array>
 #include <atomic>
@@ -30,6 +29,7 @@
 #include "base/unique_fd.h"
 #include "sessions/internal_options.h"
 #include "sessions/keyring.h"
+#include "sessions/owner_epoch.h"
 #include "sessions/store_files.h"
 
 namespace agentd::sessions::internal {
@@ -206,8 +206,6 @@ class Database {
   absl::Status Prepare(bool create_if_missing, const InternalOptions& options,
                        const StoreKeys& keys, bool for_reading);
   absl::Status MakeFormat(const InternalOptions& options, const StoreKeys& keys);
-  absl::Status RaiseEpoch();
-  absl::StatusOr<bool> IsOwner() const;
   absl::Status ProbeSpace();
   absl::Status FlushNow(const std::vector<Column>& columns);
   bool HoldsUnflushed(const std::vector<rocksdb::ColumnFamilyHandle*>& handles) const;
@@ -224,12 +222,9 @@ class Database {
   bool first_open_ = false;
   Format format_;
   std::unique_ptr<const Keyring> keyring_;  // null: not encrypted
-  std::string epoch_;                       // the bytes of EPOCH while we are the owner
-  UniqueFd epoch_file_;                     // the file that they are in
-  struct stat epoch_stat_ = {};             // its, as it was made
-  bool epoch_is_local_ = false;             // no other machine changes it unseen
-  std::shared_ptr<Listener> listener_;      // shared with RocksDB
-  std::unique_ptr<rocksdb::Env> env_;       // outlives db_
+  OwnerEpoch epoch_;
+  std::shared_ptr<Listener> listener_;  // shared with RocksDB
+  std::unique_ptr<rocksdb::Env> env_;   // outlives db_
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 

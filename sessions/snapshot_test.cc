@@ -242,7 +242,7 @@ class RandomSnapshotTest : public SnapshotTest, public ::testing::WithParamInter
 TEST_P(RandomSnapshotTest, IsWhatAFullLookFinds) {
   Use(GetParam().options);
   Vandal vandal(work(), outside(), random_);
-  const int rounds = testing::kSanitized ? 60 : 600;
+  const int rounds = kSanitized ? 60 : 600;
   for (int round = 0; round < rounds; ++round) {
     // What one snapshot misses no later one finds, until all is opened by the full look.
     for (int64_t snapshots = Below(random_, 6); snapshots >= 0; --snapshots) {
@@ -418,7 +418,7 @@ TEST_F(SnapshotTest, ADirectoryThatBecomesALinkLeadsNowhere) {
   });
   int taken = 0;
   const fs::path restored = directory_.path() / "restored";
-  for (int i = 0; i < (testing::kSanitized ? 50 : 300); ++i) {
+  for (int i = 0; i < (kSanitized ? 50 : 300); ++i) {
     if (i % 2 == 0) Use({});  // a walk
     const auto snapshot = workspaces_->Snapshot(work());
     if (!snapshot.ok()) continue;  // it was another thing at each look

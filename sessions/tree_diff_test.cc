@@ -99,7 +99,7 @@ class TreeDiffTest : public ::testing::Test {
 
 TEST_F(TreeDiffTest, AppliedToOneRandomTreeGivesTheOther) {
   Random random(testing::NewSeed());
-  for (int round = 0; round < (testing::kSanitized ? 20 : 150); ++round) {
+  for (int round = 0; round < (kSanitized ? 20 : 150); ++round) {
     const Tree before = RandomTree(random);
     Tree after = RandomTree(random);
     // Mostly alike, as a workspace is before and after a call.
