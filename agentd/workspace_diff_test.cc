@@ -262,7 +262,7 @@ class WorkspaceDiffTest : public testing::Test {
 
 TEST_F(WorkspaceDiffTest, GitAndPatchMakeTheOtherTreeOfIt) {
   Random random(sessions::testing::NewSeed());
-  for (int round = 0; round < (sessions::testing::kSanitized ? 10 : 60); ++round) {
+  for (int round = 0; round < (kSanitized ? 10 : 60); ++round) {
     const bool plain = round % 2 == 0;
     RandomTrees trees(random, plain);
     const Tree before = trees.Draw();

@@ -210,7 +210,7 @@ TEST_F(FolderTest, ARandomTreeBecomesTheOtherWhereverItIsKilled) {
   Random random(sessions::testing::NewSeed());
   RandomTrees trees(random);
   int kills = 0;
-  for (int round = 0; round < (sessions::testing::kSanitized ? 4 : 25); ++round) {
+  for (int round = 0; round < (kSanitized ? 4 : 25); ++round) {
     const Tree before = trees.Draw({});
     const Tree after = trees.Draw(before);
     const Changes changes = Diff(before, after);
