@@ -101,34 +101,59 @@ void ChangeFeed::Drain() {
     waiting -= static_cast<int>(size);
     for (ssize_t at = 0; at < size;) {
       const auto* event = reinterpret_cast<const struct inotify_event*>(buffer + at);
-      Note(event->wd, event->mask, event->len > 0 ? event->name : "");
+      Note(*event);
       at += static_cast<ssize_t>(sizeof(*event) + event->len);
     }
   }
 }
 
-void ChangeFeed::Note(int watch, uint32_t mask, const char* name) {
-  if ((mask & (IN_Q_OVERFLOW | IN_UNMOUNT)) != 0) changes_.lost = true;
-  if ((mask & IN_IGNORED) != 0) {
-    changes_.ended.push_back(watch);
+void ChangeFeed::Note(const struct inotify_event& event) {
+  if ((event.mask & (IN_Q_OVERFLOW | IN_UNMOUNT)) != 0) changes_.lost = true;
+  if ((event.mask & IN_IGNORED) != 0) {
+    changes_.ended.push_back(event.wd);
     --watches_;
   }
-  const bool changed = (mask & kChanged) != 0;
-  const bool opened = (mask & IN_OPEN) != 0 && (mask & IN_ISDIR) == 0;
+  const bool changed = (event.mask & kChanged) != 0;
+  const bool opened = (event.mask & IN_OPEN) != 0 && (event.mask & IN_ISDIR) == 0;
   // A directory's own events come from the one above too, by name.
-  if (*name != '\0' && (changed || opened) && !changes_.lost) {
-    const auto [note, is_new] = changes_.names[watch].try_emplace(name);
+  if (event.len > 0 && (changed || opened) && !changes_.lost) {
+    const auto [note, is_new] = changes_.names[event.wd].try_emplace(event.name);
     note->second.opened = note->second.opened || opened;
     note->second.changed = note->second.changed || changed;
+    if ((event.mask & IN_ISDIR) == 0) NoteFresh(event, note->second);
     if (is_new && ++names_ > options_.max_names) changes_.lost = true;
   }
   if (changes_.lost) changes_.names.clear();
+}
+
+void ChangeFeed::NoteFresh(const struct inotify_event& event, NameChange& change) {
+  using Fresh = NameChange::Fresh;
+  const bool is_used = change.fresh == Fresh::kUsed;
+  if ((event.mask & IN_CREATE) != 0) {
+    change.fresh = Fresh::kMade;
+  } else if ((event.mask & IN_DELETE) != 0) {
+    changes_.others_may_have_changed = changes_.others_may_have_changed || is_used;
+    change.fresh = Fresh::kNo;
+  } else if ((event.mask & IN_MOVED_FROM) != 0) {
+    // Stays marked itself: of two that are exchanged the second move tells the first one's mark.
+    if (change.fresh != Fresh::kNo) moving_[event.cookie] = change.fresh;
+  } else if ((event.mask & IN_MOVED_TO) != 0) {
+    changes_.others_may_have_changed = changes_.others_may_have_changed || is_used;
+    const auto from = moving_.find(event.cookie);
+    change.fresh = from == moving_.end() ? Fresh::kNo : from->second;
+    if (from != moving_.end()) moving_.erase(from);
+  } else if (change.fresh == Fresh::kMade) {
+    change.fresh = Fresh::kUsed;
+  }
 }
 
 Changes ChangeFeed::Take() {
   std::lock_guard lock(mutex_);
   Drain();
   names_ = 0;
+  // What has left the watched directories can be written elsewhere.
+  changes_.others_may_have_changed = changes_.others_may_have_changed || !moving_.empty();
+  moving_.clear();
   return std::exchange(changes_, {});
 }
 

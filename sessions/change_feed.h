@@ -19,6 +19,8 @@
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 
+struct inotify_event;
+
 namespace agentd::sessions::internal {
 
 struct ChangeFeedOptions {
@@ -32,10 +34,15 @@ struct ChangeFeedOptions {
 struct NameChange {
   bool opened = false;   // perhaps for writing, perhaps to be mapped: more may follow unnoticed
   bool changed = false;  // all else: it is there, gone, another, or its contents or mode differ
+  // It was made, and then opened or written. If it is a hard link, so was the file's other name.
+  enum class Fresh : uint8_t { kNo, kMade, kUsed } fresh = Fresh::kNo;
 };
 
 struct Changes {
   bool lost = false;  // some are missing: nothing that was known may be believed
+  // A fresh name has gone after its use: it cannot be told any more whether the same file has
+  // another name, where nothing was noticed.
+  bool others_may_have_changed = false;
   std::unordered_map<int, std::map<std::string, NameChange>> names;  // by watch
   std::vector<int> ended;  // watches whose directory is gone or unmounted
 };
@@ -67,17 +74,19 @@ class ChangeFeed {
   explicit ChangeFeed(const ChangeFeedOptions& options) : options_(options) {}
   void Loop();
   void Drain();  // under mutex_
-  void Note(int watch, uint32_t mask, const char* name);
+  void Note(const struct inotify_event& event);
+  void NoteFresh(const struct inotify_event& event, NameChange& change);
 
   const ChangeFeedOptions options_;
   UniqueFd queue_;
   UniqueFd stop_;  // an eventfd
 
   std::mutex mutex_;
-  Changes changes_;       // guarded by mutex_
-  size_t names_ = 0;      // guarded by mutex_: in changes_
-  size_t watches_ = 0;    // guarded by mutex_
-  int newest_watch_ = 0;  // guarded by mutex_
+  Changes changes_;                               // guarded by mutex_
+  std::map<uint32_t, NameChange::Fresh> moving_;  // guarded by mutex_: by the move's cookie
+  size_t names_ = 0;                              // guarded by mutex_: in changes_
+  size_t watches_ = 0;                            // guarded by mutex_
+  int newest_watch_ = 0;                          // guarded by mutex_
 
   std::thread thread_;
 };

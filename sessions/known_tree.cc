@@ -21,8 +21,8 @@ void Suspect(KnownDirectory& directory, const std::string& name) {
 void SuspectAll(KnownDirectory& directory, bool believe_notices) {
   ForEachDirectory(directory, [&](KnownDirectory& one) {
     one.listed = false;
-    if (believe_notices) return;
-    for (auto& [name, entry] : one.entries) entry.rests = false;
+    for (auto& [name, entry] : one.entries)
+      entry.rests = entry.rests && entry.believed && believe_notices;
   });
 }
 
@@ -62,6 +62,7 @@ bool KnownTree::TakeNotices() {
       Suspect(directory, name);
     }
   }
+  if (changes.others_may_have_changed) SuspectAll(root, /*believe_notices=*/true);
   return true;
 }
 

@@ -56,8 +56,8 @@ void ForEachDirectory(KnownDirectory& directory, const Visit& visit) {
 
 // Puts a name on the list of its directory, and that on the list of the one above.
 void Suspect(KnownDirectory& directory, const std::string& name);
-// So that all of it is listed and looked at; with `believe_notices`, only what a stamp tells to
-// have changed is read.
+// So that all of it is listed and looked at. With `believe_notices` a file rests on if its stamp is
+// believed and still the same: then nothing has happened to it under any name.
 void SuspectAll(KnownDirectory& directory, bool believe_notices);
 
 // A workspace's root with the feed that it hangs on.

@@ -44,8 +44,7 @@ absl::Status CheckRecordSize(const std::string& path, size_t bytes) {
 absl::StatusOr<WorkspaceSnapshot> Snapshotter::Run(int root) {
   proofs_left_ = kProofs;
   const absl::Status status = RunPasses(root);
-  for (auto& [directory, orphan] : orphans_) known_.Unwatch(*orphan);
-  orphans_.clear();
+  ForgetOrphans();
   WorkspaceSnapshot snapshot;
   if (status.ok()) {
     snapshot.tree = *known_.root.id;
@@ -71,8 +70,25 @@ absl::Status Snapshotter::RunPasses(int root) {
   device_ = status.st_dev;
   do {
     RETURN_IF_ERROR(Refresh(known_.root, root, "", 0));
-  } while (SuspectOtherNames());
+  } while (SuspectOtherNames() || SuspectWhatLeft());
   return absl::OkStatus();
+}
+
+// What was linked into a directory that has left the workspace can be written there. Whether all is
+// to be looked at again.
+bool Snapshotter::SuspectWhatLeft() {
+  const bool left = std::any_of(orphans_.begin(), orphans_.end(),
+                                [](const auto& orphan) { return orphan.second->watch >= 0; });
+  ForgetOrphans();
+  if (!left || left_) return false;
+  left_ = true;
+  SuspectAll(known_.root, /*believe_notices=*/true);
+  return true;
+}
+
+void Snapshotter::ForgetOrphans() {
+  for (auto& [directory, orphan] : orphans_) known_.Unwatch(*orphan);
+  orphans_.clear();
 }
 
 // Another name of an inode does not hear of what is written under the first. Whether there is

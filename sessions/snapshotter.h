@@ -76,12 +76,15 @@ class Snapshotter {
   KnownDirectory* Attach(KnownDirectory& directory, const std::string& name, int watch);
   std::unique_ptr<KnownDirectory> Detach(KnownDirectory& directory);
   bool SuspectOtherNames();
+  bool SuspectWhatLeft();
+  void ForgetOrphans();
 
   FileObjects::Writer writer_;
   KnownTree& known_;
   Counts counts_;
   dev_t device_ = 0;  // the root's
   int proofs_left_ = 0;
+  bool left_ = false;  // a directory has left the workspace
   // Directories that are no more where they were; perhaps another name of theirs comes yet.
   std::map<KnownDirectory*, std::unique_ptr<KnownDirectory>> orphans_;
   // Inodes (device, number) that were found to have several names.

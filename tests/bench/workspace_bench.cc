@@ -102,6 +102,11 @@ std::vector<Case> Cases(const Tree& tree) {
              for (int i = 0; i < 10; ++i)
                tree.Change((round * 7919 + i * 104729) % tree.files(), round);
            }},
+          {"a temporary file came and went",
+           [&](int) {
+             std::ofstream(tree.root() / "temporary") << "x";
+             std::filesystem::remove(tree.root() / "temporary");
+           }},
           {fmt::format("a directory of {} renamed",
                        std::min(tree.files(), kFilesPerDirectory * kDirectoriesPerTop)),
            [=](int round) {
