@@ -43,7 +43,7 @@ __device__ __forceinline__ void CopyAsyncArrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(SharedAddress(barrier))
                : "memory");
 }
-// Arrives, and the phase also waits for that many bytes of CopyBulk.
+// Arrives, and the phase also waits for that many bytes of CopyBulkOnce.
 __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
                "r"(bytes)
@@ -61,11 +61,17 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// `bytes` (a multiple of 16) from global to shared memory by the copy engine.
-__device__ __forceinline__ void CopyBulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+// `bytes` (a multiple of 16) from global to shared memory by the copy engine. They are not needed
+// again for long: what else is in the L2 cache stays there.
+__device__ __forceinline__ void CopyBulkOnce(void* to, const void* from, int bytes,
+                                             uint64_t* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(SharedAddress(to)),
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], policy;\n"
+      "}\n" ::"r"(SharedAddress(to)),
       "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }

@@ -16,6 +16,10 @@ constexpr int kThreads = kGroups * (kGroupThreads + 32);  // and a warp each tha
 constexpr int kRows = 64;                                 // of weights of a unit
 constexpr int kStageBytes = 8192;
 
+// Multiprocessors that a product of one row leaves to the kernels around it, whose few blocks are
+// there early then, and in no block's way: the others' shared memory and registers are all taken.
+constexpr int kSpare = 4;
+
 template <typename S>
 constexpr Cut kCut = {.m_rows = kRows, .n_rows = 8 * S::kTiles, .slices = true};
 
@@ -47,10 +51,14 @@ struct Group {
   uint64_t empty[S::kStages];
 };
 
-// One thread: all stages of a unit.
+// Stages that a copying thread asks for one at a time at first. All at once (17 MB of all blocks)
+// would make the small kernels ahead wait for memory behind them.
+constexpr int kPaced = 3;
+
+// One thread: all stages of a unit. `paced`: of so many more each waits for the one before.
 template <MatrixType kType, typename S>
 __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
-                       RingPlace<S::kStages>* place) {
+                       RingPlace<S::kStages>* place, int* paced) {
   constexpr int kSteps = kStageSteps<kType>;
   using Layout = Rows16<kType>;
   const int steps = DivideUpInt(job.weight.columns, 64);
@@ -65,12 +73,16 @@ __device__ void Stream(const GemmJob& job, const Work& work, Group<S>* group,
     BarrierWait(&group->empty[place->stage], place->parity ^ 1);
     uint64_t* full = &group->full[place->stage];
     BarrierExpect(full, bytes + 4 * Layout::kScaleBytes);
-    CopyBulk(group->weights[place->stage] + (begin - at) * Layout::kStepBytes,
-             data + int64_t(begin) * Layout::kStepBytes, bytes, full);
+    CopyBulkOnce(group->weights[place->stage] + (begin - at) * Layout::kStepBytes,
+                 data + int64_t(begin) * Layout::kStepBytes, bytes, full);
     if constexpr (Layout::kScaleBytes > 0) {
-      CopyBulk(group->scales[place->stage],
-               scales + int64_t(at / Layout::kScaleSteps) * 4 * Layout::kScaleBytes,
-               4 * Layout::kScaleBytes, full);
+      CopyBulkOnce(group->scales[place->stage],
+                   scales + int64_t(at / Layout::kScaleSteps) * 4 * Layout::kScaleBytes,
+                   4 * Layout::kScaleBytes, full);
+    }
+    if (*paced > 0) {
+      --*paced;
+      BarrierWait(full, place->parity);
     }
     place->Next();
   }
@@ -114,6 +126,7 @@ struct Slot {
 template <typename S>
 __device__ void StreamUnits(const GemmArgs& a, Group<S>* group, const Slot<S>& slot) {
   RingPlace<S::kStages> place;
+  int paced = kPaced;
   // Tiles of grouped jobs may have been written by the kernel ahead.
   bool settled = !HasGroups(a);
   int tiles = 0;
@@ -127,11 +140,11 @@ __device__ void StreamUnits(const GemmArgs& a, Group<S>* group, const Slot<S>& s
     if (work.job < 0) break;
     const GemmJob& job = a.jobs[work.job];
     if (job.weight.type == MatrixType::kBf16)
-      Stream<MatrixType::kBf16>(job, work, group, &place);
+      Stream<MatrixType::kBf16>(job, work, group, &place, &paced);
     else if (job.weight.type == MatrixType::kFp8)
-      Stream<MatrixType::kFp8>(job, work, group, &place);
+      Stream<MatrixType::kFp8>(job, work, group, &place, &paced);
     else
-      Stream<MatrixType::kFp4>(job, work, group, &place);
+      Stream<MatrixType::kFp4>(job, work, group, &place, &paced);
   }
 }
 
@@ -349,7 +362,9 @@ void Start(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
   constexpr size_t kBytes = kGroups * sizeof(Group<S>);
   RaiseSharedMemory<FewRowsKernel<S>>();
   const int units = CountUnits(args, kCut<S>, tile_limit);
-  const int blocks = std::min(Multiprocessors(), units);
+  const int most = Multiprocessors();
+  const bool spares = S::kOne && units <= 2 * kGroups * (most - kSpare);
+  const int blocks = std::min(spares ? most - kSpare : most, units);
   const Sharing sharing = {.plain_units = CountUnits(args, kCut<S>, 0),
                            .plain_slots = PlainSlots(args, kCut<S>, kGroups * blocks, tile_limit)};
   Launch(FewRowsKernel<S>, dim3(unsigned(blocks)), dim3(kThreads), kBytes, stream, args, sharing);

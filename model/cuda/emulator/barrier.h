@@ -21,7 +21,7 @@ inline void BarrierExpect(uint64_t* barrier, int bytes) {
 inline void BarrierWait(uint64_t* barrier, int parity) {
   emulator::WaitTransaction(barrier, parity);
 }
-inline void CopyBulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+inline void CopyBulkOnce(void* to, const void* from, int bytes, uint64_t* barrier) {
   emulator::StartBulk({.to = to, .from = from, .bytes = bytes, .barrier = barrier});
 }
 inline void StoreBulk(void* to, const void* from, int bytes) {

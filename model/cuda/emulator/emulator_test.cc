@@ -121,7 +121,7 @@ __global__ void BulkKernel(const float4* in, float4* out) {
     BarrierInit(&shared->barrier, 1);
     FenceBarrierInit();
     BarrierExpect(&shared->barrier, sizeof(shared->values));
-    CopyBulk(shared->values, in, sizeof(shared->values), &shared->barrier);
+    CopyBulkOnce(shared->values, in, sizeof(shared->values), &shared->barrier);
   }
   __syncthreads();
   if constexpr (kWaits) BarrierWait(&shared->barrier, 0);
