@@ -16,7 +16,7 @@ namespace agentd::model {
 // bytes (count * item_bytes) to pay for threads; returns when all are done. `work` must not throw.
 inline void ForRanges(size_t count, size_t item_bytes,
                       const std::function<void(size_t begin, size_t end)>& work) {
-  constexpr size_t kBytesPerThread = 2 << 20;
+  constexpr size_t kBytesPerThread = 1 << 20;
   constexpr size_t kMaxThreads = 8;
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   const size_t parts =

@@ -104,6 +104,15 @@ Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(event_);
 }
 
+absl::Status Event::Record(const Stream& stream) const {
+  return CudaStatus(cudaEventRecord(event_, stream.get()), "record an event");
+}
+absl::Status Event::Synchronize() const {
+  const absl::Status launch = CudaStatus(cudaGetLastError(), "launch");
+  const absl::Status run = CudaStatus(cudaEventSynchronize(event_), "run");
+  return launch.ok() ? run : launch;
+}
+
 absl::StatusOr<Event> Event::Create() {
   Event event;
   const absl::Status status = CudaStatus(cudaEventCreate(&event.event_), "make an event");

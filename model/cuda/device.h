@@ -84,6 +84,11 @@ class Event {
 
   static absl::StatusOr<Event> Create();
 
+  // Marks what is on the stream by now.
+  absl::Status Record(const Stream& stream) const;
+  // Waits for what was marked last; the first error of it or of a launch before.
+  absl::Status Synchronize() const;
+
   cudaEvent_t get() const { return event_; }
 
  private:

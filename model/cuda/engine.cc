@@ -21,6 +21,7 @@
 #include "model/cuda/weights.h"
 #include "model/engine_base.h"
 #include "model/numeric.h"
+#include "model/parallel_ranges.h"
 
 namespace agentd::model {
 namespace cuda {
@@ -79,12 +80,15 @@ class CudaEngine final : public EngineBase {
     return status;
   }
 
-  // Enqueues the pass over the uploaded batch, up to streams and the MTP block's keys.
-  absl::Status Enqueue(const Forward::Fetch& fetch, bool logits_of_all, bool mtp_rows);
+  // Enqueues the pass over the uploaded batch, up to streams and logits.
+  absl::Status EnqueuePass(const Forward::Fetch& fetch, bool logits_of_all);
+  // After it: the MTP block's keys, and the batch becomes state.
+  void EnqueueState(bool mtp_rows);
   absl::Status RunCaptured(int rows, bool logits, bool mtp_rows);
   absl::Status FetchMissing(Batch* batch, const SelectArgs& args);
   absl::Status WriteLogits(std::span<const LogitsRow> logits);
   absl::Status ReadLogits(int count);
+  void CopyLogits(const Batch& batch, std::span<const LogitsRow> logits) const;
 
   const Stream stream_;
   DeviceWeights weights_;
@@ -93,9 +97,14 @@ class CudaEngine final : public EngineBase {
   std::unique_ptr<ExpertCache> expert_cache_;  // nullptr: all experts are on the device
   Upload upload_;
   PinnedMemory logits_;
+  Event logits_read_;
   DeviceMemory missing_;  // int2 [kMissingAtOnce], int count
   // Captured passes by rows, bound of positions, whether logits are made, whether MTP keys are.
-  std::map<std::tuple<int, int64_t, bool, bool>, Graph> graphs_;
+  struct Captured {
+    Graph pass;
+    Graph state;
+  };
+  std::map<std::tuple<int, int64_t, bool, bool>, Captured> graphs_;
 };
 
 absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Load(
@@ -164,24 +173,26 @@ absl::Status CudaEngine::Prepare(int max_batch_rows) {
   ASSIGN_OR_RETURN(logits_,
                    PinnedMemory::Allocate(
                        size_t(kLogitRows) * size_t(config().vocab_size) * sizeof(float), "logits"));
+  ASSIGN_OR_RETURN(logits_read_, Event::Create());
   ASSIGN_OR_RETURN(missing_,
                    DeviceMemory::Allocate(kMissingAtOnce * sizeof(int2) + 16, "missing entries"));
   return stream_.Synchronize();
 }
 
-absl::Status CudaEngine::Enqueue(const Forward::Fetch& fetch, bool logits_of_all, bool mtp_rows) {
+absl::Status CudaEngine::EnqueuePass(const Forward::Fetch& fetch, bool logits_of_all) {
   forward_->Begin(upload_.shape());
   forward_->Embed();
   for (int layer = 0; layer < config().num_hidden_layers; ++layer)
     RETURN_IF_ERROR(forward_->Layer(layer, fetch));
   forward_->Fold();
+  if (!logits_of_all) return absl::OkStatus();
+  forward_->Logits(nullptr, upload_.shape().view.rows, /*mtp=*/false);
+  return ReadLogits(upload_.shape().view.rows);
+}
+
+void CudaEngine::EnqueueState(bool mtp_rows) {
   if (mtp_rows) forward_->MtpKeys(upload_.mtp_rows(), upload_.mtp_keys());
-  if (logits_of_all) {
-    forward_->Logits(nullptr, upload_.shape().view.rows, /*mtp=*/false);
-    RETURN_IF_ERROR(ReadLogits(upload_.shape().view.rows));
-  }
   forward_->Commit(/*with_streams=*/true, /*mtp_in_place=*/false);
-  return absl::OkStatus();
 }
 
 absl::Status CudaEngine::PrepareSequences(const Batch& batch) {
@@ -209,15 +220,26 @@ absl::Status CudaEngine::RunCaptured(int rows, bool logits, bool mtp_rows) {
       found = graphs_.try_emplace({rows, bound, logits, mtp_rows}).first;
     }
     upload_.SetEnd(bound);
-    absl::StatusOr<Graph> graph =
-        Graph::Capture(stream_.get(), [&] { return Enqueue(/*fetch=*/nullptr, logits, mtp_rows); });
-    if (!graph.ok()) {
+    Captured captured;
+    const absl::Status status = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(captured.pass, Graph::Capture(stream_.get(), [&] {
+                         return EnqueuePass(/*fetch=*/nullptr, logits);
+                       }));
+      ASSIGN_OR_RETURN(captured.state, Graph::Capture(stream_.get(), [&] {
+                         EnqueueState(mtp_rows);
+                         return absl::OkStatus();
+                       }));
+      return absl::OkStatus();
+    }();
+    if (!status.ok()) {
       graphs_.erase(found);
-      return graph.status();
+      return status;
     }
-    found->second = std::move(*graph);
+    found->second = std::move(captured);
   }
-  return found->second.Launch(stream_.get());
+  RETURN_IF_ERROR(found->second.pass.Launch(stream_.get()));
+  RETURN_IF_ERROR(logits_read_.Record(stream_));
+  return found->second.state.Launch(stream_.get());
 }
 
 absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logits) {
@@ -240,7 +262,9 @@ absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logit
   } else {
     Forward::Fetch fetch;
     if (!resident) fetch = [&](const SelectArgs& args) { return FetchMissing(batch, args); };
-    RETURN_IF_ERROR(Enqueue(fetch, of_all, mtp_rows));
+    RETURN_IF_ERROR(EnqueuePass(fetch, of_all));
+    RETURN_IF_ERROR(logits_read_.Record(stream_));
+    EnqueueState(mtp_rows);
   }
   if (!of_all && !logits.empty()) {
     std::vector<LogitsRow> wanted;
@@ -250,13 +274,22 @@ absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logit
     }
     return WriteLogits(wanted);
   }
-  RETURN_IF_ERROR(stream_.Synchronize());
-  const size_t vocab = size_t(config().vocab_size);
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!batch->segments[size_t(batch->segment_of[i])].status.ok()) continue;
-    std::copy_n(logits_.as<float>() + i * vocab, vocab, logits[i].to);
-  }
+  if (logits.empty()) return stream_.Synchronize();
+  // The batch's state may still be in the making: whoever uses it does so on this stream, or waits
+  // for it.
+  RETURN_IF_ERROR(logits_read_.Synchronize());
+  CopyLogits(*batch, logits);
   return absl::OkStatus();
+}
+
+void CudaEngine::CopyLogits(const Batch& batch, std::span<const LogitsRow> logits) const {
+  const size_t vocab = size_t(config().vocab_size);
+  ForRanges(logits.size(), vocab * sizeof(float), [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      if (batch.segments[size_t(batch.segment_of[i])].status.ok())
+        std::copy_n(logits_.as<float>() + i * vocab, vocab, logits[i].to);
+    }
+  });
 }
 
 absl::Status CudaEngine::WriteLogits(std::span<const LogitsRow> logits) {
