@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kJoinChannels = 128;  // of a block, 4 of a lane
 constexpr int kJoinWarps = 8;       // at most, each with a group
+constexpr int kFewParts = 4;
 struct JoinShared {
   float4 sums[kJoinWarps][32];
   float2 stats[kJoinWarps];
@@ -20,11 +21,12 @@ __device__ inline void JoinSums(float4* sum, float4 other, Factors f) {
   sum->w = JoinSums(sum->w, other.w, f);
 }
 
-// One head. kPartsOfGroup: kGroupTiles where the parts are tiles, 1 where they are groups.
+// One head. kPartsOfGroup: kGroupTiles where the parts are tiles (kFewParts where there are no
+// more), 1 where they are groups.
 // kBeside: with 64 registers a thread, its blocks of one row and few groups leave room beside them
 // for those of the product that follows, whose weights are then on their way meanwhile.
 template <int kPartsOfGroup, bool kBeside>
-__global__ void __maxnreg__(kBeside ? 64 : 128)
+__global__ void __maxnreg__(kBeside ? (kPartsOfGroup <= kFewParts ? 40 : 64) : 128)
     JoinKernel(const __grid_constant__ AttendArgs a, const __grid_constant__ Parts s) {
   GridDependencyLaunch();
   GridDependencyWait();
@@ -62,7 +64,7 @@ __global__ void __maxnreg__(kBeside ? 64 : 128)
     float2 stats = make_float2(0, 0);
     if (lane < upto) stats = s.stats[part + int64_t(lane) * a.heads];
     const int tiles = (ListEntries(a, row).count + kTile - 1) / kTile;
-    constexpr int kTilesOfPart = kGroupTiles / kPartsOfGroup;
+    constexpr int kTilesOfPart = kPartsOfGroup == 1 ? kGroupTiles : 1;
     const int existing = min(upto, (tiles + kTilesOfPart - 1) / kTilesOfPart - first);
 
     // Lane i finds the factors of part i.
@@ -114,7 +116,11 @@ void LaunchJoin(const AttendArgs& a, const Parts& s, int rows, cudaStream_t stre
 }  // namespace
 
 void JoinTiles(const AttendArgs& a, const Parts& s, int rows, cudaStream_t stream) {
-  LaunchJoin<kGroupTiles>(a, s, rows, stream);
+  if (rows == 1 && s.parts <= kFewParts) {
+    LaunchJoin<kFewParts>(a, s, rows, stream);
+  } else {
+    LaunchJoin<kGroupTiles>(a, s, rows, stream);
+  }
 }
 
 void JoinGroups(const AttendArgs& a, const Parts& s, int rows, cudaStream_t stream) {

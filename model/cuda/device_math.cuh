@@ -127,6 +127,12 @@ __device__ inline float4 Plus(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+// None of them, where they are not `wanted`: then none is loaded, and sums are zero.
+__device__ inline Planes PlanesIf(bool wanted, Planes p) {
+  if (!wanted) p.planes = 0;
+  return p;
+}
+
 // Of each plane of a product the number(s) at `at` in the first: all that are `wanted` are loaded
 // when it is made, so make all that a thread needs before it asks for a sum.
 template <typename T, int kTogether>

@@ -1,6 +1,7 @@
 #include "model/cuda/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -28,7 +29,7 @@ namespace cuda {
 namespace {
 
 // Raised whenever an order of operations changes (as cpu/engine.cc's).
-constexpr char kNumericsId[] = "cuda-sm90/3/exact";
+constexpr char kNumericsId[] = "cuda-sm90/4/exact";
 
 // Logits are made and brought to the host for so many rows at a time: those of a large vocabulary
 // are large.
@@ -80,15 +81,18 @@ class CudaEngine final : public EngineBase {
     return status;
   }
 
-  // Enqueues the pass over the uploaded batch, up to streams and logits.
+  // Enqueues the pass over the uploaded batch, up to streams and logits on the device.
   absl::Status EnqueuePass(const Forward::Fetch& fetch, bool logits_of_all);
-  // After it: the MTP block's keys, and the batch becomes state.
+  // After it, and after the logits' copies: the MTP block's keys, and the batch becomes state.
   void EnqueueState(bool mtp_rows);
   absl::Status RunCaptured(int rows, bool logits, bool mtp_rows);
   absl::Status FetchMissing(Batch* batch, const SelectArgs& args);
-  absl::Status WriteLogits(std::span<const LogitsRow> logits);
+  absl::Status WriteLogits(const Batch& batch, std::span<const LogitsRow> logits);
+  // Enqueues the copies of the logits to the host, a row at a time.
   absl::Status ReadLogits(int count);
-  void CopyLogits(const Batch& batch, std::span<const LogitsRow> logits) const;
+  // Waits for them, and copies those of rows that did not fail to where they are wanted. What was
+  // enqueued behind them may still run.
+  absl::Status TakeLogits(const Batch& batch, std::span<const LogitsRow> logits) const;
 
   const Stream stream_;
   DeviceWeights weights_;
@@ -97,8 +101,8 @@ class CudaEngine final : public EngineBase {
   std::unique_ptr<ExpertCache> expert_cache_;  // nullptr: all experts are on the device
   Upload upload_;
   PinnedMemory logits_;
-  Event logits_read_;
-  DeviceMemory missing_;  // int2 [kMissingAtOnce], int count
+  std::vector<Event> logits_read_;  // by row
+  DeviceMemory missing_;            // int2 [kMissingAtOnce], int count
   // Captured passes by rows, bound of positions, whether logits are made, whether MTP keys are.
   struct Captured {
     Graph pass;
@@ -173,7 +177,10 @@ absl::Status CudaEngine::Prepare(int max_batch_rows) {
   ASSIGN_OR_RETURN(logits_,
                    PinnedMemory::Allocate(
                        size_t(kLogitRows) * size_t(config().vocab_size) * sizeof(float), "logits"));
-  ASSIGN_OR_RETURN(logits_read_, Event::Create());
+  for (int i = 0; i < kLogitRows; ++i) {
+    ASSIGN_OR_RETURN(Event event, Event::Create());
+    logits_read_.push_back(std::move(event));
+  }
   ASSIGN_OR_RETURN(missing_,
                    DeviceMemory::Allocate(kMissingAtOnce * sizeof(int2) + 16, "missing entries"));
   return stream_.Synchronize();
@@ -185,9 +192,8 @@ absl::Status CudaEngine::EnqueuePass(const Forward::Fetch& fetch, bool logits_of
   for (int layer = 0; layer < config().num_hidden_layers; ++layer)
     RETURN_IF_ERROR(forward_->Layer(layer, fetch));
   forward_->Fold();
-  if (!logits_of_all) return absl::OkStatus();
-  forward_->Logits(nullptr, upload_.shape().view.rows, /*mtp=*/false);
-  return ReadLogits(upload_.shape().view.rows);
+  if (logits_of_all) forward_->Logits(nullptr, upload_.shape().view.rows, /*mtp=*/false);
+  return absl::OkStatus();
 }
 
 void CudaEngine::EnqueueState(bool mtp_rows) {
@@ -202,10 +208,32 @@ absl::Status CudaEngine::PrepareSequences(const Batch& batch) {
 }
 
 absl::Status CudaEngine::ReadLogits(int count) {
-  return CudaStatus(cudaMemcpyAsync(logits_.as<>(), forward_->logits(),
-                                    size_t(count) * size_t(config().vocab_size) * sizeof(float),
-                                    cudaMemcpyDeviceToHost, stream_.get()),
-                    "read logits");
+  const size_t vocab = size_t(config().vocab_size);
+  for (size_t i = 0; i < size_t(count); ++i) {
+    RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpyAsync(logits_.as<float>() + i * vocab, forward_->logits() + i * vocab,
+                                   vocab * sizeof(float), cudaMemcpyDeviceToHost, stream_.get()),
+                   "read logits"));
+    RETURN_IF_ERROR(logits_read_[i].Record(stream_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaEngine::TakeLogits(const Batch& batch, std::span<const LogitsRow> logits) const {
+  RETURN_IF_ERROR(logits_read_[0].Synchronize());
+  // All threads take a row as soon as it is there, and the columns between them.
+  const size_t vocab = size_t(config().vocab_size);
+  std::atomic<bool> ok{true};
+  ForRanges(vocab, logits.size() * sizeof(float), [&](size_t begin, size_t end) {
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (i > 0 && cudaEventSynchronize(logits_read_[i].get()) != cudaSuccess) ok = false;
+      const auto segment = size_t(batch.segment_of[size_t(logits[i].row)]);
+      if (!batch.segments[segment].status.ok()) continue;
+      std::copy(logits_.as<float>() + i * vocab + begin, logits_.as<float>() + i * vocab + end,
+                logits[i].to + begin);
+    }
+  });
+  return ok ? absl::OkStatus() : logits_read_[logits.size() - 1].Synchronize();
 }
 
 absl::Status CudaEngine::RunCaptured(int rows, bool logits, bool mtp_rows) {
@@ -238,7 +266,7 @@ absl::Status CudaEngine::RunCaptured(int rows, bool logits, bool mtp_rows) {
     found->second = std::move(captured);
   }
   RETURN_IF_ERROR(found->second.pass.Launch(stream_.get()));
-  RETURN_IF_ERROR(logits_read_.Record(stream_));
+  if (logits) RETURN_IF_ERROR(ReadLogits(rows));
   return found->second.state.Launch(stream_.get());
 }
 
@@ -263,7 +291,7 @@ absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logit
     Forward::Fetch fetch;
     if (!resident) fetch = [&](const SelectArgs& args) { return FetchMissing(batch, args); };
     RETURN_IF_ERROR(EnqueuePass(fetch, of_all));
-    RETURN_IF_ERROR(logits_read_.Record(stream_));
+    if (of_all) RETURN_IF_ERROR(ReadLogits(batch->rows));
     EnqueueState(mtp_rows);
   }
   if (!of_all && !logits.empty()) {
@@ -272,28 +300,15 @@ absl::Status CudaEngine::Evaluate(Batch* batch, std::span<const LogitsRow> logit
       if (batch->segments[size_t(batch->segment_of[size_t(row.row)])].status.ok())
         wanted.push_back(row);
     }
-    return WriteLogits(wanted);
+    return WriteLogits(*batch, wanted);
   }
   if (logits.empty()) return stream_.Synchronize();
   // The batch's state may still be in the making: whoever uses it does so on this stream, or waits
   // for it.
-  RETURN_IF_ERROR(logits_read_.Synchronize());
-  CopyLogits(*batch, logits);
-  return absl::OkStatus();
+  return TakeLogits(*batch, logits);
 }
 
-void CudaEngine::CopyLogits(const Batch& batch, std::span<const LogitsRow> logits) const {
-  const size_t vocab = size_t(config().vocab_size);
-  ForRanges(logits.size(), vocab * sizeof(float), [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      if (batch.segments[size_t(batch.segment_of[i])].status.ok())
-        std::copy_n(logits_.as<float>() + i * vocab, vocab, logits[i].to);
-    }
-  });
-}
-
-absl::Status CudaEngine::WriteLogits(std::span<const LogitsRow> logits) {
-  const size_t vocab = size_t(config().vocab_size);
+absl::Status CudaEngine::WriteLogits(const Batch& batch, std::span<const LogitsRow> logits) {
   RETURN_IF_ERROR(stream_.Synchronize());
   for (size_t begin = 0; begin < logits.size(); begin += kLogitRows) {
     const size_t count = std::min<size_t>(kLogitRows, logits.size() - begin);
@@ -303,9 +318,7 @@ absl::Status CudaEngine::WriteLogits(std::span<const LogitsRow> logits) {
     RETURN_IF_ERROR(upload_.Send(stream_.get()));
     forward_->Logits(upload_.logit_rows(), int(count), /*mtp=*/false);
     RETURN_IF_ERROR(ReadLogits(int(count)));
-    RETURN_IF_ERROR(stream_.Synchronize());
-    for (size_t i = 0; i < count; ++i)
-      std::copy_n(logits_.as<float>() + i * vocab, vocab, logits[begin + i].to);
+    RETURN_IF_ERROR(TakeLogits(batch, logits.subspan(begin, count)));
   }
   return absl::OkStatus();
 }

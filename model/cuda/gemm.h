@@ -45,8 +45,9 @@ struct Matrix {
 // Bytes that a matrix takes on the device.
 int64_t MatrixBytes(MatrixType type, bool plain, int rows, int columns);
 int64_t ScaleBytes(MatrixType type, int rows, int columns);
-// How a matrix's K is cut: so that one row's product keeps the whole device busy.
-int ChooseSlices(int rows, int columns);
+// How a matrix's K is cut: so that one row's product keeps the whole device busy. `alone`: no other
+// matrix is in its launch.
+int ChooseSlices(int rows, int columns, bool alone);
 
 // What scale bytes may be, relative to the largest of the matrix, and the largest exponent that
 // needs no factor: beyond, BF16 could not hold a weight exactly.

@@ -76,7 +76,9 @@ void GemmPlain(const GemmArgs& args, int tile_limit, cudaStream_t stream) {
   }
 }
 
-int ChooseSlices(int rows, int columns) {
+int ChooseSlices(int rows, int columns, bool alone) {
+  // A router's few rows are a launch of their own, which takes as long as one slice does.
+  if (alone && rows <= 512 && columns >= 2048) return min(16, columns / 256);
   // Few rows of long columns: more blocks. 1,024 columns are 64 KiB of FP8 to a block of 64 rows.
   if (rows > 8192 || columns < 2048) return 1;
   return min(8, columns / 1024);

@@ -122,4 +122,24 @@ __device__ inline float4 LoadIf(bool wanted, const float4* p) {
 
 #endif  // AGENTD_CUDA_EMULATED
 
+namespace agentd::model::cuda {
+
+// Runs body(true) after GridDependencyWait and, where it `rehearses`, body(false) before: a kernel
+// of a few blocks takes as long as its instructions take to come from memory, and so they are
+// there. body(false) must touch no memory that another kernel uses. All threads of the block call;
+// `body` ends with no thread in a barrier.
+template <typename Body>
+__device__ inline void Rehearsed(bool rehearses, const Body& body) {
+#pragma unroll 1
+  for (int run = rehearses ? 0 : 1; run < 2; ++run) {
+    if (run == 1) GridDependencyWait();
+    body(run == 1);
+    if (run == 0) __syncthreads();
+  }
+}
+// Rows of which every block runs, and waits, at once.
+inline constexpr int kRehearsedRows = 32;
+
+}  // namespace agentd::model::cuda
+
 #endif  // AGENTD_MODEL_CUDA_MACHINE_CUH_

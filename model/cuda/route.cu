@@ -59,18 +59,21 @@ __device__ inline void ChooseExperts(const float* scores, int experts, int k, in
 }
 
 // What SortKernel leaves, of a batch of one row.
-__device__ inline void SortOneRow(const RouteArgs& a, const int* chosen, const float* weights) {
+__device__ inline void SortOneRow(const RouteArgs& a, const int* chosen, const float* weights,
+                                  bool real) {
   const int thread = int(threadIdx.x);
   const int threads = int(blockDim.x);
   for (int e = thread; e <= a.experts; e += threads) {
     int below = 0;
     for (int i = 0; i < a.k; ++i) below += chosen[i] < e ? 1 : 0;
-    a.expert_begin[e] = below;
+    if (real) a.expert_begin[e] = below;
   }
   for (int i = thread; i < a.k; i += threads) {
-    a.routed_row[i] = 0;
-    a.routed_at[i] = i;
-    a.routed_weight[i] = weights[i];
+    if (real) {
+      a.routed_row[i] = 0;
+      a.routed_at[i] = i;
+      a.routed_weight[i] = weights[i];
+    }
     // A tile starts at every `tile`th place of an expert.
     int tiles = 0;
     int begin = 0;
@@ -83,8 +86,8 @@ __device__ inline void SortOneRow(const RouteArgs& a, const int* chosen, const f
       if (chosen[j] == chosen[i]) end = j + 1;
     }
     const bool starts = (i - begin) % a.tile == 0;
-    if (starts) a.tiles[tiles] = make_int4(chosen[i], i, min(a.tile, end - i), 0);
-    if (i == a.k - 1) *a.tile_count = tiles + (starts ? 1 : 0);
+    if (real && starts) a.tiles[tiles] = make_int4(chosen[i], i, min(a.tile, end - i), 0);
+    if (real && i == a.k - 1) *a.tile_count = tiles + (starts ? 1 : 0);
   }
 }
 
@@ -103,46 +106,53 @@ __global__ void __launch_bounds__(32 * kPerLane) RouteKernel(const RouteArgs a) 
   // An expert per thread, at least.
   float bias = 0;
   if (a.bias != nullptr && thread < a.experts) bias = a.bias[thread];
-  GridDependencyWait();
-  if (a.experts_of != nullptr) {
-    const int64_t token = a.tokens[row];
-    if (thread < a.k) listed[thread] = a.experts_of[token * a.k + thread];
+  Rehearsed(a.rows <= kRehearsedRows, [&](bool real) {
+    const Planes gate = PlanesIf(real, a.gate);
+    auto affinity_of = [&](int expert) {
+      const float* const at = gate.data + row * gate.row_stride + expert;
+      return Affinity(PlaneLoads<float, 16>(gate, at, true).Sum());
+    };
+    if (a.experts_of != nullptr) {
+      if (thread < a.k) listed[thread] = a.experts_of[int64_t(a.tokens[row]) * a.k + thread];
+      __syncthreads();
+      if (thread < a.k) {
+        const int expert = listed[thread];
+        int before = 0;
+        for (int i = 0; i < a.k; ++i) {
+          const int other = listed[i];
+          before += other < expert || (other == expert && i < thread) ? 1 : 0;
+        }
+        chosen[before] = expert;
+        chosen_affinity[before] = affinity_of(expert);
+      }
+    } else {
+      if (thread < a.experts) {
+        const float s = affinity_of(thread);
+        affinity[thread] = s;
+        scores[thread] = s + bias;
+      }
+      __syncthreads();
+      if (thread < 32) {
+        ChooseExperts<kPerLane>(scores, a.experts, a.k, chosen);
+        __syncwarp();
+        for (int i = thread; i < a.k; i += 32) chosen_affinity[i] = affinity[chosen[i]];
+      }
+    }
     __syncthreads();
     if (thread < a.k) {
-      const int expert = listed[thread];
-      int before = 0;
-      for (int i = 0; i < a.k; ++i) {
-        const int other = listed[i];
-        before += other < expert || (other == expert && i < thread) ? 1 : 0;
+      float sum = 0;
+      for (int i = 0; i < a.k; ++i) sum += chosen_affinity[i];
+      const float weight = chosen_affinity[thread] / sum * a.factor;
+      if (real) {
+        a.chosen[row * a.k + thread] = chosen[thread];
+        a.chosen_weight[row * a.k + thread] = weight;
       }
-      chosen[before] = expert;
-      chosen_affinity[before] = Affinity(PlaneAt(a.gate, row, expert));
+      weights[thread] = weight;
     }
-  } else {
-    if (thread < a.experts) {
-      const float s = Affinity(PlaneAt(a.gate, row, thread));
-      affinity[thread] = s;
-      scores[thread] = s + bias;
-    }
+    if (a.rows != 1) return;
     __syncthreads();
-    if (thread < 32) {
-      ChooseExperts<kPerLane>(scores, a.experts, a.k, chosen);
-      __syncwarp();
-      for (int i = thread; i < a.k; i += 32) chosen_affinity[i] = affinity[chosen[i]];
-    }
-  }
-  __syncthreads();
-  if (thread < a.k) {
-    float sum = 0;
-    for (int i = 0; i < a.k; ++i) sum += chosen_affinity[i];
-    const float weight = chosen_affinity[thread] / sum * a.factor;
-    a.chosen[row * a.k + thread] = chosen[thread];
-    a.chosen_weight[row * a.k + thread] = weight;
-    weights[thread] = weight;
-  }
-  if (a.rows != 1) return;
-  __syncthreads();
-  SortOneRow(a, chosen, weights);
+    SortOneRow(a, chosen, weights, real);
+  });
 }
 
 // One CTA: a counting sort of the chosen experts that keeps the order of rows. Each of `parts`

@@ -99,6 +99,7 @@ class Loader final : public WeightLoader {
     for (int i = 0; i < Layers(); ++i) {
       LayerWeights& layer = LayerAt(i);
       mixes_.insert({&layer.hc_attn.fn, &layer.hc_ffn.fn});
+      gates_.insert(&layer.gate);
       GroupedExperts& grouped = out_.experts[size_t(i)];
       for (size_t e = 0; e < layer.experts.size(); ++e) {
         roles_[&layer.experts[e].w1] = {&grouped, &grouped.w1, int(e), 0};
@@ -142,7 +143,8 @@ class Loader final : public WeightLoader {
   // What a job's matrices are on the device.
   Matrix Shape(const Job& job) const {
     Matrix m = Stored(job);
-    if (!IsPlain(m) && roles_.count(job.matrices) == 0) m.slices = ChooseSlices(m.rows, m.columns);
+    if (!IsPlain(m) && roles_.count(job.matrices) == 0)
+      m.slices = ChooseSlices(m.rows, m.columns, gates_.count(job.matrices) != 0);
     return m;
   }
 
@@ -471,6 +473,7 @@ class Loader final : public WeightLoader {
   Plan plan_;
   DeviceWeights out_;
   std::set<const Matrix*> mixes_;
+  std::set<const Matrix*> gates_;
   std::map<const Matrix*, ExpertRole> roles_;
   DeviceMemory staging_;
   DeviceMemory packed_;  // of one matrix of an expert
