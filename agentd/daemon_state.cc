@@ -42,7 +42,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
 }
 
 absl::Status Daemon::MakeDirectories() {
-  for (const char* name : {"", "workspaces", "locks", "outputs"}) {
+  for (const char* name : {"", "workspaces", "locks", "outputs", "mcp-tokens"}) {
     const std::filesystem::path directory = options_.data / name;
     std::error_code error;
     std::filesystem::create_directories(directory, error);
@@ -72,7 +72,10 @@ absl::Status Daemon::StartServers() {
   const tools::mcp::Launcher launcher = started.ok() ? tools::mcp::LaunchIn(*host.sandbox())
                                                      : [started](const tools::mcp::ServerConfig&)
       -> absl::StatusOr<std::unique_ptr<tools::mcp::StdioPeer>> { return started; };
-  ASSIGN_OR_RETURN(mcp_servers_, tools::mcp::Servers::Start(options_.tools.mcp_servers, launcher));
+  tools::mcp::ServersOptions how{.scratch = launcher};
+  how.allow_private = options_.tools.allow_private;
+  how.tokens = options_.data / "mcp-tokens";
+  ASSIGN_OR_RETURN(mcp_servers_, tools::mcp::Servers::Start(options_.tools.mcp_servers, how));
   RETURN_IF_ERROR(mcp_servers_->AddTools(registry_, options_.tools));
   for (const auto& server : mcp_servers_->all()) {
     for (const std::string& problem : server->problems)

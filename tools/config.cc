@@ -184,6 +184,37 @@ absl::StatusOr<ToolSettings> ParseTool(TableReader reader,
   return settings;
 }
 
+absl::StatusOr<mcp::AuthConfig> ParseAuth(TableReader reader) {
+  std::optional<std::string> grant, id, secret, key, assertion, issuer;
+  mcp::AuthConfig auth;
+  RETURN_IF_ERROR(reader.String("grant", grant));
+  RETURN_IF_ERROR(reader.String("client_id", id));
+  RETURN_IF_ERROR(reader.String("client_secret", secret));
+  RETURN_IF_ERROR(reader.String("private_key_file", key));
+  RETURN_IF_ERROR(reader.String("assertion_file", assertion));
+  RETURN_IF_ERROR(reader.Strings("scopes", auth.scopes));
+  RETURN_IF_ERROR(reader.String("issuer", issuer));
+  RETURN_IF_ERROR(reader.Finish());
+  auth.client_id = id.value_or("");
+  auth.client_secret = secret.value_or("");
+  auth.private_key_file = key.value_or("");
+  auth.assertion_file = assertion.value_or("");
+  auth.issuer = issuer.value_or("");
+  using Grant = mcp::AuthConfig::Grant;
+  if (!grant || *grant == "authorization_code") return auth;
+  if (*grant == "client_credentials") {
+    auth.grant = Grant::kClientCredentials;
+  } else if (*grant == "jwt_bearer") {
+    auth.grant = Grant::kJwtBearer;
+  } else {
+    return reader.place().Fail(
+        reader.table().get("grant")->source(),
+        fmt::format("grant = \"{}\": not authorization_code, client_credentials or jwt_bearer",
+                    *grant));
+  }
+  return auth;
+}
+
 absl::StatusOr<mcp::ServerConfig> ParseServer(TableReader reader) {
   mcp::ServerConfig server;
   std::optional<std::string> name, url, cwd;
@@ -195,6 +226,7 @@ absl::StatusOr<mcp::ServerConfig> ParseServer(TableReader reader) {
   RETURN_IF_ERROR(reader.String("cwd", cwd));
   RETURN_IF_ERROR(reader.String("url", url));
   RETURN_IF_ERROR(reader.Pairs("headers", "a text", server.headers));
+  ASSIGN_OR_RETURN(const toml::table* auth, reader.Table("auth"));
   RETURN_IF_ERROR(reader.Bool("trusted", trusted));
   RETURN_IF_ERROR(reader.Bool("approval", approval));
   RETURN_IF_ERROR(reader.Bool("resources", resources));
@@ -204,6 +236,10 @@ absl::StatusOr<mcp::ServerConfig> ParseServer(TableReader reader) {
   RETURN_IF_ERROR(reader.Integer("total_s", 1, kMaxSeconds, 1000, total));
   RETURN_IF_ERROR(reader.Integer("memory_mib", 16, int64_t{1} << 24, kMib, memory));
   RETURN_IF_ERROR(reader.Finish());
+  if (auth != nullptr) {
+    ASSIGN_OR_RETURN(server.auth,
+                     ParseAuth(TableReader(*auth, {reader.place().source, "mcp.auth"})));
+  }
   if (!name) return reader.Missing("name");
   if (server.command.empty() == !url.has_value())
     return reader.place().Fail(reader.table().source(), "give either command or url");

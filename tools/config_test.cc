@@ -139,5 +139,32 @@ TEST(Config, ReadsFiles) {
   std::filesystem::remove(file);
 }
 
+TEST(Config, HowAnMcpServersTokensAreHad) {
+  const std::string server = "[[mcp]]\nname = \"s\"\nurl = \"https://x/mcp\"\n[mcp.auth]\n";
+  const auto config = ParseConfig(server + R"(
+grant = "client_credentials"
+client_id = "me"
+client_secret = "${SECRET}"
+scopes = ["read", "write"]
+issuer = "https://auth.example"
+[[mcp]]
+name = "t"
+url = "https://y/mcp"
+)",
+                                  "a.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const mcp::AuthConfig& auth = *config->mcp_servers.at(0).auth;
+  EXPECT_EQ(auth.grant, mcp::AuthConfig::Grant::kClientCredentials);
+  EXPECT_EQ(auth.client_id, "me");
+  EXPECT_EQ(auth.client_secret, "${SECRET}");
+  EXPECT_EQ(auth.scopes, (std::vector<std::string>{"read", "write"}));
+  EXPECT_EQ(auth.issuer, "https://auth.example");
+  EXPECT_FALSE(config->mcp_servers.at(1).auth.has_value());
+  EXPECT_THAT(Text(ParseConfig(server + "clientid = \"x\"", "a.toml").status()),
+              HasSubstr("a.toml, line 5: [mcp.auth] unknown key clientid"));
+  EXPECT_THAT(Text(ParseConfig(server + "grant = \"password\"", "a.toml").status()),
+              HasSubstr("not authorization_code, client_credentials or jwt_bearer"));
+}
+
 }  // namespace
 }  // namespace agentd::tools

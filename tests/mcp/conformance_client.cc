@@ -3,11 +3,14 @@
 // only whom to call with what is decided here, by scenario.
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
+#include "tools/mcp/agreeing_authorizer.h"
 #include "tools/mcp/json_rpc.h"
 #include "tools/mcp/servers.h"
 #include "tools/mcp/session.h"
@@ -31,13 +34,44 @@ absl::StatusOr<Json> AcceptWithDefaults(const std::string& /*method*/, const Jso
   return Json{{"action", "accept"}, {"content", content}};
 }
 
+// `text` in a file that goes with the process's directory.
+std::string InFile(const char* name, const std::string& text) {
+  static const TemporaryDirectory kDirectory;
+  const std::string path = kDirectory.path() / name;
+  std::ofstream(path) << text;
+  return path;
+}
+
+// What a person would write into [mcp.auth] who knows what the scenario's context holds.
+AuthConfig AuthFor(const std::string& scenario, const Json& context) {
+  AuthConfig auth;
+  auth.client_id = StringAt(context, "client_id");
+  auth.client_secret = StringAt(context, "client_secret");
+  auth.issuer = StringAt(context, "issuer");
+  if (scenario.starts_with("auth/client-credentials"))
+    auth.grant = AuthConfig::Grant::kClientCredentials;
+  if (const std::string key = StringAt(context, "private_key_pem"); !key.empty())
+    auth.private_key_file = InFile("key.pem", key);
+  if (const std::string assertion = StringAt(context, "valid_jwt"); !assertion.empty()) {
+    auth.grant = AuthConfig::Grant::kJwtBearer;
+    auth.assertion_file = InFile("assertion.jwt", assertion);
+  }
+  if (scenario == "auth/basic-cimd")
+    auth.client_id = "https://conformance-test.local/client-metadata.json";
+  return auth;
+}
+
 class ConformanceRun {
  public:
-  int Start(const std::string& url) {
+  int Start(const std::string& url, const std::string& scenario, const Json& context) {
     ServerConfig config;
     config.name = "s";
     config.url = url;
-    auto servers = Servers::Start({config}, nullptr, ProcessEnvironment, AcceptWithDefaults);
+    config.auth = AuthFor(scenario, context);
+    ServersOptions options;
+    options.input = AcceptWithDefaults;
+    options.authorizer = &person_;
+    auto servers = Servers::Start({config}, options);
     if (!servers.ok()) return Fail(Text(servers.status()));
     servers_ = *std::move(servers);
     if (const absl::Status status = servers_->AddTools(registry_, {}); !status.ok())
@@ -96,16 +130,17 @@ class ConformanceRun {
     return 1;
   }
 
+  AgreeingAuthorizer person_;
   Registry registry_;
   std::unique_ptr<Servers> servers_;
   std::unique_ptr<Session> session_;
 };
 
 int RunScenario(const std::string& url) {
-  ConformanceRun run;
-  if (const int failed = run.Start(url); failed != 0) return failed;
   const std::string scenario = Env("MCP_CONFORMANCE_SCENARIO");
   const Json context = Json::parse(Env("MCP_CONFORMANCE_CONTEXT"), nullptr, false);
+  ConformanceRun run;
+  if (const int failed = run.Start(url, scenario, context); failed != 0) return failed;
   if (At(context, "toolCalls").is_array()) {
     for (const Json& call : context["toolCalls"])
       run.Call(StringAt(call, "name"), Dump(At(call, "arguments")));

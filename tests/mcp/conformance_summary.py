@@ -4,10 +4,9 @@ without a known reason, or passes although there is one."""
 import re
 import sys
 
-OAUTH = "agentd is given its credentials (a header from the environment) and runs no OAuth flow of its own"
 REASONS = {
-    "auth/": OAUTH,
-    "elicitation-sep1034-client-defaults": "the server asks on a stream outside of any call, which agentd does not open",
+    "auth/dpop": "DPoP, an extension: tokens here are Bearer tokens",
+    "auth/enterprise-managed-authorization": "an extension: agentd is no client of an enterprise's identity provider whose tokens it could exchange",
 }
 
 

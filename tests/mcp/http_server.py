@@ -2,8 +2,8 @@
 """A small MCP server over HTTP on loopback for tests: http_server.py [WAY...] prints its port, ends when its standard input closes.
 
 Ways: stateless (revision 2026-07-28; else 2025-11-25 with session ids), stream (answers as events), redirect, unauthorized, broken (HTTP 500),
-html, count=FILE. Tools: echo, count (appends a line to FILE), headers (what it was sent), huge, hang (a stream that stays open), closed (whether a client closed that), forget (all
-sessions), cut (a stream that ends without an answer)."""
+html, count=FILE, events (a GET is a stream that pings, ends after each answer and counts how it is asked for). Tools: echo, count (appends a line to FILE), headers (what it was sent), huge, hang (a stream that stays open), closed (whether a client closed that), forget (all
+sessions), cut (a stream that ends without an answer), pings (waits for some answered pings and tells how the stream was asked for)."""
 import http.server
 import json
 import sys
@@ -17,6 +17,9 @@ sessions = set()
 closed = threading.Event()
 cancelled = threading.Event()
 started = threading.Event()
+streams = []  # Last-Event-ID of each GET
+pongs = []
+heard = threading.Condition()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,6 +45,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
 
+    def do_GET(self):
+        if "events" not in WAYS or self.headers.get("mcp-session-id") not in sessions:
+            return self.reply(405, "", "text/plain")
+        with heard:
+            streams.append(self.headers.get("last-event-id", ""))
+            number = len(streams)
+        self.begin_stream()
+        ping = json.dumps({"jsonrpc": "2.0", "id": f"ping-{number}", "method": "ping"})
+        self.wfile.write(f"id: event-{number}\nretry: 10\ndata: {ping}\n\n".encode())
+        with heard:
+            heard.wait_for(lambda: f"ping-{number}" in pongs, 20)
+
     def do_DELETE(self):
         sessions.discard(self.headers.get("mcp-session-id"))
         self.reply(200, "")
@@ -56,6 +71,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(500, "oh no", "text/plain")
         if "html" in WAYS:
             return self.reply(200, "<html>hello</html>", "text/html")
+        if "method" not in message and str(message.get("id", "")).startswith("ping-"):
+            with heard:
+                pongs.append(message["id"])
+                heard.notify_all()
         if message.get("method") == "notifications/cancelled":
             cancelled.set()
         if "id" not in message or "method" not in message:
@@ -81,7 +100,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             result = {}
         elif method == "tools/list":
             result = {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {"text": {"type": "string", "x-mcp-header": "Text"}}}}
-                                for name in ("echo", "count", "headers", "huge", "hang", "closed", "forget", "cut")]}
+                                for name in ("echo", "count", "headers", "huge", "hang", "closed", "forget", "cut", "pings")]}
         elif method == "tools/call":
             result = self.call(params["name"], params.get("arguments", {}))
             if result is None:
@@ -125,6 +144,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         if name == "closed":
             value = f"started {started.wait(20)} closed {closed.wait(20)} cancelled {cancelled.is_set()}"
+        if name == "pings":
+            with heard:
+                heard.wait_for(lambda: len(pongs) >= 6, 20)
+                value = json.dumps({"streams": streams, "pongs": pongs})
         if name == "forget":
             sessions.clear()
         if name == "cut":

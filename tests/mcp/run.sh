@@ -25,4 +25,14 @@ for revision in 2025-11-25 2026-07-28; do
     --command "$PWD/build/tests/mcp_conformance_client" >"$dir/conformance-$revision.log" 2>&1
   tests/mcp/conformance_summary.py "$revision" "$dir/conformance-$revision.log" || status=1
 done
+# How servers of revision 2025-03-26 name their authorization server; in no later revision's set.
+for scenario in auth/2025-03-26-oauth-metadata-backcompat auth/2025-03-26-oauth-endpoint-fallback; do
+  if "$node" "$modules/@modelcontextprotocol/conformance/dist/index.js" client --scenario "$scenario" \
+    --command "$PWD/build/tests/mcp_conformance_client" >"$dir/conformance-legacy.log" 2>&1; then
+    echo "$scenario passes"
+  else
+    echo "$scenario fails: $dir/conformance-legacy.log"
+    status=1
+  fi
+done
 exit "$status"

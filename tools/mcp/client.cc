@@ -204,7 +204,10 @@ absl::Status Client::Initialize(const sandbox::CancelFlag* cancel) {
                               info_.revision);
   TakeInfo(reply.result, At(reply.result, "serverInfo"));
   transport_->SetProtocol(info_.revision, /*stateless=*/false);
-  return transport_->Send({.text = NotificationText("notifications/initialized", Json())}, nullptr);
+  RETURN_IF_ERROR(
+      transport_->Send({.text = NotificationText("notifications/initialized", Json())}, nullptr));
+  transport_->Listen();
+  return absl::OkStatus();
 }
 
 void Client::TakeInfo(const Json& result, const Json& server_info) {

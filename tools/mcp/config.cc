@@ -5,7 +5,7 @@
 
 #include "absl/strings/ascii.h"
 #include "base/status.h"
-#include "tools/mcp/http_transport.h"
+#include "tools/mcp/url.h"
 
 namespace agentd::tools::mcp {
 namespace {
@@ -55,12 +55,45 @@ absl::Status CheckHeader(const std::string& name, const std::string& value) {
   return absl::OkStatus();
 }
 
+absl::Status ResolveAuth(AuthConfig& auth, const Environment& environment) {
+  RETURN_IF_ERROR(Expand(environment, "auth client_id", auth.client_id).status());
+  RETURN_IF_ERROR(Expand(environment, "auth client_secret", auth.client_secret).status());
+  using Grant = AuthConfig::Grant;
+  const bool credentials = !auth.client_secret.empty() || !auth.private_key_file.empty();
+  if (!auth.client_secret.empty() && !auth.private_key_file.empty())
+    return InvalidArgument("auth: give client_secret or private_key_file, not both");
+  if (credentials && auth.client_id.empty())
+    return InvalidArgument("auth: client_secret and private_key_file are of a client_id");
+  if (auth.grant == Grant::kClientCredentials && !credentials)
+    return InvalidArgument(
+        "auth: the grant client_credentials needs client_id and client_secret or "
+        "private_key_file");
+  if ((auth.grant == Grant::kJwtBearer) == auth.assertion_file.empty())
+    return InvalidArgument("auth: assertion_file is for the grant jwt_bearer, which needs it");
+  if (auth.grant == Grant::kJwtBearer && auth.client_id.empty())
+    return InvalidArgument("auth: the grant jwt_bearer needs a client_id");
+  for (const std::string* file : {&auth.private_key_file, &auth.assertion_file})
+    if (!file->empty() && !file->starts_with('/'))
+      return InvalidArgument("auth: \"{}\" must be an absolute path", *file);
+  for (const std::string& scope : auth.scopes)
+    if (scope.empty() || scope.find_first_of(" \"\\") != std::string::npos)
+      return InvalidArgument("auth: \"{}\" is no name of a scope", scope);
+  return auth.issuer.empty() ? absl::OkStatus() : ParseUrl(auth.issuer).status();
+}
+
 absl::Status ResolveHttp(ServerConfig& config, const Environment& environment) {
-  ASSIGN_OR_RETURN(const UrlKind kind, KindOfUrl(config.url));
+  ASSIGN_OR_RETURN(const Url url, ParseUrl(config.url));
+  if (config.auth) {
+    if (HasAuthorization(config))
+      return InvalidArgument("an Authorization header and auth exclude each other");
+    if (!url.encrypted() && !url.loopback())
+      return InvalidArgument("tokens would be sent unencrypted: use https");
+    RETURN_IF_ERROR(ResolveAuth(*config.auth, environment));
+  }
   for (auto& [name, value] : config.headers) {
     ASSIGN_OR_RETURN(const bool secret, Expand(environment, "header " + name, value));
     RETURN_IF_ERROR(CheckHeader(name, value));
-    if (secret && !kind.encrypted && !kind.loopback)
+    if (secret && !url.encrypted() && !url.loopback())
       return InvalidArgument("the header {} would be sent unencrypted: use https", name);
   }
   return absl::OkStatus();
@@ -70,6 +103,7 @@ absl::Status ResolveStdio(ServerConfig& config, const Environment& environment) 
   if (!config.command[0].starts_with('/'))
     return InvalidArgument("the command needs an absolute path, not \"{}\"", config.command[0]);
   if (!config.headers.empty()) return InvalidArgument("headers are for servers with a url");
+  if (config.auth) return InvalidArgument("auth is for servers with a url");
   for (auto& [name, value] : config.env)
     RETURN_IF_ERROR(Expand(environment, "env " + name, value).status());
   return absl::OkStatus();
@@ -80,6 +114,12 @@ absl::Status ResolveStdio(ServerConfig& config, const Environment& environment) 
 std::optional<std::string> ProcessEnvironment(const std::string& name) {
   const char* value = std::getenv(name.c_str());
   return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+}
+
+bool HasAuthorization(const ServerConfig& config) {
+  return std::any_of(config.headers.begin(), config.headers.end(), [](const auto& header) {
+    return absl::AsciiStrToLower(header.first) == "authorization";
+  });
 }
 
 absl::StatusOr<ServerConfig> Resolve(ServerConfig config, const Environment& environment) {

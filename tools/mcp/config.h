@@ -22,6 +22,24 @@ struct Timeouts {
   int64_t total_ms = 600'000;  // whatever the progress
 };
 
+// How tokens are had for a server over HTTP (OAuth 2.1).
+struct AuthConfig {
+  enum class Grant {
+    kAuthorizationCode,  // a person logs in, once
+    kClientCredentials,  // agentd's own, with client_secret or private_key_file
+    kJwtBearer,          // for an assertion that something else keeps up to date in a file
+  };
+  Grant grant = Grant::kAuthorizationCode;
+  // As the authorization server knows agentd. An https URL without a secret is that of a client
+  // metadata document. "": agentd registers itself.
+  std::string client_id;
+  std::string client_secret;
+  std::string private_key_file;     // PEM, of a P-256 or RSA key: the client signs instead
+  std::string assertion_file;       // a JWT
+  std::vector<std::string> scopes;  // where the server does not say which it wants
+  std::string issuer;  // the one that tokens may come from; "": the first that is named
+};
+
 struct ServerConfig {
   // Begins the names of its tools: NAME__TOOL. Letters, digits, '-' and single '_' inside.
   std::string name;
@@ -35,6 +53,9 @@ struct ServerConfig {
   // ... or an address: https, or http on this machine or if no secret is sent.
   std::string url;
   std::vector<std::pair<std::string, std::string>> headers;
+  // What differs from AuthConfig's defaults, which are used when a server wants a token and
+  // `headers` holds no Authorization.
+  std::optional<AuthConfig> auth;
 
   Timeouts timeouts;
   // Whether what the server says of its tools (readOnlyHint, idempotentHint) is believed. If not,
@@ -49,10 +70,14 @@ struct ServerConfig {
 using Environment = std::function<std::optional<std::string>(const std::string&)>;
 std::optional<std::string> ProcessEnvironment(const std::string& name);
 
-// `config` with each ${NAME} in the values of `env` and `headers` replaced by that variable.
+// `config` with each ${NAME} in the values of `env`, `headers` and the client's id and secret
+// replaced by that variable.
 // InvalidArgument names what cannot be: a bad name, neither or both of command and url, a variable
 // that is not set, secrets over plain http.
 absl::StatusOr<ServerConfig> Resolve(ServerConfig config, const Environment& environment);
+
+// Its headers hold credentials of their own.
+bool HasAuthorization(const ServerConfig& config);
 
 }  // namespace agentd::tools::mcp
 

@@ -32,11 +32,13 @@ class ServersFixture : public testing::Test {
     return config;
   }
 
-  absl::Status TryStart(const std::vector<ServerConfig>& configs) {
+  absl::Status TryStart(const std::vector<ServerConfig>& configs, ServersOptions options = {}) {
     session_.reset();
-    auto servers = Servers::Start(configs, ChildPeer::Start, [](const std::string& name) {
+    options.scratch = ChildPeer::Start;
+    options.environment = [](const std::string& name) {
       return name == "TOKEN" ? std::optional<std::string>("s3cret") : std::nullopt;
-    });
+    };
+    auto servers = Servers::Start(configs, options);
     RETURN_IF_ERROR(servers.status());
     registry_ = Registry();
     servers_ = *std::move(servers);
@@ -44,8 +46,8 @@ class ServersFixture : public testing::Test {
     context_.mcp = session_.get();
     return servers_->AddTools(registry_, {});
   }
-  void Start(const ServerConfig& config) {
-    const absl::Status status = TryStart({config});
+  void Start(const ServerConfig& config, ServersOptions options = {}) {
+    const absl::Status status = TryStart({config}, std::move(options));
     ASSERT_TRUE(status.ok()) << status;
   }
   const ServerState& State() const { return *servers_->all()[0]; }

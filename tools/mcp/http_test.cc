@@ -141,6 +141,17 @@ TEST_F(HttpServerTest, CancelAlsoTellsAnOlderServer) {
   EXPECT_EQ(CancelledHang(), "started True closed True cancelled True");
 }
 
+TEST_F(HttpServerTest, WhatTheServerAsksOutsideOfCallsIsAnswered) {
+  Start(Serve({"events"}));
+  const Json seen = Json::parse(Text("pings"));
+  EXPECT_GE(seen["pongs"].size(), 6U) << seen;
+  // A stream that ends is asked for again from the event on that came last.
+  EXPECT_EQ(seen["streams"][0], "");
+  const Json& last = seen["streams"].back();
+  EXPECT_THAT(last.get<std::string>(), testing::StartsWith("event-")) << seen;
+  session_->Stop();  // ends a stream that is open
+}
+
 TEST_F(HttpServerTest, StopEndsACallThatRuns) {
   Start(Serve({"stateless"}));
   std::thread stopper([this] {
@@ -177,7 +188,20 @@ TEST(HttpConfigTest, SecretsNeedEncryptionAndVariablesMustBeSet) {
   EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("set by agentd itself"));
   config.headers = {{"A", "x\r\nB: y"}};
   EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("line end"));
+  config.headers = {{"authorization", "Bearer x"}};
+  config.auth.emplace();
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("exclude each other"));
   config.headers.clear();
+  config.auth->client_secret = "${TOKEN}";
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("of a client_id"));
+  config.auth->client_id = "me";
+  EXPECT_EQ(Resolve(config, set)->auth->client_secret, "x");
+  config.url = "http://example.com/mcp";
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("use https"));
+  config.auth = AuthConfig{.grant = AuthConfig::Grant::kClientCredentials};
+  config.url = "https://example.com/mcp";
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("needs client_id"));
+  config.auth.reset();
   for (const char* url :
        {"ftp://x/", "file:///etc/passwd", "https://user:pass@x/", "nonsense://"}) {
     config.url = url;

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <thread>
 
 #include "base/status.h"
 #include "tools/mcp/header_params.h"
+#include "tools/mcp/oauth_client.h"
 #include "tools/mcp/sse.h"
+#include "tools/mcp/url.h"
 #include "tools/text.h"
 
 namespace agentd::tools::mcp {
@@ -26,6 +29,14 @@ constexpr int64_t kGoodbyeMs = 2'000;
 constexpr int kMaxResumes = 5;
 constexpr int64_t kDefaultRetryMs = 1'000;
 constexpr size_t kShownBodyBytes = 300;
+// Of one request that the server refuses for its token, again and again.
+constexpr int kMaxGrants = 3;
+// For the listener's stream to be there before the first call.
+constexpr int kListenStartMs = 2'000;
+// The listener is woken when it is to end; this is how often it looks besides.
+constexpr int kListenLookMs = 60'000;
+constexpr int64_t kMaxListenPauseMs = 60'000;
+constexpr int64_t kForeverMs = int64_t{1} << 50;
 
 // Waits for nothing but the end of a time.
 class DeadlineWaiter : public Waiter {
@@ -38,41 +49,11 @@ class DeadlineWaiter : public Waiter {
   const Clock::time_point end_;
 };
 
-void InitCurl() {
-  static const CURLcode kDone = curl_global_init(CURL_GLOBAL_DEFAULT);
-  AGENTD_CHECK(kDone == CURLE_OK);
-}
-
 bool IsVisibleAscii(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7F; });
 }
 
-// The part of a URL, "" if it has none.
-std::string UrlPart(CURLU* url, CURLUPart part) {
-  char* text = nullptr;
-  if (curl_url_get(url, part, &text, 0) != CURLUE_OK) return "";
-  std::string copy(text);
-  curl_free(text);
-  return copy;
-}
-
 }  // namespace
-
-absl::StatusOr<UrlKind> KindOfUrl(const std::string& url) {
-  InitCurl();
-  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parsed(curl_url(), curl_url_cleanup);
-  AGENTD_CHECK(parsed != nullptr);
-  if (curl_url_set(parsed.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK)
-    return InvalidArgument("\"{}\" is not a URL", url);
-  const std::string scheme = UrlPart(parsed.get(), CURLUPART_SCHEME);
-  if (scheme != "http" && scheme != "https")
-    return InvalidArgument("\"{}\": only http and https are possible", url);
-  if (!UrlPart(parsed.get(), CURLUPART_USER).empty())
-    return InvalidArgument("the URL holds a user name: give an Authorization header instead");
-  const std::string host = UrlPart(parsed.get(), CURLUPART_HOST);
-  return UrlKind{.encrypted = scheme == "https",
-                 .loopback = host == "localhost" || host == "[::1]" || host.starts_with("127.")};
-}
 
 // An easy handle and the multi handle that runs it: together they keep a connection open.
 struct HttpTransport::Handles {
@@ -94,7 +75,7 @@ struct HttpTransport::Handles {
 class HttpTransport::Transfer {
  public:
   Transfer(Handles& handles, const HttpOptions& options, const std::vector<std::string>& headers,
-           const char* method, const std::string& body);
+           const char* method, const std::string& body, const std::string& token);
   ~Transfer() {
     curl_easy_reset(handles_.easy);  // it points into this
     curl_slist_free_all(headers_);
@@ -102,8 +83,9 @@ class HttpTransport::Transfer {
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
 
-  // Until it is done, waiting is over or `aborted`.
-  void Run(Waiter& waiter, const Receiver& receiver, const std::atomic<bool>& aborted);
+  // Until it is done, waiting is over or `aborted`, which is looked at so often.
+  void Run(Waiter& waiter, const Receiver& receiver, const std::atomic<bool>& aborted,
+           int look_ms = kHttpLookMs);
 
   bool failed() const { return code_ != CURLE_OK; }
   std::string failure() const;
@@ -112,13 +94,22 @@ class HttpTransport::Transfer {
   const std::string& body() const { return body_; }
   const std::string& last_id() const { return parser_.last_id(); }
   std::optional<int64_t> retry_ms() const { return parser_.retry_ms(); }
+  const std::string& token() const { return token_; }
+  // Called once, in Run, as soon as the server has begun to answer.
+  void OnAnswer(std::function<void()> call) { on_answer_ = std::move(call); }
+  // The values of all headers of that name, with ", " between them.
   std::string Header(const char* name) const;
+  // What a server that wants another token, or one for more, says; nullopt if it wants none.
+  std::optional<Challenge> Refusal() const;
 
  private:
+  static size_t OnHeader(char* data, size_t size, size_t count, void* self);
   static size_t OnBody(char* data, size_t size, size_t count, void* self);
   void Deliver(const Receiver& receiver);
 
   Handles& handles_;
+  const std::string token_;  // that it was sent with; "" none
+  std::function<void()> on_answer_;
   curl_slist* headers_ = nullptr;
   char error_[CURL_ERROR_SIZE] = "";
   CURLcode code_ = CURLE_OK;
@@ -132,8 +123,8 @@ class HttpTransport::Transfer {
 
 HttpTransport::Transfer::Transfer(Handles& handles, const HttpOptions& options,
                                   const std::vector<std::string>& headers, const char* method,
-                                  const std::string& body)
-    : handles_(handles) {
+                                  const std::string& body, const std::string& token)
+    : handles_(handles), token_(token) {
   CURL* const easy = handles_.easy;
   curl_easy_reset(easy);
   for (const std::string& header : headers) headers_ = curl_slist_append(headers_, header.c_str());
@@ -145,9 +136,11 @@ HttpTransport::Transfer::Transfer(Handles& handles, const HttpOptions& options,
   curl_easy_setopt(easy, CURLOPT_USERAGENT, "agentd");
   curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, error_);
   curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers_);
+  curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, &Transfer::OnHeader);
+  curl_easy_setopt(easy, CURLOPT_HEADERDATA, this);
   curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Transfer::OnBody);
   curl_easy_setopt(easy, CURLOPT_WRITEDATA, this);
-  if (const auto kind = KindOfUrl(options.url); kind.ok() && kind->loopback)
+  if (const auto url = ParseUrl(options.url); url.ok() && url->loopback())
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
   const std::string_view verb = method;
   if (verb == "POST") {
@@ -156,6 +149,13 @@ HttpTransport::Transfer::Transfer(Handles& handles, const HttpOptions& options,
   } else if (verb != "GET") {
     curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, method);
   }
+}
+
+size_t HttpTransport::Transfer::OnHeader(char* data, size_t size, size_t count, void* self) {
+  Transfer& transfer = *static_cast<Transfer*>(self);
+  const std::string_view line(data, size * count);
+  if (line == "\r\n" && transfer.on_answer_) std::exchange(transfer.on_answer_, nullptr)();
+  return line.size();
 }
 
 size_t HttpTransport::Transfer::OnBody(char* data, size_t size, size_t count, void* self) {
@@ -187,14 +187,14 @@ void HttpTransport::Transfer::Deliver(const Receiver& receiver) {
 }
 
 void HttpTransport::Transfer::Run(Waiter& waiter, const Receiver& receiver,
-                                  const std::atomic<bool>& aborted) {
+                                  const std::atomic<bool>& aborted, int look_ms) {
   AGENTD_CHECK(curl_multi_add_handle(handles_.multi, handles_.easy) == CURLM_OK);
   int running = 1;
   while (running > 0) {
     if (curl_multi_perform(handles_.multi, &running) != CURLM_OK) break;
     Deliver(receiver);
     if (waiter.Ended() || aborted) break;
-    if (running > 0) curl_multi_poll(handles_.multi, nullptr, 0, kHttpLookMs, nullptr);
+    if (running > 0) curl_multi_poll(handles_.multi, nullptr, 0, look_ms, nullptr);
   }
   int left = 0;
   while (const CURLMsg* message = curl_multi_info_read(handles_.multi, &left))
@@ -210,19 +210,33 @@ std::string HttpTransport::Transfer::failure() const {
 }
 
 std::string HttpTransport::Transfer::Header(const char* name) const {
+  std::string all;
   curl_header* header = nullptr;
-  if (curl_easy_header(handles_.easy, name, 0, CURLH_HEADER, -1, &header) != CURLHE_OK) return "";
-  return header->value;
+  for (size_t i = 0;
+       curl_easy_header(handles_.easy, name, i, CURLH_HEADER, -1, &header) == CURLHE_OK; ++i)
+    all += (i == 0 ? "" : ", ") + std::string(header->value);
+  return all;
+}
+
+std::optional<Challenge> HttpTransport::Transfer::Refusal() const {
+  if (failed() || (status_ != 401 && status_ != 403)) return std::nullopt;
+  Challenge challenge = ParseChallenge(Header("www-authenticate"));
+  if (status_ == 403 && challenge.error != "insufficient_scope") return std::nullopt;
+  return challenge;
 }
 
 HttpTransport::HttpTransport(HttpOptions options) : options_(std::move(options)) {}
 
 absl::StatusOr<std::unique_ptr<HttpTransport>> HttpTransport::Create(HttpOptions options) {
-  RETURN_IF_ERROR(KindOfUrl(options.url).status());
+  RETURN_IF_ERROR(ParseUrl(options.url).status());
   return std::unique_ptr<HttpTransport>(new HttpTransport(std::move(options)));
 }
 
-HttpTransport::~HttpTransport() { Finish(); }
+HttpTransport::~HttpTransport() {
+  Finish();
+  aborted_ = true;  // the listener may be answering something
+  StopListening();
+}
 
 void HttpTransport::Start(Receiver receiver) { receiver_ = std::move(receiver); }
 
@@ -251,12 +265,14 @@ void HttpTransport::GiveBack(std::unique_ptr<Handles> handles) {
   idle_.push_back(std::move(handles));
 }
 
-std::vector<std::string> HttpTransport::HeadersFor(const Outgoing& message) const {
+std::vector<std::string> HttpTransport::HeadersFor(const Outgoing& message,
+                                                   const std::string& token) const {
   std::vector<std::string> headers = {"Content-Type: application/json",
                                       "Accept: application/json, text/event-stream",
                                       "Expect:"};  // libcurl's own would cost a round trip
   for (const auto& [name, value] : options_.headers)
     headers.push_back(fmt::format("{}: {}", name, value));
+  if (!token.empty()) headers.push_back("Authorization: Bearer " + token);
   const std::lock_guard lock(mutex_);
   if (!protocol_.empty()) headers.push_back("MCP-Protocol-Version: " + protocol_);
   if (!session_id_.empty()) headers.push_back("Mcp-Session-Id: " + session_id_);
@@ -268,17 +284,55 @@ std::vector<std::string> HttpTransport::HeadersFor(const Outgoing& message) cons
   return headers;
 }
 
+absl::StatusOr<std::string> HttpTransport::Token(Waiter& waiter) const {
+  if (options_.oauth == nullptr) return "";
+  return options_.oauth->AccessToken([&] { return aborted_ || waiter.Ended(); });
+}
+
 absl::Status HttpTransport::Send(const Outgoing& message, Waiter* waiter) {
-  RETURN_IF_ERROR(Health());
   DeadlineWaiter own(kNotificationMs);
+  Waiter& waits = waiter != nullptr ? *waiter : own;
+  for (int grants = 0;; ++grants) {
+    RETURN_IF_ERROR(Health());
+    const absl::StatusOr<bool> done =
+        TryOnce(message, waits, waiter != nullptr, grants < kMaxGrants);
+    if (waiter != nullptr && waiter->Ended()) return absl::OkStatus();
+    if (!done.ok()) return done.status();
+    if (*done) return absl::OkStatus();
+  }
+}
+
+// False: the server wanted another token, which there is now.
+absl::StatusOr<bool> HttpTransport::TryOnce(const Outgoing& message, Waiter& waiter, bool waits,
+                                            bool may_renew) {
+  ASSIGN_OR_RETURN(const std::string token, Token(waiter));
   std::unique_ptr<Handles> handles = Take();
+  std::optional<Challenge> refusal;
   absl::Status status;
+  long code = 0;
   {
-    Transfer transfer(*handles, options_, HeadersFor(message), "POST", message.text);
-    status = Exchange(transfer, message, waiter != nullptr ? *waiter : own, waiter != nullptr);
+    Transfer transfer(*handles, options_, HeadersFor(message, token), "POST", message.text, token);
+    status = Exchange(transfer, message, waiter, waits);
+    if (options_.oauth != nullptr) refusal = transfer.Refusal();
+    code = transfer.status();
   }
   GiveBack(std::move(handles));
-  return status;
+  if (!refusal) {
+    if (!status.ok()) return status;
+    return true;
+  }
+  if (!may_renew)
+    return Error(status.code(), "it refused {} new tokens in a row for one request ({})",
+                 kMaxGrants, Text(status));
+  const absl::Status granted =
+      options_.oauth->Refused(code, *refusal, token, [&] { return aborted_ || waiter.Ended(); });
+  if (granted.ok()) return false;
+  // InvalidArgument would be a refusal of the message, as of one that an older server does not
+  // know.
+  const absl::StatusCode why = granted.code() == absl::StatusCode::kInvalidArgument
+                                   ? absl::StatusCode::kFailedPrecondition
+                                   : granted.code();
+  return Error(why, "{} ({})", Text(granted), Text(status));
 }
 
 absl::Status HttpTransport::Exchange(Transfer& transfer, const Outgoing& message, Waiter& waiter,
@@ -311,11 +365,11 @@ absl::Status HttpTransport::Resume(const Transfer& before, const Outgoing& messa
     while (!waiter.Ended() && !aborted_ && Clock::now() < at) waiter.WaitFor(kHttpLookMs);
     if (waiter.Ended()) return absl::OkStatus();
     if (aborted_) break;
-    std::vector<std::string> headers = HeadersFor({});
+    std::vector<std::string> headers = HeadersFor({}, before.token());
     headers.push_back("Last-Event-ID: " + last_id);
     std::unique_ptr<Handles> handles = Take();
     {
-      Transfer transfer(*handles, options_, headers, "GET", "");
+      Transfer transfer(*handles, options_, headers, "GET", "", before.token());
       transfer.Run(waiter, receiver_, aborted_);
       if (waiter.Ended()) return absl::OkStatus();  // the handles go with their connection
       status = Outcome(transfer, message, true);
@@ -358,16 +412,99 @@ absl::Status HttpTransport::Outcome(const Transfer& transfer, const Outgoing& me
       return absl::OkStatus();
     }
   }
-  std::string body(Trimmed(CleanUtf8(transfer.body().substr(0, kShownBodyBytes))));
+  std::string body = transfer.body().substr(0, kShownBodyBytes);
+  // It may say what it was sent.
+  if (!transfer.token().empty() && transfer.body().find(transfer.token()) != std::string::npos)
+    body.clear();
+  body = Trimmed(CleanUtf8(body));
   std::string why = fmt::format("HTTP {}{}{}", code, body.empty() ? "" : ": ", body);
   if (code / 100 == 2) return absl::UnavailableError("its answer is no JSON-RPC message: " + why);
   if (code / 100 == 3)
     return FailedPrecondition("{}: it redirects to \"{}\"; if that is the server, configure it so",
                               why, CleanUtf8(transfer.Header("location")));
-  if (code == 401) return absl::UnauthenticatedError(why + ": it wants other credentials");
+  if (code == 401)
+    return absl::UnauthenticatedError(
+        why + (options_.oauth == nullptr ? ": it wants other credentials" : ""));
   if (code == 403) return absl::PermissionDeniedError(why);
   return code >= 500 || code == 429 || code == 408 ? absl::UnavailableError(why)
                                                    : absl::InvalidArgumentError(why);
+}
+
+void HttpTransport::Listen() {
+  listener_ = std::thread([this] { RunListener(); });
+  // What a server says before the stream is there, such as a question during the first call, is
+  // lost with many.
+  std::unique_lock lock(mutex_);
+  listener_changed_.wait_for(lock, std::chrono::milliseconds(kListenStartMs),
+                             [this] { return heard_ || deaf_; });
+}
+
+// A GET that stays open brings what the server sends outside of answers. One that ends is asked for
+// again from its last event on, after the time that the server named.
+void HttpTransport::RunListener() {
+  std::string last_id;
+  int64_t pause_ms = kDefaultRetryMs;
+  while (ListenOnce(last_id, pause_ms)) {
+    std::unique_lock lock(mutex_);
+    listener_changed_.wait_for(lock, std::chrono::milliseconds(pause_ms),
+                               [this] { return deaf_.load(); });
+  }
+}
+
+// Whether to ask again.
+bool HttpTransport::ListenOnce(std::string& last_id, int64_t& pause_ms) {
+  DeadlineWaiter waiter(kForeverMs);
+  const absl::StatusOr<std::string> token = Token(waiter);
+  std::vector<std::string> headers = HeadersFor({}, token.ok() ? *token : "");
+  if (!last_id.empty()) headers.push_back("Last-Event-ID: " + last_id);
+  Handles* handles = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (deaf_) return false;
+    listening_ = std::make_unique<Handles>();
+    handles = listening_.get();
+  }
+  bool again = false;
+  {
+    Transfer transfer(*handles, options_, headers, "GET", "", token.ok() ? *token : "");
+    const auto heard = [this] {
+      const std::lock_guard lock(mutex_);
+      heard_ = true;
+      listener_changed_.notify_all();
+    };
+    transfer.OnAnswer(heard);
+    transfer.Run(waiter, receiver_, deaf_, kListenLookMs);
+    heard();
+    if (!transfer.last_id().empty()) last_id = transfer.last_id();
+    // A server without such a stream answers with 405; one that failed may come back. Calls renew
+    // a token that has run out.
+    again = transfer.failed() || transfer.is_stream() || transfer.status() / 100 == 5 ||
+            transfer.status() == 401;
+    const bool well = !transfer.failed() && transfer.is_stream();
+    pause_ms = well ? transfer.retry_ms().value_or(kDefaultRetryMs)
+                    : std::min(pause_ms * 2, kMaxListenPauseMs);
+  }
+  const std::lock_guard lock(mutex_);
+  listening_.reset();
+  return again && !deaf_ && why_dead_.empty();
+}
+
+void HttpTransport::StopListening() {
+  {
+    const std::lock_guard lock(mutex_);
+    deaf_ = true;
+    if (listening_ != nullptr) curl_multi_wakeup(listening_->multi);
+    listener_changed_.notify_all();
+  }
+  if (listener_.joinable()) listener_.join();
+}
+
+void HttpTransport::Abort() {
+  aborted_ = true;
+  const std::lock_guard lock(mutex_);
+  deaf_ = true;
+  if (listening_ != nullptr) curl_multi_wakeup(listening_->multi);
+  listener_changed_.notify_all();
 }
 
 void HttpTransport::Finish() {
@@ -375,14 +512,15 @@ void HttpTransport::Finish() {
     const std::lock_guard lock(mutex_);
     if (session_id_.empty() || !why_dead_.empty()) return;
   }
-  const std::vector<std::string> headers = HeadersFor({});
+  DeadlineWaiter waiter(kGoodbyeMs);
+  const absl::StatusOr<std::string> token = Token(waiter);
+  const std::vector<std::string> headers = HeadersFor({}, token.ok() ? *token : "");
   {
     const std::lock_guard lock(mutex_);
     why_dead_ = "its session was ended";
   }
   std::unique_ptr<Handles> handles = Take();
-  DeadlineWaiter waiter(kGoodbyeMs);
-  Transfer transfer(*handles, options_, headers, "DELETE", "");
+  Transfer transfer(*handles, options_, headers, "DELETE", "", token.ok() ? *token : "");
   transfer.Run(
       waiter, [](const Message&, std::string_view) {}, aborted_);
 }

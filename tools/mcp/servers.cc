@@ -151,16 +151,32 @@ void AddResourceTools(ServerState& server) {
   }
 }
 
-absl::Status ReadServer(ServerState& server, const Launcher& scratch, const InputHandler& input) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client,
-                   Client::Connect(OpenerFor(server.config, scratch),
-                                   {.timeouts = server.config.timeouts, .input = input}, nullptr));
+// Null for a server that needs none.
+absl::StatusOr<std::unique_ptr<OAuthClient>> OAuthFor(const ServerConfig& config,
+                                                      const ServersOptions& options) {
+  if (config.url.empty() || HasAuthorization(config)) return nullptr;
+  ASSIGN_OR_RETURN(const Url url, ParseUrl(config.url));
+  if (!url.encrypted() && !url.loopback()) return nullptr;  // no token goes there
+  return OAuthClient::Create({.name = config.name,
+                              .url = config.url,
+                              .auth = config.auth.value_or(AuthConfig()),
+                              .allow_private = options.allow_private,
+                              .directory = options.tokens,
+                              .authorizer = options.authorizer});
+}
+
+absl::Status ReadServer(ServerState& server, const ServersOptions& options) {
+  ASSIGN_OR_RETURN(server.oauth, OAuthFor(server.config, options));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<Client> client,
+      Client::Connect(OpenerFor(server, options.scratch),
+                      {.timeouts = server.config.timeouts, .input = options.input}, nullptr));
   server.info = client->server();
   if (server.info.has_tools) {
-    RequestOptions options;
-    options.timeout_ms = server.config.timeouts.start_ms;
+    RequestOptions request;
+    request.timeout_ms = server.config.timeouts.start_ms;
     const absl::Status status = client->List(
-        "tools/list", options, [&server](const Reply& reply) { return ReadPage(server, reply); });
+        "tools/list", request, [&server](const Reply& reply) { return ReadPage(server, reply); });
     const std::string clues = client->clues();
     if (!status.ok() && !clues.empty())
       return absl::Status(status.code(), Text(status) + " (" + clues + ")");
@@ -192,12 +208,13 @@ class McpTool : public Tool {
 
 }  // namespace
 
-Client::Open OpenerFor(const ServerConfig& config, const Launcher& launcher,
+Client::Open OpenerFor(const ServerState& server, const Launcher& launcher,
                        absl::Status* launch_status) {
-  return [&config, launcher, launch_status]() -> absl::StatusOr<std::unique_ptr<Transport>> {
+  return [&server, launcher, launch_status]() -> absl::StatusOr<std::unique_ptr<Transport>> {
+    const ServerConfig& config = server.config;
     if (!config.url.empty()) {
       ASSIGN_OR_RETURN(std::unique_ptr<HttpTransport> transport,
-                       HttpTransport::Create({config.url, config.headers}));
+                       HttpTransport::Create({config.url, config.headers, server.oauth.get()}));
       return transport;
     }
     absl::StatusOr<std::unique_ptr<StdioPeer>> peer = launcher(config);
@@ -211,22 +228,20 @@ Servers::Servers(InputHandler input) : input_(std::move(input)) {}
 Servers::~Servers() = default;
 
 absl::StatusOr<std::unique_ptr<Servers>> Servers::Start(const std::vector<ServerConfig>& configs,
-                                                        const Launcher& scratch,
-                                                        const Environment& environment,
-                                                        InputHandler input) {
-  std::unique_ptr<Servers> servers(new Servers(std::move(input)));
+                                                        const ServersOptions& options) {
+  std::unique_ptr<Servers> servers(new Servers(options.input));
   std::set<std::string> names;
   for (const ServerConfig& config : configs) {
     auto state = std::make_unique<ServerState>();
-    ASSIGN_OR_RETURN(state->config, Resolve(config, environment));
+    ASSIGN_OR_RETURN(state->config, Resolve(config, options.environment));
     if (!names.insert(config.name).second)
       return InvalidArgument("there are two MCP servers named {}", config.name);
     servers->servers_.push_back(std::move(state));
   }
   std::vector<std::thread> threads;
   for (const std::unique_ptr<ServerState>& state : servers->servers_) {
-    threads.emplace_back([&server = *state, &scratch, &input = servers->input_] {
-      const absl::Status status = ReadServer(server, scratch, input);
+    threads.emplace_back([&server = *state, &options] {
+      const absl::Status status = ReadServer(server, options);
       if (status.ok()) return;
       server.tools.clear();
       server.problems.push_back(Text(status));

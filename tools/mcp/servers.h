@@ -1,7 +1,7 @@
 // MCP servers as tools: what the daemon asks of them once. Each session then has its own instances
 // of them (session.h).
 //
-//   daemon:   auto servers = Servers::Start(configs, launcher for a scratch sandbox);
+//   daemon:   auto servers = Servers::Start(configs, {.scratch = launcher for a scratch sandbox});
 //             servers->AddTools(registry);  // next to the built-in tools
 //   session:  Session session(*servers, launcher for the session's sandbox);
 //             context.mcp = &session;       // of each call
@@ -9,6 +9,7 @@
 #ifndef AGENTD_TOOLS_MCP_SERVERS_H_
 #define AGENTD_TOOLS_MCP_SERVERS_H_
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,6 +21,7 @@
 #include "tools/mcp/client.h"
 #include "tools/mcp/config.h"
 #include "tools/mcp/header_params.h"
+#include "tools/mcp/oauth_client.h"
 #include "tools/mcp/stdio_transport.h"
 #include "tools/tool.h"
 
@@ -38,17 +40,27 @@ struct RemoteTool {
   std::vector<HeaderParam> header_params;
 };
 
-// Opens connections to a server, which `launcher` starts if it is a program. `launch_status`, if
-// not null, gets what the launcher said.
-Client::Open OpenerFor(const ServerConfig& config, const Launcher& launcher,
-                       absl::Status* launch_status = nullptr);
-
 struct ServerState {
   ServerConfig config;
+  std::unique_ptr<OAuthClient> oauth;  // null: it is a program, or has credentials in its headers
   ServerInfo info;
   std::vector<RemoteTool> tools;
   // What a person should know: why there are no tools, which of them were left out and why.
   std::vector<std::string> problems;
+};
+
+// Opens connections to a server, which `launcher` starts if it is a program. `launch_status`, if
+// not null, gets what the launcher said.
+Client::Open OpenerFor(const ServerState& server, const Launcher& launcher,
+                       absl::Status* launch_status = nullptr);
+
+struct ServersOptions {
+  Launcher scratch;  // for programs, while they are asked
+  Environment environment = ProcessEnvironment;
+  InputHandler input;
+  Authorizer* authorizer = nullptr;        // see OAuthOptions, as the next two
+  std::vector<std::string> allow_private;  // [network] allow_private
+  std::filesystem::path tokens;            // a directory; "": tokens are not kept
 };
 
 // The servers of a daemon. Immutable once started; shared by all sessions, which must end before.
@@ -56,9 +68,8 @@ class Servers {
  public:
   // Asks each server for its tools, all at once; each has Timeouts::start_ms. InvalidArgument for a
   // configuration that cannot be; a server that does not work is a problem of its own.
-  static absl::StatusOr<std::unique_ptr<Servers>> Start(
-      const std::vector<ServerConfig>& configs, const Launcher& scratch,
-      const Environment& environment = ProcessEnvironment, InputHandler input = nullptr);
+  static absl::StatusOr<std::unique_ptr<Servers>> Start(const std::vector<ServerConfig>& configs,
+                                                        const ServersOptions& options);
   ~Servers();
 
   // AlreadyExists names both when two tools would have one name, and how to mend that. A tool whose

@@ -172,7 +172,7 @@ absl::Status Session::Open(const ServerState& server, Instance& instance,
   if (server.config.url.empty()) options.era = server.info.era;
   absl::Status launched;
   absl::StatusOr<std::unique_ptr<Client>> client =
-      Client::Connect(OpenerFor(server.config, launcher_, &launched), options, cancel);
+      Client::Connect(OpenerFor(server, launcher_, &launched), options, cancel);
   const std::lock_guard lock(instance.mutex);
   instance.opening = false;
   instance.changed.notify_all();

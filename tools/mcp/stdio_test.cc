@@ -335,7 +335,7 @@ TEST(McpToolTest, WithoutASessionThereIsAStatus) {
   ServerConfig config;
   config.name = "s";
   config.command = {"/usr/bin/python3", "tests/mcp/hostile_server.py"};
-  auto servers = Servers::Start({config}, ChildPeer::Start);
+  auto servers = Servers::Start({config}, {.scratch = ChildPeer::Start});
   ASSERT_TRUE(servers.ok()) << servers.status();
   Registry registry;
   ASSERT_TRUE((*servers)->AddTools(registry, {}).ok());

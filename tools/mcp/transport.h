@@ -57,6 +57,9 @@ class Transport {
   // Of the revision that both sides agreed on; `stateless` since 2026-07-28.
   virtual void SetProtocol(const std::string& version, bool stateless) = 0;
   virtual bool is_http() const = 0;
+  // Once, when both sides are ready: from now on takes what the server sends outside of answers,
+  // where that needs more than Send. Not for the stateless revision.
+  virtual void Listen() {}
   // Tells a server that it can end; it then has a moment to do so before the transport is
   // destroyed.
   virtual void Finish() = 0;
