@@ -253,8 +253,9 @@ void Daemon::AnswerApproval(const v1::AnswerApprovalRequest& request,
 }
 
 absl::StatusOr<v1::Session> Daemon::Create(const v1::CreateSessionRequest& request) {
+  const std::shared_ptr<const ToolSet> set = tool_sets_.current();
   ASSIGN_OR_RETURN(v1::SessionConfig config,
-                   ResolveConfig(request.config(), defaults_, tool_names_, default_tools_));
+                   ResolveConfig(request.config(), defaults_, set->names, set->by_default));
   sessions::NewSession fresh;
   fresh.owner = runtime_.owner;
   fresh.seed = config.seed();
@@ -501,7 +502,8 @@ absl::StatusOr<v1::ServerInfo> Daemon::Info() {
   info.set_uptime_ms(std::chrono::duration_cast<std::chrono::milliseconds>(
                          std::chrono::steady_clock::now() - started_)
                          .count());
-  for (const tools::Tool* tool : registry_.tools()) {
+  const std::shared_ptr<const ToolSet> set = tool_sets_.current();
+  for (const tools::Tool* tool : set->registry.tools()) {
     v1::ToolInfo& out = *info.add_tools();
     out.set_name(tool->spec().name);
     out.set_schema_json(tool->spec().schema);
@@ -511,6 +513,7 @@ absl::StatusOr<v1::ServerInfo> Daemon::Info() {
     out.set_by_default(tool->spec().by_default);
     out.set_parallel(tool->spec().flags.parallel);
   }
+  DescribeServers(info);
   for (const sandbox::Wall& wall : walls_) {
     v1::Wall& out = *info.add_walls();
     out.set_name(wall.name);

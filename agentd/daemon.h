@@ -15,16 +15,17 @@
 #include "absl/status/statusor.h"
 #include "agentd/scheduler.h"
 #include "agentd/session.h"
+#include "agentd/tool_set.h"
 #include "agentd/v1/agentd.pb.h"
 #include "base/unique_fd.h"
 #include "sandbox/sandbox.h"
 #include "sessions/bundle.h"
 #include "sessions/store.h"
-#include "tools/tool.h"
 
 namespace agentd::tools::mcp {
+class ServerState;
 class Servers;
-}
+}  // namespace agentd::tools::mcp
 
 namespace agentd::daemon {
 
@@ -114,6 +115,11 @@ class Daemon {
   absl::StatusOr<v1::ListBackupsResponse> ListBackups(const v1::ListBackupsRequest& request) const;
   absl::StatusOr<v1::Backup> VerifyBackup(const v1::VerifyBackupRequest& request) const;
 
+  // As the API has them. They ask other servers and may take as long as those do.
+  absl::StatusOr<v1::McpLogin> BeginMcpLogin(const v1::BeginMcpLoginRequest& request);
+  absl::StatusOr<v1::McpServer> FinishMcpLogin(const v1::FinishMcpLoginRequest& request);
+  absl::StatusOr<v1::McpServer> LogOutOfMcp(const v1::LogOutOfMcpRequest& request);
+
   // The session, brought into memory if need be. NotFound names it.
   absl::StatusOr<std::shared_ptr<Session>> Find(const std::string& session_id);
   const Runtime& runtime() const { return runtime_; }
@@ -125,6 +131,11 @@ class Daemon {
   absl::Status MakeDirectories();
   absl::Status AddTools();
   absl::Status StartServers();
+  absl::StatusOr<ToolSet> MakeToolSet() const;
+  void ToolsChanged();
+  void DescribeServers(v1::ServerInfo& info) const;
+  absl::StatusOr<const tools::mcp::ServerState*> ServerWithLogin(const std::string& name) const;
+  std::function<bool()> WhenStopping();
   void EndIdleTools();
   absl::Status TakeUpSessions();
 
@@ -170,12 +181,10 @@ class Daemon {
 
   const DaemonOptions options_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
-  // Before what uses them: the registry's tools, the sessions.
+  // Before what uses them: the tools, the sessions.
   std::unique_ptr<sandbox::EgressProxy> proxy_;
   std::unique_ptr<tools::mcp::Servers> mcp_servers_;
-  tools::Registry registry_;
-  std::vector<std::string> tool_names_;
-  std::vector<std::string> default_tools_;  // of sessions that do not choose
+  ToolSets tool_sets_;
   std::vector<sandbox::Wall> walls_;
   std::unique_ptr<const ModelBundle> model_;
   AgentDefaults defaults_;  // the model's, with the configuration's limits

@@ -97,8 +97,9 @@ absl::StatusOr<v1::SessionMeta> Daemon::CheckBundle(int file) const {
   const auto begin = [&](const sessions::BundleSession& session) -> absl::Status {
     if (!meta.ParseFromString(session.meta))
       return DataLoss("the bundle is damaged: its session's configuration is not readable");
+    const std::shared_ptr<const ToolSet> set = tool_sets_.current();
     absl::StatusOr<v1::SessionConfig> config =
-        ResolveConfig(meta.config(), defaults_, tool_names_, default_tools_);
+        ResolveConfig(meta.config(), defaults_, set->names, set->by_default);
     if (!config.ok()) return Annotate(config.status(), "the bundle's session");
     *meta.mutable_config() = *std::move(config);
     meta.clear_import_directory();  // a folder of another machine's

@@ -12,7 +12,6 @@
 #include "agentd/turn.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
-#include "tools/mcp/launcher.h"
 #include "tools/mcp/session.h"
 
 namespace agentd::daemon {
@@ -54,52 +53,21 @@ absl::Status Daemon::MakeDirectories() {
   return absl::OkStatus();
 }
 
-// Asks the MCP servers for their tools: programs in a sandbox on an empty directory, which is
-// closed then. One that does not work is told of, and is no reason not to start.
-absl::Status Daemon::StartServers() {
-  if (options_.tools.mcp_servers.empty()) return absl::OkStatus();
-  const std::filesystem::path scratch = options_.data / "workspaces" / "mcp-start";
-  std::error_code error;
-  std::filesystem::create_directories(scratch, error);
-  if (error) return NoDataDirectory(error, "create directory " + scratch.string());
-  sandbox::Options options;
-  options.workspace = scratch;
-  options.lock_file = options_.data / "locks" / "mcp-start.lock";
-  options.helper_dir = options_.helper_dir;
-  options.mounts = options_.tools.mounts;
-  ToolHost host;
-  absl::Status started = host.Start(options, nullptr);
-  const tools::mcp::Launcher launcher = started.ok() ? tools::mcp::LaunchIn(*host.sandbox())
-                                                     : [started](const tools::mcp::ServerConfig&)
-      -> absl::StatusOr<std::unique_ptr<tools::mcp::StdioPeer>> { return started; };
-  tools::mcp::ServersOptions how{.scratch = launcher};
-  how.allow_private = options_.tools.allow_private;
-  how.tokens = options_.data / "mcp-tokens";
-  ASSIGN_OR_RETURN(mcp_servers_, tools::mcp::Servers::Start(options_.tools.mcp_servers, how));
-  RETURN_IF_ERROR(mcp_servers_->AddTools(registry_, options_.tools));
-  for (const auto& server : mcp_servers_->all()) {
-    for (const std::string& problem : server->problems)
-      spdlog::warn("MCP server {}: {}", server->config.name, problem);
-  }
-  host.Stop();
-  std::filesystem::remove_all(scratch, error);
-  return absl::OkStatus();
-}
-
 absl::Status Daemon::AddTools() {
-  RETURN_IF_ERROR(tools::AddBuiltinTools(registry_, options_.tools));
-  RETURN_IF_ERROR(tools::AddShellTool(registry_, options_.tools));
   RETURN_IF_ERROR(StartServers());
-  for (const tools::Tool* tool : registry_.tools()) {
-    tool_names_.push_back(tool->spec().name);
-    if (tool->spec().by_default) default_tools_.push_back(tool->spec().name);
-  }
-  RETURN_IF_ERROR(options_.tools.CheckNames(tool_names_));
-  const auto all = registry_.tools();
+  ASSIGN_OR_RETURN(ToolSet set, MakeToolSet());
+  // A server that has no tools today may have those that the configuration names tomorrow.
+  std::vector<std::string> absent;
+  if (mcp_servers_ != nullptr)
+    for (const auto& server : mcp_servers_->all())
+      if (server->view()->tools.empty()) absent.push_back(server->config.name + "__");
+  RETURN_IF_ERROR(options_.tools.CheckNames(set.names, absent));
+  const auto all = set.registry.tools();
   if (std::any_of(all.begin(), all.end(),
                   [](const tools::Tool* tool) { return tool->spec().network.has_value(); })) {
     ASSIGN_OR_RETURN(proxy_, sandbox::EgressProxy::Create());
   }
+  tool_sets_.Replace(std::move(set));
   return absl::OkStatus();
 }
 
@@ -129,7 +97,8 @@ absl::Status Daemon::Init() {
   runtime_.store = store_.get();
   runtime_.scheduler = scheduler_.get();
   runtime_.model = model_.get();
-  runtime_.registry = &registry_;
+  runtime_.tool_sets = &tool_sets_;
+  runtime_.tools_changed = [this] { ToolsChanged(); };
   runtime_.places = places_.get();
   runtime_.tools_config = &options_.tools;
   runtime_.mcp_servers = mcp_servers_.get();

@@ -171,4 +171,26 @@ grpc::ServerUnaryReactor* AgentdService::VerifyBackup(Context* context,
                  [this, request] { return daemon_->VerifyBackup(*request); });
 }
 
+// On `transfers_`: they last as long as other servers take to answer.
+grpc::ServerUnaryReactor* AgentdService::BeginMcpLogin(Context* context,
+                                                       const v1::BeginMcpLoginRequest* request,
+                                                       v1::McpLogin* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->BeginMcpLogin(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::FinishMcpLogin(Context* context,
+                                                        const v1::FinishMcpLoginRequest* request,
+                                                        v1::McpServer* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->FinishMcpLogin(*request); });
+}
+
+grpc::ServerUnaryReactor* AgentdService::LogOutOfMcp(Context* context,
+                                                     const v1::LogOutOfMcpRequest* request,
+                                                     v1::McpServer* response) {
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->LogOutOfMcp(*request); });
+}
+
 }  // namespace agentd::daemon

@@ -64,6 +64,13 @@ class AgentdService final
                                         v1::ListBackupsResponse* response) override;
   grpc::ServerUnaryReactor* VerifyBackup(Context* context, const v1::VerifyBackupRequest* request,
                                          v1::Backup* response) override;
+  grpc::ServerUnaryReactor* BeginMcpLogin(Context* context, const v1::BeginMcpLoginRequest* request,
+                                          v1::McpLogin* response) override;
+  grpc::ServerUnaryReactor* FinishMcpLogin(Context* context,
+                                           const v1::FinishMcpLoginRequest* request,
+                                           v1::McpServer* response) override;
+  grpc::ServerUnaryReactor* LogOutOfMcp(Context* context, const v1::LogOutOfMcpRequest* request,
+                                        v1::McpServer* response) override;
 
  private:
   template <typename Response, typename Call>

@@ -74,7 +74,8 @@ bool CanAdopt(const ModelBundle& model, const v1::SessionMeta& meta) {
 }
 
 Transcript NewTranscript(const Runtime& runtime, const v1::SessionConfig& config) {
-  return Transcript(*runtime.model, config, ToolSchemas(*runtime.registry, config));
+  return Transcript(*runtime.model, config,
+                    ToolSchemas(runtime.tool_sets->current()->registry, config));
 }
 
 absl::Status TurnRunning(const std::string& session_id) {

@@ -17,12 +17,12 @@
 #include "agentd/places.h"
 #include "agentd/scheduler.h"
 #include "agentd/tool_host.h"
+#include "agentd/tool_set.h"
 #include "agentd/transcript.h"
 #include "agentd/v1/stored.pb.h"
 #include "sandbox/sandbox.h"
 #include "sessions/store.h"
 #include "tools/config.h"
-#include "tools/tool.h"
 
 namespace agentd::daemon {
 
@@ -33,7 +33,8 @@ struct Runtime {
   sessions::Store* store = nullptr;
   Scheduler* scheduler = nullptr;
   const ModelBundle* model = nullptr;
-  const tools::Registry* registry = nullptr;
+  const ToolSets* tool_sets = nullptr;
+  std::function<void()> tools_changed;  // makes a new set of what the MCP servers have now
   Places* places = nullptr;
   const tools::Config* tools_config = nullptr;
   const tools::mcp::Servers* mcp_servers = nullptr;  // null: none are configured

@@ -33,7 +33,8 @@ Turn::Turn(const Runtime& runtime, std::shared_ptr<Session> session, std::unique
       session_holder_(std::move(session)),
       session_(*session_holder_),
       meta_(session_.meta),
-      hot_(std::move(hot)) {}
+      hot_(std::move(hot)),
+      tools_(runtime_.tool_sets->current()) {}
 
 Turn::~Turn() { Join(); }
 
@@ -86,6 +87,7 @@ void Turn::OnDone(std::function<void(absl::Status)> callback) {
 }
 
 void Turn::Main() {
+  TakeToolChanges();
   for (;;) {
     absl::Status status = Loop();
     if (status.ok()) {

@@ -101,6 +101,7 @@ class Turn {
   absl::Status Close(v1::TurnEnd end, const std::string& error = "");
   absl::Status FinishOpenParts();
 
+  void TakeToolChanges();
   absl::Status RunCalls();
   PreparedCall Prepare(const CallState& call);
   void CheckRules(PreparedCall& prepared);
@@ -128,6 +129,7 @@ class Turn {
 
   // The turn thread's.
   std::unique_ptr<HotState> hot_;
+  std::shared_ptr<const ToolSet> tools_;  // the same all through the turn
   std::unique_ptr<SessionLog> log_;
   std::set<std::string> asked_;  // calls that this process has asked about
   std::vector<TokenId> group_;   // sampled, not queued yet

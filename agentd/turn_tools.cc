@@ -12,6 +12,7 @@
 #include "agentd/utf8.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
+#include "tools/mcp/session.h"
 #include "tools/text.h"
 
 namespace agentd::daemon {
@@ -62,6 +63,13 @@ v1::ToolFinished CutOffResult(const CallState& call, v1::ToolOutcome outcome,
   return finished;
 }
 
+// What the session's servers have said since its last turn of their tools holds from this one on.
+void Turn::TakeToolChanges() {
+  if (hot_->tools.mcp() != nullptr && hot_->tools.mcp()->TakeToolChanges())
+    runtime_.tools_changed();
+  tools_ = runtime_.tool_sets->current();
+}
+
 // Decides whether a call runs, and answers it if not.
 Turn::PreparedCall Turn::Prepare(const CallState& call) {
   PreparedCall prepared;
@@ -73,13 +81,18 @@ Turn::PreparedCall Turn::Prepare(const CallState& call) {
   const std::string& name = call.call.name;
   const bool offered =
       std::find(config_.tools().begin(), config_.tools().end(), name) != config_.tools().end();
-  const tools::Tool* tool = offered ? runtime_.registry->Find(name) : nullptr;
+  const tools::Tool* tool = offered ? tools_->registry.Find(name) : nullptr;
   if (tool == nullptr) {
-    prepared.refusal = Refuse(call, fmt::format("Error: unknown tool {}", name));
+    // The prompt names it all the same: it was there when the session began.
+    prepared.refusal =
+        Refuse(call, offered ? fmt::format("Error: {}: this tool is not there any more; go on "
+                                           "without it",
+                                           name)
+                             : fmt::format("Error: unknown tool {}", name));
     return prepared;
   }
   // A function of the call alone: a second run after a crash gets the same arguments.
-  absl::StatusOr<std::string> fitted = runtime_.registry->FitArguments(name, call.call.arguments);
+  absl::StatusOr<std::string> fitted = tools_->registry.FitArguments(name, call.call.arguments);
   if (!fitted.ok()) {
     prepared.refusal = Refuse(call, Text(fitted.status()));
     return prepared;

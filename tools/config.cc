@@ -389,18 +389,27 @@ void ApplySettings(const Config& config, ToolSpec& spec) {
   spec.network = settings.network;
 }
 
-absl::Status Config::CheckNames(const std::vector<std::string>& tool_names) const {
+absl::Status Config::CheckNames(const std::vector<std::string>& tool_names,
+                                const std::vector<std::string>& absent) const {
+  const auto may_come = [&absent](const std::string& pattern) {
+    const std::string begin = pattern.substr(0, pattern.find('*'));
+    return std::any_of(absent.begin(), absent.end(), [&](const std::string& prefix) {
+      return begin.starts_with(prefix) || (begin != pattern && prefix.starts_with(begin));
+    });
+  };
   const auto none = [&](const std::string& place, const std::string& pattern) {
     return InvalidArgument("{} there is no tool {}; there are {}", place, pattern,
                            fmt::join(tool_names, ", "));
   };
   for (const auto& [name, settings] : tools) {
-    if (std::find(tool_names.begin(), tool_names.end(), name) == tool_names.end())
+    if (std::find(tool_names.begin(), tool_names.end(), name) == tool_names.end() &&
+        !may_come(name))
       return none(settings.place, name);
   }
   for (const Rule& rule : rules.all()) {
     if (std::none_of(tool_names.begin(), tool_names.end(),
-                     [&](const std::string& name) { return MatchesPattern(rule.tool, name); })) {
+                     [&](const std::string& name) { return MatchesPattern(rule.tool, name); }) &&
+        !may_come(rule.tool)) {
       return none(rule.place, rule.tool);
     }
   }

@@ -37,8 +37,9 @@ struct ToolSettings {
 
 struct Config {
   // InvalidArgument names the place where a tool is set that is none of these, or the rule that can
-  // apply to none.
-  absl::Status CheckNames(const std::vector<std::string>& tool_names) const;
+  // apply to none. `absent`: how the names of tools begin that may come later.
+  absl::Status CheckNames(const std::vector<std::string>& tool_names,
+                          const std::vector<std::string>& absent = {}) const;
 
   std::map<std::string, ToolSettings> tools;
   Rules rules;

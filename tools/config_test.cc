@@ -129,6 +129,20 @@ TEST(Config, NamesToolsThatThereAreNot) {
   EXPECT_THAT(Text(config->CheckNames(names)), HasSubstr("line 1: [rule] there is no tool basch"));
 }
 
+TEST(Config, ToolsOfAServerThatHasNoneYetMayBeNamed) {
+  const std::vector<std::string> names = {"bash"}, absent = {"mail__"};
+  const auto check = [&](const std::string& pattern) {
+    const auto config =
+        ParseConfig("[[rule]]\ntool = \"" + pattern + "\"\naction = \"deny\"\n", "a");
+    EXPECT_TRUE(config.ok()) << config.status();
+    return config->CheckNames(names, absent).ok();
+  };
+  for (const char* pattern : {"mail__send", "mail__*", "ma*", "mail__s*d"})
+    EXPECT_TRUE(check(pattern)) << pattern;
+  for (const char* pattern : {"mail", "mail_", "male__send", "mx*"})
+    EXPECT_FALSE(check(pattern)) << pattern;
+}
+
 TEST(Config, ReadsFiles) {
   EXPECT_EQ(ReadConfig("/no/such/file.toml").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(Text(ReadConfig(testing::TempDir()).status()), HasSubstr("is a directory"));

@@ -137,6 +137,11 @@ struct UsageOptions {
   bool json = false;
 };
 
+struct McpOptions {
+  std::string server;
+  uint16_t port = 0;  // login: where the browser is sent back to; 0: any
+};
+
 int RunCommand(const GlobalOptions& global, const RunOptions& options);
 int ChatCommand(const GlobalOptions& global, const RunOptions& options);
 int WatchCommand(const GlobalOptions& global, const WatchOptions& options);
@@ -156,6 +161,8 @@ int ExportCommand(const GlobalOptions& global, const ExportOptions& options);
 int ImportCommand(const GlobalOptions& global, const ImportOptions& options);
 int BackupCommand(const GlobalOptions& global, const BackupOptions& options);
 int DoctorCommand(const DoctorOptions& options);
+int McpLoginCommand(const GlobalOptions& global, const McpOptions& options);
+int McpLogoutCommand(const GlobalOptions& global, const McpOptions& options);
 
 // Parts of the commands that tests look at.
 // InvalidArgument names the option.
@@ -170,6 +177,8 @@ std::string DiffStat(const std::vector<api::WorkspaceChange>& changes, size_t co
 std::string LeftOut(uint64_t paths);
 // What `agentctl diff --name-only` prints.
 std::string ChangedNames(const std::vector<api::WorkspaceChange>& changes);
+// What `agentctl info` says of a server after its name.
+std::string McpServerLine(const api::McpServer& server);
 // The text of `agentctl info`.
 std::string InfoText(const api::ServerInfo& info);
 // What `agentctl doctor` prints; lines of JSON with --json.

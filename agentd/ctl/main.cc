@@ -330,6 +330,27 @@ void AddRest(CLI::App* app, const GlobalOptions& global, std::string* id, bool* 
   });
 }
 
+void AddMcp(CLI::App* app, const GlobalOptions& global, McpOptions* o, Chosen* chosen) {
+  CLI::App* mcp = app->add_subcommand("mcp", "Logins at MCP servers");
+  mcp->require_subcommand(1);
+  CLI::App* login = mcp->add_subcommand(
+      "login",
+      "Log in at a server of the configuration: prints an address for a browser, waits "
+      "for its answer");
+  login->add_option("name", o->server, "The server")->required();
+  login
+      ->add_option("--port", o->port,
+                   "Of 127.0.0.1, where the browser is sent back to, for a client that was "
+                   "registered with it (default: any)")
+      ->type_name("PORT");
+  login->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return McpLoginCommand(global, *o); }; });
+  CLI::App* logout = mcp->add_subcommand("logout", "Forget the tokens for a server");
+  logout->add_option("name", o->server, "The server")->required();
+  logout->callback(
+      [&global, o, chosen] { *chosen = [&global, o] { return McpLogoutCommand(global, *o); }; });
+}
+
 void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundle,
                 ImportOptions* import, BackupOptions* backup, Chosen* chosen) {
   CLI::App* exporting =
@@ -423,6 +444,7 @@ int Main(int argc, char** argv) {
   BackupOptions backup;
   DoctorOptions doctor;
   ApprovalOptions approval;
+  McpOptions mcp;
   std::string id;
   bool info_json = false;
   Chosen chosen;
@@ -451,6 +473,7 @@ int Main(int argc, char** argv) {
   AddApply(&app, global, &apply, &chosen);
   AddApprovals(&app, global, &approval, &chosen);
   AddRest(&app, global, &id, &info_json, &chosen);
+  AddMcp(&app, global, &mcp, &chosen);
   AddKeeping(&app, global, &bundle, &import, &backup, &chosen);
   AddDoctor(&app, &doctor, &chosen);
 

@@ -341,6 +341,9 @@ std::string InfoText(const api::ServerInfo& info) {
   text += "tools\n";
   for (const api::ToolInfo& tool : info.tools())
     text += fmt::format("  {:<{}} {}\n", Printable(tool.name()), width, Flags(tool));
+  if (!info.mcp_servers().empty()) text += "MCP servers\n";
+  for (const api::McpServer& server : info.mcp_servers())
+    text += fmt::format("  {:<{}} {}\n", Printable(server.name()), width, McpServerLine(server));
   text += "walls around tools\n";
   for (const api::Wall& wall : info.walls())
     text += fmt::format("  {:<{}} {}{}\n", Printable(wall.name()), width, WallState(wall),

@@ -76,9 +76,10 @@ class ConformanceRun {
     servers_ = *std::move(servers);
     if (const absl::Status status = servers_->AddTools(registry_, {}); !status.ok())
       return Fail(Text(status));
-    const ServerState& state = *servers_->all()[0];
-    for (const std::string& problem : state.problems) std::fprintf(stderr, "%s\n", problem.c_str());
-    if (state.info.revision.empty()) return 1;
+    const std::shared_ptr<const ServerView> state = servers_->all()[0]->view();
+    for (const std::string& problem : state->problems)
+      std::fprintf(stderr, "%s\n", problem.c_str());
+    if (state->info.revision.empty()) return 1;
     session_ = std::make_unique<Session>(*servers_, nullptr);
     return 0;
   }

@@ -3,7 +3,7 @@
 
 Ways: stateless (revision 2026-07-28; else 2025-11-25 with session ids), stream (answers as events), redirect, unauthorized, broken (HTTP 500),
 html, count=FILE, events (a GET is a stream that pings, ends after each answer and counts how it is asked for). Tools: echo, count (appends a line to FILE), headers (what it was sent), huge, hang (a stream that stays open), closed (whether a client closed that), forget (all
-sessions), cut (a stream that ends without an answer), pings (waits for some answered pings and tells how the stream was asked for)."""
+sessions), change (the tools: there is "new" instead of "cut"), clash (two more tools, of one name for the model), cut (a stream that ends without an answer), pings (waits for some answered pings and tells how the stream was asked for)."""
 import http.server
 import json
 import sys
@@ -20,6 +20,7 @@ started = threading.Event()
 streams = []  # Last-Event-ID of each GET
 pongs = []
 heard = threading.Condition()
+tools = ["echo", "count", "headers", "huge", "hang", "closed", "forget", "cut", "pings", "change", "clash"]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -100,8 +101,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             result = {}
         elif method == "tools/list":
             result = {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {"text": {"type": "string", "x-mcp-header": "Text"}}}}
-                                for name in ("echo", "count", "headers", "huge", "hang", "closed", "forget", "cut", "pings")]}
+                                for name in tools]}
         elif method == "tools/call":
+            if params["name"] not in tools:
+                return self.reply(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32602, "message": "no such tool"}}))
             result = self.call(params["name"], params.get("arguments", {}))
             if result is None:
                 return
@@ -109,9 +112,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             code = 404 if STATELESS else 200
             return self.reply(code, json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "no such method"}}))
         text = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {**result, **({"resultType": "complete"} if STATELESS else {})}})
-        if "stream" not in WAYS or headers:
+        changes = method == "tools/call" and params["name"] in ("change", "clash")
+        if not changes and ("stream" not in WAYS or headers):
             return self.reply(200, text, headers=headers)
         self.begin_stream()
+        if changes:
+            self.wfile.write(b'data: {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}\n\n')
         self.wfile.write(b": a comment\r\n\r\nevent: message\r\ndata: " + text.encode() + b"\r\n\r\n")
 
     def call(self, name, arguments):
@@ -144,6 +150,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         if name == "closed":
             value = f"started {started.wait(20)} closed {closed.wait(20)} cancelled {cancelled.is_set()}"
+        if name == "change":
+            tools[tools.index("cut")] = "new"
+        if name == "clash":
+            tools.extend(["a.b", "a:b"])
         if name == "pings":
             with heard:
                 heard.wait_for(lambda: len(pongs) >= 6, 20)

@@ -53,7 +53,7 @@ class ServersFixture : public testing::Test {
   const ServerState& State() const { return *servers_->all()[0]; }
   std::string Problems() const {
     std::string all;
-    for (const std::string& problem : State().problems) all += problem + "\n";
+    for (const std::string& problem : State().view()->problems) all += problem + "\n";
     return all;
   }
 

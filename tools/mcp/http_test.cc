@@ -61,7 +61,7 @@ TEST_F(HttpServerTest, BothRevisionsWithJsonAndWithEvents) {
       if (stateless) ways.emplace_back("stateless");
       if (stream) ways.emplace_back("stream");
       Start(Serve(ways));
-      EXPECT_EQ(State().info.era, stateless ? Era::kStateless : Era::kHandshake);
+      EXPECT_EQ(State().view()->info.era, stateless ? Era::kStateless : Era::kHandshake);
       EXPECT_EQ(Text("echo", R"({"text": "h\u00e9llo\n"})"), "héllo\n");
     }
   }
@@ -150,6 +150,31 @@ TEST_F(HttpServerTest, WhatTheServerAsksOutsideOfCallsIsAnswered) {
   const Json& last = seen["streams"].back();
   EXPECT_THAT(last.get<std::string>(), testing::StartsWith("event-")) << seen;
   session_->Stop();  // ends a stream that is open
+}
+
+TEST_F(HttpServerTest, ToolsThatChangeAreReadAgainWhenAsked) {
+  Start(Serve({}));
+  EXPECT_FALSE(session_->TakeToolChanges());
+  EXPECT_EQ(Text("change"), "done");
+  const auto fresh = [this] {
+    Registry registry;
+    EXPECT_TRUE(servers_->AddTools(registry, {}).ok());
+    return registry;
+  };
+  EXPECT_EQ(fresh().Find("s__new"), nullptr);  // nobody has asked yet
+  EXPECT_TRUE(session_->TakeToolChanges());
+  EXPECT_FALSE(session_->TakeToolChanges());
+  const Registry now = fresh();
+  ASSERT_NE(now.Find("s__new"), nullptr);
+  EXPECT_EQ(now.Find("s__cut"), nullptr);
+  EXPECT_EQ(now.Find("s__new")->Run("{}", context_)->text, "done");
+  // Whoever has still the old tools gets an answer.
+  EXPECT_THAT(Text("cut"), HasSubstr("no such tool"));
+  // A list that cannot be used changes nothing, and is told of.
+  EXPECT_EQ(Text("clash"), "done");
+  EXPECT_TRUE(session_->TakeToolChanges());
+  EXPECT_NE(fresh().Find("s__new"), nullptr);
+  EXPECT_THAT(Problems(), AllOf(HasSubstr("a.b"), HasSubstr("would both be named s__a_b")));
 }
 
 TEST_F(HttpServerTest, StopEndsACallThatRuns) {

@@ -37,10 +37,6 @@ bool SameSecret(const std::string& a, const std::string& b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-bool Contains(const std::vector<std::string>& list, const std::string& name) {
-  return std::find(list.begin(), list.end(), name) != list.end();
-}
-
 std::string FieldOf(const FormFields& fields, std::string_view name) {
   for (const auto& [key, value] : fields)
     if (key == name) return value;
@@ -71,7 +67,7 @@ std::string ConfiguredMethod(const AuthConfig& auth, const std::vector<std::stri
   if (!auth.private_key_file.empty()) return kPrivateKey;
   if (auth.client_secret.empty()) return kNone;
   // Who says nothing takes Basic (RFC 8414).
-  return methods.empty() || Contains(methods, kBasic) || !Contains(methods, kPost) ? kBasic : kPost;
+  return methods.empty() || HasName(methods, kBasic) || !HasName(methods, kPost) ? kBasic : kPost;
 }
 
 bool IsMetadataClient(const AuthConfig& auth) {
@@ -218,6 +214,9 @@ absl::StatusOr<std::string> OAuthClient::BeginLogin(const std::string& redirect_
   if (options_.auth.grant != AuthConfig::Grant::kAuthorizationCode)
     return FailedPrecondition("the MCP server {} is configured with a grant that needs no login",
                               options_.name);
+  ASSIGN_OR_RETURN(const Url back, ParseUrl(redirect_uri));
+  if (!back.loopback())
+    return InvalidArgument("redirect_uri: {} is not on this machine", Shown(redirect_uri));
   const Busy busy(*this, stop);
   RETURN_IF_ERROR(busy.status());
   return Begin(redirect_uri, stop);
@@ -259,7 +258,7 @@ std::vector<std::string> OAuthClient::ScopesFor(const Discovered& found) const {
   scopes = ScopeUnion(std::move(scopes), more_scopes_);
   // With it a provider of the OpenID kind gives a refresh token.
   if (!scopes.empty() && options_.auth.grant == AuthConfig::Grant::kAuthorizationCode &&
-      Contains(found.server.scopes, kOfflineAccess))
+      HasName(found.server.scopes, kOfflineAccess))
     scopes = ScopeUnion(std::move(scopes), {kOfflineAccess});
   return scopes;
 }
@@ -301,8 +300,8 @@ absl::Status OAuthClient::Register(const Discovered& found, const std::string& r
   // A program on somebody's machine keeps no secret from that person: none is wanted if none will
   // do.
   std::string method = kNone;
-  if (!methods.empty() && !Contains(methods, kNone))
-    method = Contains(methods, kBasic) ? kBasic : kPost;
+  if (!methods.empty() && !HasName(methods, kNone))
+    method = HasName(methods, kBasic) ? kBasic : kPost;
   Json client = {{"client_name", "agentd"},
                  {"application_type", "native"},
                  {"redirect_uris", Json::array({redirect_uri})},
@@ -358,7 +357,7 @@ absl::StatusOr<std::string> OAuthClient::Begin(const std::string& redirect_uri, 
       {"code_challenge_method", "S256"},  {"state", login->state},
       {"resource", login->found.resource}};
   if (!scopes.empty()) fields.emplace_back("scope", login->scope);
-  if (Contains(scopes, kOfflineAccess)) fields.emplace_back("prompt", "consent");
+  if (HasName(scopes, kOfflineAccess)) fields.emplace_back("prompt", "consent");
   login_ = std::move(login);
   return WithQuery(login_->found.server.authorization_endpoint, fields);
 }

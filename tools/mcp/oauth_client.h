@@ -68,8 +68,8 @@ class OAuthClient {
                        const Stop& stop);
 
   // A login in two steps. The first returns the address to open in a browser; it ends with a
-  // redirect to `redirect_uri`, whose address is what the second needs. The second works once, and
-  // for kLoginTime after the first; a newer first step voids an older one.
+  // redirect to `redirect_uri`, on this machine, whose address is what the second needs. The second
+  // works once, and for kLoginTime after the first; a newer first step voids an older one.
   // FailedPrecondition: what the servers say is not as it must be, or nothing was begun;
   // InvalidArgument: the address is not the end of this login.
   absl::StatusOr<std::string> BeginLogin(const std::string& redirect_uri, const Stop& stop);

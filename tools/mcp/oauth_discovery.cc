@@ -91,10 +91,6 @@ std::vector<std::string> TextsAt(const Json& object, const char* name) {
   return texts;
 }
 
-bool Has(const std::vector<std::string>& list, std::string_view name) {
-  return std::find(list.begin(), list.end(), name) != list.end();
-}
-
 class Discovery {
  public:
   Discovery(const FetchPolicy& policy, bool grants_code, const std::function<bool()>& stop)
@@ -111,7 +107,7 @@ class Discovery {
     const std::vector<std::string> servers = TextsAt(*resource, "authorization_servers");
     if (servers.empty())
       return FailedPrecondition("{} names no authorization server", resource_place_);
-    if (!issuer.empty() && !Has(servers, issuer))
+    if (!issuer.empty() && !HasName(servers, issuer))
       return FailedPrecondition(
           "{} names another authorization server ({}) than the one that this server's credentials "
           "are for, {}",
@@ -211,7 +207,7 @@ class Discovery {
         return FailedPrecondition("the authorization server {} has a {} that may not be used: {}",
                                   Shown(issuer), name, Text(status));
     }
-    if (grants_code_ && !Has(TextsAt(metadata, "code_challenge_methods_supported"), kS256))
+    if (grants_code_ && !HasName(TextsAt(metadata, "code_challenge_methods_supported"), kS256))
       return FailedPrecondition(
           "the authorization server {} does not say that it checks PKCE with S256: without that a "
           "login is not safe",
@@ -254,6 +250,10 @@ class Discovery {
 
 Challenge ParseChallenge(std::string_view header) { return ChallengeReader(header).Read(); }
 
+bool HasName(const std::vector<std::string>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
 std::vector<std::string> ScopesOf(std::string_view text) {
   const std::vector<std::string> names = absl::StrSplit(std::string(text), ' ', absl::SkipEmpty());
   return ScopeUnion({}, names);
@@ -266,7 +266,7 @@ std::string ScopeText(const std::vector<std::string>& scopes) {
 std::vector<std::string> ScopeUnion(std::vector<std::string> scopes,
                                     const std::vector<std::string>& more) {
   for (const std::string& scope : more)
-    if (!Has(scopes, scope) && scopes.size() < kMaxNames) scopes.push_back(scope);
+    if (!HasName(scopes, scope) && scopes.size() < kMaxNames) scopes.push_back(scope);
   return scopes;
 }
 

@@ -24,6 +24,7 @@ struct Challenge {
 // no challenge is left out.
 Challenge ParseChallenge(std::string_view header);
 
+bool HasName(const std::vector<std::string>& names, std::string_view name);
 // Blank-separated names as a list without repetitions, in their order, and back.
 std::vector<std::string> ScopesOf(std::string_view text);
 std::string ScopeText(const std::vector<std::string>& scopes);

@@ -162,6 +162,8 @@ TEST_F(OAuthTest, ALoginIsForItsOwnAnswerAndOnce) {
   Start(Serve({}), Headless());
   EXPECT_EQ(OAuth().FinishLogin("http://x/?state=&code=c", nullptr).code(),
             absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(OAuth().BeginLogin("https://elsewhere.example/", nullptr).status().code(),
+            absl::StatusCode::kInvalidArgument);
   const auto old = OAuth().BeginLogin(person_.redirect_uri(), nullptr);
   ASSERT_TRUE(old.ok()) << old.status();
   const auto url = OAuth().BeginLogin(person_.redirect_uri(), nullptr);

@@ -75,7 +75,8 @@ ToolSpec SpecFor(const ServerConfig& config, const std::string& name,
   return spec;
 }
 
-absl::StatusOr<RemoteTool> ReadTool(const ServerState& server, const OrderedJson& definition) {
+absl::StatusOr<RemoteTool> ReadTool(const ServerConfig& config, const ServerInfo& info,
+                                    const OrderedJson& definition) {
   // Small values are read in the usual form.
   const Json json = Json::parse(definition.dump(), nullptr, /*allow_exceptions=*/false);
   RemoteTool tool;
@@ -86,14 +87,14 @@ absl::StatusOr<RemoteTool> ReadTool(const ServerState& server, const OrderedJson
   if (!schema.is_object()) return InvalidArgument("it has no inputSchema");
   if (Dump(schema).size() > kMaxSchemaBytes)
     return InvalidArgument("its inputSchema has more than {} bytes", kMaxSchemaBytes);
-  if (!server.config.url.empty() && server.info.era == Era::kStateless) {
+  if (!config.url.empty() && info.era == Era::kStateless) {
     ASSIGN_OR_RETURN(tool.header_params, HeaderParamsOf(schema));
   }
   std::string description = StringAt(json, "description");
   if (description.empty()) description = StringAt(json, "title");
-  tool.spec = SpecFor(server.config, tool.name, CutMiddle(description, kMaxToolDescriptionBytes),
+  tool.spec = SpecFor(config, tool.name, CutMiddle(description, kMaxToolDescriptionBytes),
                       PythonText(definition.at("inputSchema")));
-  if (server.config.trusted) {
+  if (config.trusted) {
     const Json& hints = At(json, "annotations");
     tool.spec.flags.read_only = At(hints, "readOnlyHint") == true;
     tool.spec.flags.idempotent = tool.spec.flags.read_only || At(hints, "idempotentHint") == true;
@@ -107,7 +108,7 @@ bool IsWanted(const ServerConfig& config, const std::string& name) {
          std::find(config.tools.begin(), config.tools.end(), name) != config.tools.end();
 }
 
-absl::Status ReadPage(ServerState& server, const Reply& reply) {
+absl::Status ReadPage(const ServerConfig& config, const Reply& reply, ServerView& view) {
   const std::string text = Readable(reply.text);
   if (std::count(text.begin(), text.end(), ':') > kMaxPageMembers)
     return FailedPrecondition("a page of its tools has more than {} members", kMaxPageMembers);
@@ -116,38 +117,37 @@ absl::Status ReadPage(ServerState& server, const Reply& reply) {
   for (const OrderedJson& definition : page.at("result").at("tools")) {
     const Json& name = definition.is_object() ? definition.value("name", Json()) : Json();
     const std::string shown = name.is_string() ? name.get<std::string>() : "(no name)";
-    if (!IsWanted(server.config, shown)) continue;
-    if (server.tools.size() >= kMaxTools)
+    if (!IsWanted(config, shown)) continue;
+    if (view.tools.size() >= kMaxTools)
       return FailedPrecondition("it has more than {} tools: name those wanted", kMaxTools);
-    absl::StatusOr<RemoteTool> tool = ReadTool(server, definition);
+    absl::StatusOr<RemoteTool> tool = ReadTool(config, view.info, definition);
     if (tool.ok())
-      server.tools.push_back(*std::move(tool));
+      view.tools.push_back(*std::move(tool));
     else
-      server.problems.push_back(
+      view.problems.push_back(
           fmt::format("its tool {} is left out: {}", shown, Text(tool.status())));
   }
   return absl::OkStatus();
 }
 
 // Two tools of ours through which the model reaches the resources.
-void AddResourceTools(ServerState& server) {
+void AddResourceTools(const ServerConfig& config, ServerView& view) {
   RemoteTool list;
   list.name = kListResources;
   list.kind = RemoteTool::Kind::kListResources;
-  list.spec =
-      SpecFor(server.config, list.name,
-              fmt::format("List the resources of {}: address, name, type.", server.config.name),
-              kNoParameters);
+  list.spec = SpecFor(config, list.name,
+                      fmt::format("List the resources of {}: address, name, type.", config.name),
+                      kNoParameters);
   RemoteTool read;
   read.name = kReadResource;
   read.kind = RemoteTool::Kind::kReadResource;
-  read.spec = SpecFor(server.config, read.name,
-                      fmt::format("Read a resource of {} by its address.", server.config.name),
-                      kUriParameter);
+  read.spec =
+      SpecFor(config, read.name, fmt::format("Read a resource of {} by its address.", config.name),
+              kUriParameter);
   for (RemoteTool* tool : {&list, &read}) {
-    tool->spec.flags.read_only = server.config.trusted;
-    tool->spec.flags.idempotent = server.config.trusted;
-    server.tools.push_back(std::move(*tool));
+    tool->spec.flags.read_only = config.trusted;
+    tool->spec.flags.idempotent = config.trusted;
+    view.tools.push_back(std::move(*tool));
   }
 }
 
@@ -165,34 +165,59 @@ absl::StatusOr<std::unique_ptr<OAuthClient>> OAuthFor(const ServerConfig& config
                               .authorizer = options.authorizer});
 }
 
-absl::Status ReadServer(ServerState& server, const ServersOptions& options) {
-  ASSIGN_OR_RETURN(server.oauth, OAuthFor(server.config, options));
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<Client> client,
-      Client::Connect(OpenerFor(server, options.scratch),
-                      {.timeouts = server.config.timeouts, .input = options.input}, nullptr));
-  server.info = client->server();
-  if (server.info.has_tools) {
+// All that the server has, through a client of it.
+absl::StatusOr<ServerView> ReadView(const ServerConfig& config, Client& client) {
+  ServerView view;
+  view.info = client.server();
+  if (view.info.has_tools) {
     RequestOptions request;
-    request.timeout_ms = server.config.timeouts.start_ms;
-    const absl::Status status = client->List(
-        "tools/list", request, [&server](const Reply& reply) { return ReadPage(server, reply); });
-    const std::string clues = client->clues();
+    request.timeout_ms = config.timeouts.start_ms;
+    const absl::Status status = client.List(
+        "tools/list", request, [&](const Reply& reply) { return ReadPage(config, reply, view); });
+    const std::string clues = client.clues();
     if (!status.ok() && !clues.empty())
       return absl::Status(status.code(), Text(status) + " (" + clues + ")");
     RETURN_IF_ERROR(status);
   }
-  if (server.info.has_resources && server.config.resources) AddResourceTools(server);
-  for (const std::string& name : server.config.tools)
-    if (std::none_of(server.tools.begin(), server.tools.end(),
+  if (view.info.has_resources && config.resources) AddResourceTools(config, view);
+  for (const std::string& name : config.tools)
+    if (std::none_of(view.tools.begin(), view.tools.end(),
                      [&name](const RemoteTool& tool) { return tool.name == name; }))
-      server.problems.push_back(fmt::format("it has no usable tool {}", name));
+      view.problems.push_back(fmt::format("it has no usable tool {}", name));
+  return view;
+}
+
+// Connects and shows what the server has, or why it has nothing.
+void AskServer(const ServerState& server, const Launcher& launcher, const InputHandler& input) {
+  const auto view = [&]() -> absl::StatusOr<ServerView> {
+    ASSIGN_OR_RETURN(
+        const std::unique_ptr<Client> client,
+        Client::Connect(OpenerFor(server, launcher),
+                        {.timeouts = server.config.timeouts, .input = input}, nullptr));
+    return ReadView(server.config, *client);
+  }();
+  server.Show(view.ok() ? *view : ServerView{.problems = {Text(view.status())}});
+}
+
+absl::Status CheckClashes(const ServerConfig& config, const ServerView& view) {
+  std::map<std::string, const RemoteTool*> by_name;
+  for (const RemoteTool& tool : view.tools) {
+    const auto [other, added] = by_name.emplace(tool.spec.name, &tool);
+    if (added) continue;
+    const bool ours = tool.kind != RemoteTool::Kind::kTool;
+    return Error(absl::StatusCode::kAlreadyExists,
+                 "MCP server {}: its tools \"{}\" and \"{}\"{} would both be named {}: {}",
+                 config.name, other->second->name, tool.name,
+                 ours ? " (which reaches its resources)" : "", tool.spec.name,
+                 ours ? "switch off its resources"
+                      : "list those of its tools that are wanted, without one of these");
+  }
   return absl::OkStatus();
 }
 
 class McpTool : public Tool {
  public:
-  McpTool(const ServerState& server, const RemoteTool& tool) : server_(server), tool_(tool) {}
+  McpTool(const ServerState& server, RemoteTool tool) : server_(server), tool_(std::move(tool)) {}
   const ToolSpec& spec() const override { return tool_.spec; }
   absl::StatusOr<ToolResult> Run(std::string_view arguments,
                                  const ToolContext& context) const override {
@@ -203,7 +228,7 @@ class McpTool : public Tool {
 
  private:
   const ServerState& server_;
-  const RemoteTool& tool_;
+  const RemoteTool tool_;
 };
 
 }  // namespace
@@ -224,6 +249,26 @@ Client::Open OpenerFor(const ServerState& server, const Launcher& launcher,
   };
 }
 
+std::shared_ptr<const ServerView> ServerState::view() const {
+  const std::lock_guard lock(mutex_);
+  return view_;
+}
+
+void ServerState::Show(ServerView view) const {
+  auto shown = std::make_shared<const ServerView>(std::move(view));
+  const std::lock_guard lock(mutex_);
+  view_ = std::move(shown);
+}
+
+void ServerState::ReadAgain(Client& client) const {
+  absl::StatusOr<ServerView> fresh = ReadView(config, client);
+  const absl::Status status = fresh.ok() ? CheckClashes(config, *fresh) : fresh.status();
+  if (status.ok()) return Show(*std::move(fresh));
+  ServerView kept = *view();
+  kept.problems = {"its tools have changed and cannot be read again: " + Text(status)};
+  Show(std::move(kept));
+}
+
 Servers::Servers(InputHandler input) : input_(std::move(input)) {}
 Servers::~Servers() = default;
 
@@ -232,40 +277,31 @@ absl::StatusOr<std::unique_ptr<Servers>> Servers::Start(const std::vector<Server
   std::unique_ptr<Servers> servers(new Servers(options.input));
   std::set<std::string> names;
   for (const ServerConfig& config : configs) {
-    auto state = std::make_unique<ServerState>();
-    ASSIGN_OR_RETURN(state->config, Resolve(config, options.environment));
+    ASSIGN_OR_RETURN(ServerConfig resolved, Resolve(config, options.environment));
     if (!names.insert(config.name).second)
       return InvalidArgument("there are two MCP servers named {}", config.name);
-    servers->servers_.push_back(std::move(state));
+    servers->servers_.push_back(std::make_unique<ServerState>(std::move(resolved)));
   }
   std::vector<std::thread> threads;
   for (const std::unique_ptr<ServerState>& state : servers->servers_) {
-    threads.emplace_back([&server = *state, &options] {
-      const absl::Status status = ReadServer(server, options);
-      if (status.ok()) return;
-      server.tools.clear();
-      server.problems.push_back(Text(status));
-    });
+    absl::StatusOr<std::unique_ptr<OAuthClient>> oauth = OAuthFor(state->config, options);
+    if (!oauth.ok()) {
+      state->Show({.problems = {Text(oauth.status())}});
+      continue;
+    }
+    state->oauth = *std::move(oauth);
+    threads.emplace_back(
+        [&server = *state, &options] { AskServer(server, options.scratch, options.input); });
   }
   for (std::thread& thread : threads) thread.join();
   return servers;
 }
 
-absl::Status Servers::AddTools(Registry& registry, const Config& config) {
+absl::Status Servers::AddTools(Registry& registry, const Config& config) const {
   for (const std::unique_ptr<ServerState>& server : servers_) {
-    std::map<std::string, const RemoteTool*> by_name;
-    for (const RemoteTool& tool : server->tools) {
-      const auto [other, added] = by_name.emplace(tool.spec.name, &tool);
-      if (added) continue;
-      const bool ours = tool.kind != RemoteTool::Kind::kTool;
-      return Error(absl::StatusCode::kAlreadyExists,
-                   "MCP server {}: its tools \"{}\" and \"{}\"{} would both be named {}: {}",
-                   server->config.name, other->second->name, tool.name,
-                   ours ? " (which reaches its resources)" : "", tool.spec.name,
-                   ours ? "switch off its resources"
-                        : "list those of its tools that are wanted, without one of these");
-    }
-    for (RemoteTool& tool : server->tools) {
+    const std::shared_ptr<const ServerView> view = server->view();
+    RETURN_IF_ERROR(CheckClashes(server->config, *view));
+    for (RemoteTool tool : view->tools) {
       const auto settings = config.tools.find(tool.spec.name);
       if (settings != config.tools.end() && settings->second.LimitsOrNetwork())
         return InvalidArgument(
@@ -273,10 +309,23 @@ absl::Status Servers::AddTools(Registry& registry, const Config& config) {
             "here; limits are its server's ([[mcp]])",
             settings->second.place);
       ApplySettings(config, tool.spec);
-      RETURN_IF_ERROR(registry.Add(std::make_unique<McpTool>(*server, tool)));
+      RETURN_IF_ERROR(registry.Add(std::make_unique<McpTool>(*server, std::move(tool))));
     }
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<const ServerState*> Servers::Find(const std::string& name) const {
+  std::string names;
+  for (const std::unique_ptr<ServerState>& server : servers_) {
+    if (server->config.name == name) return server.get();
+    names += (names.empty() ? "" : ", ") + server->config.name;
+  }
+  return NotFound("there is no MCP server {}; there are {}", name, names.empty() ? "none" : names);
+}
+
+void Servers::AskAgain(const ServerState& server) const {
+  AskServer(server, /*launcher=*/nullptr, input_);
 }
 
 }  // namespace agentd::tools::mcp

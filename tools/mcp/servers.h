@@ -12,8 +12,10 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -31,7 +33,7 @@ namespace agentd::tools::mcp {
 // then return it; any other one is the model's to read.
 using Launcher = std::function<absl::StatusOr<std::unique_ptr<StdioPeer>>(const ServerConfig&)>;
 
-// A tool of a server, as it was at the daemon's start.
+// A tool of a server.
 struct RemoteTool {
   ToolSpec spec;     // named SERVER__TOOL
   std::string name;  // the server's own
@@ -40,13 +42,32 @@ struct RemoteTool {
   std::vector<HeaderParam> header_params;
 };
 
-struct ServerState {
-  ServerConfig config;
-  std::unique_ptr<OAuthClient> oauth;  // null: it is a program, or has credentials in its headers
+// What a server said of itself when it was last asked.
+struct ServerView {
   ServerInfo info;
   std::vector<RemoteTool> tools;
   // What a person should know: why there are no tools, which of them were left out and why.
   std::vector<std::string> problems;
+};
+
+// A configured server. Any thread.
+class ServerState {
+ public:
+  explicit ServerState(ServerConfig server_config) : config(std::move(server_config)) {}
+
+  const ServerConfig config;
+  std::unique_ptr<OAuthClient> oauth;  // null: it is a program, or has credentials in its headers
+
+  // Never null.
+  std::shared_ptr<const ServerView> view() const;
+  void Show(ServerView view) const;
+  // Asks for the tools through `client` and shows them. If that fails, or two of them would have
+  // one name, what was shown before stays, with one more problem.
+  void ReadAgain(Client& client) const;
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<const ServerView> view_ = std::make_shared<ServerView>();
 };
 
 // Opens connections to a server, which `launcher` starts if it is a program. `launch_status`, if
@@ -63,7 +84,8 @@ struct ServersOptions {
   std::filesystem::path tokens;            // a directory; "": tokens are not kept
 };
 
-// The servers of a daemon. Immutable once started; shared by all sessions, which must end before.
+// The servers of a daemon; shared by all sessions, which must end before. Which there are never
+// changes; what each has may (ServerState).
 class Servers {
  public:
   // Asks each server for its tools, all at once; each has Timeouts::start_ms. InvalidArgument for a
@@ -75,9 +97,13 @@ class Servers {
   // AlreadyExists names both when two tools would have one name, and how to mend that. A tool whose
   // schema is of no use is left out, and its server has one more problem.
   // InvalidArgument names what `config` cannot set of one.
-  absl::Status AddTools(Registry& registry, const Config& config);
+  absl::Status AddTools(Registry& registry, const Config& config) const;
 
   const std::vector<std::unique_ptr<ServerState>>& all() const { return servers_; }
+  // NotFound names those that there are.
+  absl::StatusOr<const ServerState*> Find(const std::string& name) const;
+  // Asks a server over HTTP anew for all that it has, as after a login, and shows what came of it.
+  void AskAgain(const ServerState& server) const;
   const InputHandler& input() const { return input_; }
 
  private:

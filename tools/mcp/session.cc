@@ -122,7 +122,8 @@ struct Session::Instance {
   bool opening = false;  // by one of the calls
   // Shared with the calls that use it, which may outlast its place here.
   std::shared_ptr<Client> client;
-  int failures = 0;  // since a call had an answer
+  int64_t tool_changes = 0;  // of the client's, those that were taken
+  int failures = 0;          // since a call had an answer
   std::string last_failure;
   Clock::time_point not_before;  // of the next start
 
@@ -150,6 +151,23 @@ bool Session::any_running() const {
   return false;
 }
 
+bool Session::TakeToolChanges() {
+  bool any = false;
+  for (auto& [server, instance] : instances_) {
+    std::shared_ptr<Client> client;
+    {
+      const std::lock_guard lock(instance->mutex);
+      if (instance->client == nullptr || !instance->client->health().ok()) continue;
+      const int64_t changes = instance->client->tool_changes();
+      if (std::exchange(instance->tool_changes, changes) == changes) continue;
+      client = instance->client;
+    }
+    server->ReadAgain(*client);
+    any = true;
+  }
+  return any;
+}
+
 void Session::Stop() {
   std::vector<std::shared_ptr<Client>> clients;
   for (auto& [server, instance] : instances_) {
@@ -169,7 +187,7 @@ absl::Status Session::Open(const ServerState& server, Instance& instance,
                            const sandbox::CancelFlag* cancel) {
   ClientOptions options{.timeouts = server.config.timeouts, .input = servers_.input()};
   // A program stays the same; what is behind an address may change.
-  if (server.config.url.empty()) options.era = server.info.era;
+  if (server.config.url.empty()) options.era = server.view()->info.era;
   absl::Status launched;
   absl::StatusOr<std::unique_ptr<Client>> client =
       Client::Connect(OpenerFor(server, launcher_, &launched), options, cancel);
@@ -178,6 +196,7 @@ absl::Status Session::Open(const ServerState& server, Instance& instance,
   instance.changed.notify_all();
   if (client.ok()) {
     instance.client = *std::move(client);
+    instance.tool_changes = 0;
     return absl::OkStatus();
   }
   if (client.status().code() == absl::StatusCode::kCancelled) return client.status();

@@ -29,6 +29,10 @@ class Session {
   absl::StatusOr<ToolResult> Call(const ServerState& server, const RemoteTool& tool,
                                   std::string_view arguments, const ToolContext& context);
 
+  // Asks those servers for their tools again that have said since the last time that they are
+  // others now; whether there was one. Each has Timeouts::start_ms.
+  bool TakeToolChanges();
+
   // Some instance was started and not stopped. It may have died meanwhile.
   bool any_running() const;
 

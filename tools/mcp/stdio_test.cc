@@ -23,9 +23,9 @@ class StdioServerTest : public ServersFixture {
 
 TEST_F(StdioServerTest, OlderServerIsSpokenToAfterAHandshake) {
   Start(Hostile({}));
-  EXPECT_EQ(State().info.era, Era::kHandshake);
-  EXPECT_EQ(State().info.revision, "2025-11-25");
-  EXPECT_EQ(State().info.name, "hostile");
+  EXPECT_EQ(State().view()->info.era, Era::kHandshake);
+  EXPECT_EQ(State().view()->info.revision, "2025-11-25");
+  EXPECT_EQ(State().view()->info.name, "hostile");
   EXPECT_EQ(Problems(), "");
   EXPECT_EQ(Text("echo", R"({"text": "h\u00e9llo"})"), "héllo");
   EXPECT_EQ(registry_.Find("s__echo")->spec().schema,
@@ -37,7 +37,7 @@ TEST_F(StdioServerTest, OlderServerIsSpokenToAfterAHandshake) {
 
 TEST_F(StdioServerTest, NewerServerGetsItsMetaWithEachRequest) {
   Start(Hostile({"stateless"}));
-  EXPECT_EQ(State().info.era, Era::kStateless);
+  EXPECT_EQ(State().view()->info.era, Era::kStateless);
   const Json meta = Json::parse(Text("meta"));
   EXPECT_EQ(meta["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
   EXPECT_EQ(meta["io.modelcontextprotocol/clientInfo"]["name"], "agentd");
@@ -46,7 +46,7 @@ TEST_F(StdioServerTest, NewerServerGetsItsMetaWithEachRequest) {
 
 TEST_F(StdioServerTest, OlderServerThatEndsAtAnUnknownQuestion) {
   Start(Hostile({"dies-at-unknown"}));
-  EXPECT_EQ(State().info.era, Era::kHandshake);
+  EXPECT_EQ(State().view()->info.era, Era::kHandshake);
   EXPECT_EQ(Text("echo", R"({"text": "x"})"), "x");
 }
 
@@ -54,7 +54,7 @@ TEST_F(StdioServerTest, OlderServerThatIsSilentAtAnUnknownQuestion) {
   ServerConfig config = Hostile({"silent-at-unknown"});
   config.timeouts.probe_ms = 300;
   Start(config);
-  EXPECT_EQ(State().info.era, Era::kHandshake);
+  EXPECT_EQ(State().view()->info.era, Era::kHandshake);
   EXPECT_EQ(Text("echo", R"({"text": "x"})"), "x");
 }
 
