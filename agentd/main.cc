@@ -218,6 +218,12 @@ int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
   options.kept_apart.assign(flags.old_store_key_files.begin(), flags.old_store_key_files.end());
   for (const std::string& file : {flags.config, flags.store_key_file, socket.string()})
     if (!file.empty()) options.kept_apart.emplace_back(file);
+  for (const agentd::tools::mcp::ServerConfig& server : options.tools.mcp_servers) {
+    const agentd::tools::mcp::AuthConfig auth =
+        server.auth.value_or(agentd::tools::mcp::AuthConfig());
+    for (const std::string& file : {auth.private_key_file, auth.assertion_file})
+      if (!file.empty()) options.kept_apart.emplace_back(file);
+  }
   options.helper_dir = flags.helper_dir;
   options.resume = flags.resume == "auto";
   options.store_budget_bytes = flags.store_budget_bytes;

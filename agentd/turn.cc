@@ -150,6 +150,7 @@ void Turn::Leave(absl::Status outcome) {
     if (!status.ok()) spdlog::warn("session {}: not parked: {}", session_.id, Text(status));
   }
   log_.reset();
+  if (finished) TakeToolChanges();  // while those are there that heard of them
   if (hot_ && (!finished || !hot_->tools.in_use())) hot_->tools.Stop();
   RefuseAnswers();
   {

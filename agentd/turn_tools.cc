@@ -63,7 +63,7 @@ v1::ToolFinished CutOffResult(const CallState& call, v1::ToolOutcome outcome,
   return finished;
 }
 
-// What the session's servers have said since its last turn of their tools holds from this one on.
+// What the session's servers have said of their tools holds for turns that begin from now on.
 void Turn::TakeToolChanges() {
   if (hot_->tools.mcp() != nullptr && hot_->tools.mcp()->TakeToolChanges())
     runtime_.tools_changed();
