@@ -185,13 +185,15 @@ absl::StatusOr<ToolSettings> ParseTool(TableReader reader,
 }
 
 absl::StatusOr<mcp::AuthConfig> ParseAuth(TableReader reader) {
-  std::optional<std::string> grant, id, secret, key, assertion, issuer;
+  std::optional<std::string> grant, id, secret, key, assertion, issuer, idp, idp_client;
   mcp::AuthConfig auth;
   RETURN_IF_ERROR(reader.String("grant", grant));
   RETURN_IF_ERROR(reader.String("client_id", id));
   RETURN_IF_ERROR(reader.String("client_secret", secret));
   RETURN_IF_ERROR(reader.String("private_key_file", key));
   RETURN_IF_ERROR(reader.String("assertion_file", assertion));
+  RETURN_IF_ERROR(reader.String("idp_token_endpoint", idp));
+  RETURN_IF_ERROR(reader.String("idp_client_id", idp_client));
   RETURN_IF_ERROR(reader.Strings("scopes", auth.scopes));
   RETURN_IF_ERROR(reader.String("issuer", issuer));
   RETURN_IF_ERROR(reader.Finish());
@@ -199,6 +201,8 @@ absl::StatusOr<mcp::AuthConfig> ParseAuth(TableReader reader) {
   auth.client_secret = secret.value_or("");
   auth.private_key_file = key.value_or("");
   auth.assertion_file = assertion.value_or("");
+  auth.idp_token_endpoint = idp.value_or("");
+  auth.idp_client_id = idp_client.value_or("");
   auth.issuer = issuer.value_or("");
   using Grant = mcp::AuthConfig::Grant;
   if (!grant || *grant == "authorization_code") return auth;
@@ -206,11 +210,13 @@ absl::StatusOr<mcp::AuthConfig> ParseAuth(TableReader reader) {
     auth.grant = Grant::kClientCredentials;
   } else if (*grant == "jwt_bearer") {
     auth.grant = Grant::kJwtBearer;
+  } else if (*grant == "token_exchange") {
+    auth.grant = Grant::kTokenExchange;
   } else {
-    return reader.place().Fail(
-        reader.table().get("grant")->source(),
-        fmt::format("grant = \"{}\": not authorization_code, client_credentials or jwt_bearer",
-                    *grant));
+    return reader.place().Fail(reader.table().get("grant")->source(),
+                               fmt::format("grant = \"{}\": not authorization_code, "
+                                           "client_credentials, jwt_bearer or token_exchange",
+                                           *grant));
   }
   return auth;
 }

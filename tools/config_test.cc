@@ -176,8 +176,9 @@ url = "https://y/mcp"
   EXPECT_FALSE(config->mcp_servers.at(1).auth.has_value());
   EXPECT_THAT(Text(ParseConfig(server + "clientid = \"x\"", "a.toml").status()),
               HasSubstr("a.toml, line 5: [mcp.auth] unknown key clientid"));
-  EXPECT_THAT(Text(ParseConfig(server + "grant = \"password\"", "a.toml").status()),
-              HasSubstr("not authorization_code, client_credentials or jwt_bearer"));
+  EXPECT_THAT(
+      Text(ParseConfig(server + "grant = \"password\"", "a.toml").status()),
+      HasSubstr("not authorization_code, client_credentials, jwt_bearer or token_exchange"));
 }
 
 }  // namespace

@@ -56,6 +56,12 @@ AuthConfig AuthFor(const std::string& scenario, const Json& context) {
     auth.grant = AuthConfig::Grant::kJwtBearer;
     auth.assertion_file = InFile("assertion.jwt", assertion);
   }
+  if (const std::string id_token = StringAt(context, "idp_id_token"); !id_token.empty()) {
+    auth.grant = AuthConfig::Grant::kTokenExchange;
+    auth.assertion_file = InFile("id_token.jwt", id_token);
+    auth.idp_token_endpoint = StringAt(context, "idp_token_endpoint");
+    auth.idp_client_id = StringAt(context, "idp_client_id");
+  }
   if (scenario == "auth/basic-cimd")
     auth.client_id = "https://conformance-test.local/client-metadata.json";
   return auth;

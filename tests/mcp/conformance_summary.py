@@ -6,7 +6,6 @@ import sys
 
 REASONS = {
     "auth/dpop": "DPoP, an extension: tokens here are Bearer tokens",
-    "auth/enterprise-managed-authorization": "an extension: agentd is no client of an enterprise's identity provider whose tokens it could exchange",
 }
 
 

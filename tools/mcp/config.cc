@@ -68,10 +68,18 @@ absl::Status ResolveAuth(AuthConfig& auth, const Environment& environment) {
     return InvalidArgument(
         "auth: the grant client_credentials needs client_id and client_secret or "
         "private_key_file");
-  if ((auth.grant == Grant::kJwtBearer) == auth.assertion_file.empty())
-    return InvalidArgument("auth: assertion_file is for the grant jwt_bearer, which needs it");
-  if (auth.grant == Grant::kJwtBearer && auth.client_id.empty())
-    return InvalidArgument("auth: the grant jwt_bearer needs a client_id");
+  const bool exchange = auth.grant == Grant::kTokenExchange;
+  const bool assertion = exchange || auth.grant == Grant::kJwtBearer;
+  if (assertion == auth.assertion_file.empty())
+    return InvalidArgument(
+        "auth: assertion_file is for the grants jwt_bearer and token_exchange, which need it");
+  if (assertion && auth.client_id.empty())
+    return InvalidArgument("auth: the grants jwt_bearer and token_exchange need a client_id");
+  if (exchange == auth.idp_token_endpoint.empty() || exchange == auth.idp_client_id.empty())
+    return InvalidArgument(
+        "auth: idp_token_endpoint and idp_client_id are for the grant token_exchange, which needs "
+        "both");
+  if (exchange) RETURN_IF_ERROR(ParseUrl(auth.idp_token_endpoint).status());
   for (const std::string* file : {&auth.private_key_file, &auth.assertion_file})
     if (!file->empty() && !file->starts_with('/'))
       return InvalidArgument("auth: \"{}\" must be an absolute path", *file);

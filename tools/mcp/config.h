@@ -28,14 +28,18 @@ struct AuthConfig {
     kAuthorizationCode,  // a person logs in, once
     kClientCredentials,  // agentd's own, with client_secret or private_key_file
     kJwtBearer,          // for an assertion that something else keeps up to date in a file
+    kTokenExchange,      // as kJwtBearer, for what an identity provider gives for that assertion
   };
   Grant grant = Grant::kAuthorizationCode;
   // As the authorization server knows agentd. An https URL without a secret is that of a client
   // metadata document. "": agentd registers itself.
   std::string client_id;
   std::string client_secret;
-  std::string private_key_file;     // PEM, of a P-256 or RSA key: the client signs instead
-  std::string assertion_file;       // a JWT
+  std::string private_key_file;  // PEM, of a P-256 or RSA key: the client signs instead
+  std::string assertion_file;    // a JWT; for kTokenExchange the provider's ID token of a person
+  // The identity provider's, as whose client agentd exchanges the ID token.
+  std::string idp_token_endpoint;
+  std::string idp_client_id;
   std::vector<std::string> scopes;  // where the server does not say which it wants
   std::string issuer;  // the one that tokens may come from; "": the first that is named
 };

@@ -226,6 +226,14 @@ TEST(HttpConfigTest, SecretsNeedEncryptionAndVariablesMustBeSet) {
   config.auth = AuthConfig{.grant = AuthConfig::Grant::kClientCredentials};
   config.url = "https://example.com/mcp";
   EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("needs client_id"));
+  config.auth->grant = AuthConfig::Grant::kTokenExchange;
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("assertion_file is for"));
+  config.auth->assertion_file = "/run/id.jwt";
+  config.auth->client_id = "me";
+  EXPECT_THAT(Text(Resolve(config, set).status()), HasSubstr("idp_token_endpoint"));
+  config.auth->idp_token_endpoint = "https://idp.example/token";
+  config.auth->idp_client_id = "agentd";
+  EXPECT_TRUE(Resolve(config, set).ok()) << Resolve(config, set).status();
   config.auth.reset();
   for (const char* url :
        {"ftp://x/", "file:///etc/passwd", "https://user:pass@x/", "nonsense://"}) {

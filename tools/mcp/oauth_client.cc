@@ -421,6 +421,40 @@ absl::Status OAuthClient::Renew(const Stop& stop) {
   return status;
 }
 
+// The file's, or what the identity provider gives for it: a grant for this authorization server and
+// resource alone (RFC 8693 with an ID-JAG). The ID token itself goes to nobody else.
+absl::StatusOr<std::string> OAuthClient::Assertion(const Stop& stop) const {
+  const AuthConfig& auth = options_.auth;
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadSecretFile(auth.assertion_file, "the assertion file"));
+  const std::string assertion(Trimmed(text));
+  if (auth.grant == AuthConfig::Grant::kJwtBearer) return assertion;
+  constexpr char kIdJag[] = "urn:ietf:params:oauth:token-type:id-jag";
+  FormFields fields = {{"grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"},
+                       {"requested_token_type", kIdJag},
+                       {"audience", record_.issuer},
+                       {"resource", record_.resource},
+                       {"subject_token", assertion},
+                       {"subject_token_type", "urn:ietf:params:oauth:token-type:id_token"},
+                       {"client_id", auth.idp_client_id}};
+  if (!record_.scope.empty()) fields.emplace_back("scope", record_.scope);
+  FetchRequest request{.url = auth.idp_token_endpoint, .post = true};
+  request.headers = {"Content-Type: application/x-www-form-urlencoded"};
+  request.body = FormText(fields);
+  ASSIGN_OR_RETURN(const FetchResponse response, Fetch(policy_, request, stop));
+  const Json answer = Json::parse(response.body, nullptr, /*allow_exceptions=*/false);
+  if (response.status / 100 != 2)
+    return FailedPrecondition(
+        "{}", Redacted(fmt::format("{} exchanges no token: HTTP {} {} {}", request.url,
+                                   response.status, Shown(StringAt(answer, "error")),
+                                   Shown(StringAt(answer, "error_description"))),
+                       fields));
+  const std::string grant = StringAt(answer, "access_token");
+  if (StringAt(answer, "issued_token_type") != kIdJag || !IsToken(grant))
+    return FailedPrecondition("{} gives no ID-JAG for the ID token", request.url);
+  return grant;
+}
+
 absl::Status OAuthClient::GrantWithoutPerson(const Stop& stop) {
   ASSIGN_OR_RETURN(const Discovered found, Find(stop));
   const std::vector<std::string> scopes = ScopesFor(found);
@@ -429,13 +463,12 @@ absl::Status OAuthClient::GrantWithoutPerson(const Stop& stop) {
   record.scope = ScopeText(scopes);
   Put(record);
   FormFields fields;
-  if (options_.auth.grant == AuthConfig::Grant::kJwtBearer) {
-    ASSIGN_OR_RETURN(const std::string assertion,
-                     ReadSecretFile(options_.auth.assertion_file, "the assertion file"));
-    fields = {{"grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"},
-              {"assertion", std::string(Trimmed(assertion))}};
-  } else {
+  if (options_.auth.grant == AuthConfig::Grant::kClientCredentials) {
     fields = {{"grant_type", "client_credentials"}};
+  } else {
+    ASSIGN_OR_RETURN(const std::string assertion, Assertion(stop));
+    fields = {{"grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"},
+              {"assertion", assertion}};
   }
   if (!scopes.empty()) fields.emplace_back("scope", record.scope);
   RETURN_IF_ERROR(AskForToken(std::move(fields), stop));
@@ -520,8 +553,8 @@ std::string OAuthClient::Redacted(std::string text, const FormFields& fields) co
     for (size_t at = text.find(secret); at != std::string::npos; at = text.find(secret))
       text.replace(at, secret.size(), "***");
   };
-  for (const char* name :
-       {"code", "code_verifier", "refresh_token", "client_secret", "assertion", "client_assertion"})
+  for (const char* name : {"code", "code_verifier", "refresh_token", "client_secret", "assertion",
+                           "client_assertion", "subject_token"})
     hide(FieldOf(fields, name));
   hide(options_.auth.client_secret);
   hide(record_.client_secret);

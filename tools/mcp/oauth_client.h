@@ -99,6 +99,7 @@ class OAuthClient {
                         const std::vector<std::string>& scopes, const Stop& stop);
   absl::Status Renew(const Stop& stop);
   absl::Status GrantWithoutPerson(const Stop& stop);
+  absl::StatusOr<std::string> Assertion(const Stop& stop) const;
   absl::Status AskForToken(FormFields fields, const Stop& stop);
   absl::Status AddClientTo(FormFields& fields, std::vector<std::string>& headers) const;
   absl::Status TakeToken(const std::string& body);
