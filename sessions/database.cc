@@ -23,6 +23,7 @@
 #include "sessions/bytes.h"
 #include "sessions/crash_point.h"
 #include "sessions/crc32c.h"
+#include "sessions/flush_nudge.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
 #include "sessions/small_file.h"
@@ -607,7 +608,11 @@ absl::Status Database::ProbeSpace() {
 absl::StatusOr<bool> Database::Resume() {
   RETURN_IF_ERROR(CheckEpoch());
   RETURN_IF_ERROR(ProbeSpace());
-  const rocksdb::Status status = db_->Resume();
+  rocksdb::Status status;
+  {
+    const FlushNudge nudge(*db_, handles_);
+    status = db_->Resume();
+  }
   if (status.IsBusy()) return false;  // a background job is on its way out
   if (status.severity() >= rocksdb::Status::Severity::kFatalError) {
     return absl::UnavailableError("RocksDB cannot go on after a full disk: " + status.ToString());
