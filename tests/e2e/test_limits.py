@@ -86,6 +86,8 @@ class FullDisk(unittest.TestCase):
                 reading.start()
                 lines = [running.stdout.readline()]
                 session = session or json.loads(lines[0])["id"]
+                while lines[-1] and b'"seq":' not in lines[-1]:  # without space a turn does not begin
+                    lines.append(running.stdout.readline())
                 disturb()
                 lines += running.stdout.readlines()
                 reading.join()
