@@ -36,7 +36,8 @@ constexpr int kListenStartMs = 2'000;
 // The listener is woken when it is to end; this is how often it looks besides.
 constexpr int kListenLookMs = 60'000;
 constexpr int64_t kMaxListenPauseMs = 60'000;
-constexpr int64_t kForeverMs = int64_t{1} << 50;
+// Of one listening stream; more than its connection lives.
+constexpr int64_t kListenMs = int64_t{365} * 24 * 3600 * 1000;
 
 // Waits for nothing but the end of a time.
 class DeadlineWaiter : public Waiter {
@@ -453,7 +454,7 @@ void HttpTransport::RunListener() {
 
 // Whether to ask again.
 bool HttpTransport::ListenOnce(std::string& last_id, int64_t& pause_ms) {
-  DeadlineWaiter waiter(kForeverMs);
+  DeadlineWaiter waiter(kListenMs);
   const absl::StatusOr<std::string> token = Token(waiter);
   std::vector<std::string> headers = HeadersFor({}, token.ok() ? *token : "");
   if (!last_id.empty()) headers.push_back("Last-Event-ID: " + last_id);
