@@ -1,4 +1,5 @@
 // Servers over HTTP (tests/mcp/http_server.py, on loopback).
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -145,10 +146,13 @@ TEST_F(HttpServerTest, WhatTheServerAsksOutsideOfCallsIsAnswered) {
   Start(Serve({"events"}));
   const Json seen = Json::parse(Text("pings"));
   EXPECT_GE(seen["pongs"].size(), 6U) << seen;
-  // A stream that ends is asked for again from the event on that came last.
+  // A stream that ends is asked for again from the event on that came last. There are two clients,
+  // the daemon's own and the session's, so most of six are not a client's first.
   EXPECT_EQ(seen["streams"][0], "");
-  const Json& last = seen["streams"].back();
-  EXPECT_THAT(last.get<std::string>(), testing::StartsWith("event-")) << seen;
+  const auto goes_on = [](const Json& from) {
+    return from.get<std::string>().starts_with("event-");
+  };
+  EXPECT_GE(std::count_if(seen["streams"].begin(), seen["streams"].end(), goes_on), 3) << seen;
   session_->Stop();  // ends a stream that is open
 }
 
