@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "agentd/places.h"
+#include "agentd/testing_child.h"
 #include "agentd/testing_daemon.h"
 
 namespace agentd::daemon {
@@ -378,9 +379,7 @@ TEST(InPlaceChild, DISABLED_Lives) {
 // The folder ends up the same wherever it happens: nothing is done twice or lost, and nobody stays
 // in it who is gone.
 TEST_F(InPlaceTest, KilledAnywhereItGoesOnInTheFolder) {
-  TestModel();  // made once, by the parent
   const fs::path root = folder_.parent_path();
-  const std::string self = fs::read_symlink("/proc/self/exe");
   for (const char* point :
        {"agentd.claimed", "agentd.imported", "agentd.call_journaled", "agentd.tool_exited:2",
         "agentd.result_ready", "agentd.result_committed:2", "agentd.changes_taken_in",
@@ -389,11 +388,8 @@ TEST_F(InPlaceTest, KilledAnywhereItGoesOnInTheFolder) {
     fs::remove_all(root / "data");
     fs::remove_all(folder_);
     SetUp();
-    const int status = std::system(
-        fmt::format("{}={} AGENTD_CRASH_POINT={} {} --gtest_filter=InPlaceChild.DISABLED_Lives "
-                    "--gtest_also_run_disabled_tests --gtest_brief=1",
-                    kChildRoot, root.string(), point, self)
-            .c_str());
+    const int status = Wait(StartSelf("InPlaceChild.DISABLED_Lives",
+                                      {{kChildRoot, root}, {"AGENTD_CRASH_POINT", point}}));
     ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << "not passed";
     Start(TwoTurns());
     if (daemon_->List({})->sessions_size() == 0) {

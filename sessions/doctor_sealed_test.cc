@@ -68,19 +68,9 @@ class DoctorSealedTest : public ::testing::Test {
   void WithColumn(Column column, Use use) {
     static constexpr const char* kNames[] = {"timelines", "events", "kv",
                                              "anchors",   "files",  "meta"};
-    std::vector<std::string> names;
-    ASSERT_TRUE(rocksdb::DB::ListColumnFamilies({}, (path() / "db").string(), &names).ok());
-    std::vector<rocksdb::ColumnFamilyDescriptor> columns;
-    for (const std::string& name : names)
-      columns.emplace_back(name, rocksdb::ColumnFamilyOptions());
-    std::vector<rocksdb::ColumnFamilyHandle*> handles;
-    rocksdb::DB* db = nullptr;
-    ASSERT_TRUE(rocksdb::DB::Open({}, (path() / "db").string(), columns, &handles, &db).ok());
-    const std::unique_ptr<rocksdb::DB> owned(db);
-    for (size_t i = 0; i < names.size(); ++i) {
-      if (names[i] == kNames[static_cast<int>(column)]) use(*db, handles[i]);
-      (void)db->DestroyColumnFamilyHandle(handles[i]);
-    }
+    const char* const name = kNames[static_cast<int>(column)];
+    testing::WithStoredBytes(path(),
+                             [&](rocksdb::DB& db, auto& columns) { use(db, columns[name]); });
   }
 };
 

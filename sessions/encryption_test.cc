@@ -76,19 +76,7 @@ class EncryptionTest : public ::testing::Test {
   // The database below the encryption.
   template <typename Use>
   void WithStoredBytes(Use use) {
-    std::vector<std::string> names;
-    ASSERT_TRUE(rocksdb::DB::ListColumnFamilies({}, (path() / "db").string(), &names).ok());
-    std::vector<rocksdb::ColumnFamilyDescriptor> columns;
-    for (const std::string& name : names)
-      columns.emplace_back(name, rocksdb::ColumnFamilyOptions());
-    std::vector<rocksdb::ColumnFamilyHandle*> handles;
-    rocksdb::DB* db = nullptr;
-    ASSERT_TRUE(rocksdb::DB::Open({}, (path() / "db").string(), columns, &handles, &db).ok());
-    const std::unique_ptr<rocksdb::DB> owned(db);
-    std::map<std::string, rocksdb::ColumnFamilyHandle*> by_name;
-    for (size_t i = 0; i < names.size(); ++i) by_name[names[i]] = handles[i];
-    use(*db, by_name);
-    for (rocksdb::ColumnFamilyHandle* handle : handles) (void)db->DestroyColumnFamilyHandle(handle);
+    testing::WithStoredBytes(path(), use);
   }
 
   testing::TemporaryDirectory directory_;

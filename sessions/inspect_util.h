@@ -3,8 +3,10 @@
 #define AGENTD_SESSIONS_INSPECT_UTIL_H_
 
 #include <gtest/gtest.h>
+#include <rocksdb/db.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -18,6 +20,24 @@
 #include "sessions/test_util.h"
 
 namespace agentd::sessions::testing {
+
+// The database of a closed store below records and encryption.
+template <typename Use>  // void(rocksdb::DB&, std::map<std::string, ColumnFamilyHandle*>&)
+void WithStoredBytes(const std::filesystem::path& store, const Use& use) {
+  const std::string path = store / "db";
+  std::vector<std::string> names;
+  ASSERT_TRUE(rocksdb::DB::ListColumnFamilies({}, path, &names).ok());
+  std::vector<rocksdb::ColumnFamilyDescriptor> columns;
+  for (const std::string& name : names) columns.emplace_back(name, rocksdb::ColumnFamilyOptions());
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  rocksdb::DB* db = nullptr;
+  ASSERT_TRUE(rocksdb::DB::Open({}, path, columns, &handles, &db).ok());
+  const std::unique_ptr<rocksdb::DB> owned(db);
+  std::map<std::string, rocksdb::ColumnFamilyHandle*> by_name;
+  for (size_t i = 0; i < names.size(); ++i) by_name[names[i]] = handles[i];
+  use(*db, by_name);
+  for (rocksdb::ColumnFamilyHandle* handle : handles) (void)db->DestroyColumnFamilyHandle(handle);
+}
 
 inline std::vector<std::string> KeysOf(const internal::Database& database, internal::Column column,
                                        std::string_view prefix = "") {

@@ -12,6 +12,7 @@
 #include "agentd/ctl/folder_internal.h"
 #include "agentd/quoted_path.h"
 #include "base/status.h"
+#include "sessions/directory_walk.h"
 
 namespace agentd::ctl {
 namespace {
@@ -46,15 +47,6 @@ absl::StatusOr<std::string> HashOf(int directory, const std::string& name,
     if (count == 0) return hash.Finish();
     hash.Update(std::string_view(buffer.data(), static_cast<size_t>(count)));
   }
-}
-
-absl::StatusOr<std::string> LinkTarget(int directory, const std::string& name,
-                                       const std::string& path) {
-  std::string target(4096, '\0');  // PATH_MAX: no longer one can be made
-  const ssize_t size = ::readlinkat(directory, name.c_str(), target.data(), target.size());
-  if (size < 0) return ErrnoError(errno, "readlink " + path);
-  target.resize(static_cast<size_t>(size));
-  return target;
 }
 
 }  // namespace
@@ -126,7 +118,8 @@ absl::StatusOr<Folder::State> Folder::StateOf(const api::WorkspaceChange& change
     entry.set_mode(mode & 07777);
   } else if (S_ISLNK(mode)) {
     entry.set_type(api::WORKSPACE_ENTRY_TYPE_SYMLINK);
-    ASSIGN_OR_RETURN(*entry.mutable_target(), LinkTarget(directory.get(), name, shown));
+    ASSIGN_OR_RETURN(*entry.mutable_target(),
+                     sessions::internal::ReadLinkAt(directory.get(), name, shown));
   } else if (S_ISREG(mode)) {
     entry.set_type(api::WORKSPACE_ENTRY_TYPE_FILE);
     entry.set_mode(mode & 0777);
