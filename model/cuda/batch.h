@@ -12,12 +12,14 @@ namespace agentd::model::cuda {
 // such buffers are void* here ("Value").
 
 // A product's output: `planes` partial sums [rows][row_stride] of slices of K, plane_stride floats
-// apart. The product is ((p0 + p1) + p2) + ..., in F32.
+// apart. The product is ((p0 + p1) + p2) + ..., in F32. `rounded`: one plane, of the product
+// rounded to BF16, where all that read it would round it first.
 struct Planes {
-  const float* data = nullptr;
+  const void* data = nullptr;  // float; BF16 if rounded
   int planes = 1;
   int64_t plane_stride = 0;
   int row_stride = 0;
+  bool rounded = false;
 };
 
 // Where things lie in a sequence's state: model/state_layout.h for kernels.

@@ -126,6 +126,12 @@ __device__ inline float Plus(float a, float b) { return a + b; }
 __device__ inline float4 Plus(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
+__device__ inline Octet Plus(const Octet& a, const Octet& b) {
+  Octet sum;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) sum.v[e] = a.v[e] + b.v[e];
+  return sum;
+}
 
 // None of them, where they are not `wanted`: then none is loaded, and sums are zero.
 __device__ inline Planes PlanesIf(bool wanted, Planes p) {
@@ -175,12 +181,15 @@ struct PlaneLoads {
   }
 };
 
-// A product's number(s) at [row][i].
-__device__ inline float PlaneAt(const Planes& p, int64_t row, int i) {
-  return PlaneLoads<float, 4>(p, p.data + row * p.row_stride + i, true).Sum();
+// A product's number(s) at [row][i], where it is not rounded.
+__device__ inline const float* PlaneOf(const Planes& p, int64_t row, int i) {
+  return static_cast<const float*>(p.data) + row * p.row_stride + i;
 }
-// The first `count` of eight.
-template <int kTogether>
+__device__ inline float PlaneAt(const Planes& p, int64_t row, int i) {
+  return PlaneLoads<float, 4>(p, PlaneOf(p, row, i), true).Sum();
+}
+// The first `count` of eight, which are loaded when it is made.
+template <int kTogether, bool kRounded = false>
 struct OctetLoads {
   int count;
   bool wide;
@@ -189,7 +198,7 @@ struct OctetLoads {
 
   OctetLoads() = default;
   __device__ inline OctetLoads(const Planes& p, int64_t row, int i, int number)
-      : OctetLoads(p, p.data + row * p.row_stride + i, number) {}
+      : OctetLoads(p, PlaneOf(p, row, i), number) {}
   __device__ inline Octet Sum(const Planes& p) {
     Octet o;
     if (wide) {
@@ -210,6 +219,25 @@ struct OctetLoads {
         wide(number >= 8 && Aligned(at, 16) && (p.plane_stride & 3) == 0),
         low(p, at, wide),
         high(p, at + 4, wide) {}
+};
+template <int kTogether>
+struct OctetLoads<kTogether, true> {
+  const uint16_t* at;
+  int count;
+  bool wide;
+  float4 bits;
+
+  OctetLoads() = default;
+  __device__ inline OctetLoads(const Planes& p, int64_t row, int i, int number)
+      : at(static_cast<const uint16_t*>(p.data) + row * p.row_stride + i),
+        count(number),
+        wide(number >= 8 && Aligned(at, 16)),
+        bits(LoadIf(wide, reinterpret_cast<const float4*>(at))) {}
+  __device__ inline Octet Sum(const Planes&) const {
+    if (!wide) return Unpack(LoadPacked(at, count));
+    return Unpack({{__float_as_uint(bits.x), __float_as_uint(bits.y), __float_as_uint(bits.z),
+                    __float_as_uint(bits.w)}});
+  }
 };
 __device__ inline Octet PlanesAt(const Planes& p, int64_t row, int i, int count) {
   return OctetLoads<4>(p, row, i, count).Sum(p);

@@ -184,10 +184,10 @@ struct SwiGluRows {
 void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,
             cudaStream_t stream);
 
-// out [rows][d] float = sum over the row's experts, ascending, of routed_y[routed_at[row][i]], plus
-// shared_y[row] (each to BF16 first, and the sum once, if low).
+// out [rows][d] = sum over the row's experts, ascending, of routed_y[routed_at[row][i]], plus
+// shared_y[row] (each to BF16 first, and the sum once, if low). Floats; BF16 if both are rounded.
 void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Planes& shared_y,
-                int rows, int d, bool low, float* out, cudaStream_t stream);
+                int rows, int d, bool low, void* out, cudaStream_t stream);
 
 // The MTP block's input (spec section 3). Rows i of `count`: normed embedding of next[i] and normed
 // streams [h][d] at streams + source[i] * h * d or, where source[i] < 0, from[i] (floats, a

@@ -49,9 +49,25 @@ class TestPlanes {
     offset_ = offset;
   }
 
+  // One plane, rounded to BF16.
+  TestPlanes(const Floats& product, int rows, int n, int pad, int offset)
+      : stride_(n + pad), rows_(rows), n_(n), planes_(1), offset_(offset), sum_(product) {
+    std::vector<uint16_t> memory(size_t(offset + int64_t(rows) * stride_), 0xFFFF);
+    for (int r = 0; r < rows; ++r) {
+      for (int i = 0; i < n; ++i) {
+        float& value = sum_[size_t(r) * size_t(n) + size_t(i)];
+        memory[size_t(offset + int64_t(r) * stride_ + i)] = FloatToBf16(value);
+        value = RoundBf16(value);
+      }
+    }
+    rounded_.emplace(memory);
+  }
+
   // From row `first` on.
   Planes get(int first = 0) const {
-    return {memory_->get() + offset_ + int64_t(first) * stride_, planes_, plane_stride_, stride_};
+    const int64_t at = offset_ + int64_t(first) * stride_;
+    if (rounded_) return {.data = rounded_->get() + at, .row_stride = stride_, .rounded = true};
+    return {memory_->get() + at, planes_, plane_stride_, stride_};
   }
   // Rounded to BF16 if asked.
   Floats Row(int row, bool bf16) const {
@@ -72,6 +88,7 @@ class TestPlanes {
   int offset_ = 0;
   Floats sum_;
   std::optional<OnDevice<float>> memory_;
+  std::optional<OnDevice<uint16_t>> rounded_;
 };
 
 // The butterfly of a warp, and of a CTA's warps.
@@ -157,13 +174,15 @@ class ElementwiseTest : public testing::Test {
     return out;
   }
 
-  // Aligned or not, one plane or several.
-  TestPlanes MakePlanes(int rows, int n) {
+  // Aligned or not, one plane or several; or a rounded one.
+  TestPlanes MakePlanes(int rows, int n, bool rounded = false) {
+    const bool aligned = Flip();
+    const int pad = aligned ? 8 * Draw(0, 2) : Draw(0, 9);
+    const int offset = aligned ? 0 : Draw(0, 3);
+    if (rounded) return TestPlanes(Values(size_t(rows) * size_t(n)), rows, n, pad, offset);
     std::vector<Floats> planes;
     for (int p = Draw(1, 5); p > 0; --p) planes.push_back(Values(size_t(rows) * size_t(n)));
-    const bool aligned = Flip();
-    return TestPlanes(planes, rows, n, aligned ? 4 * Draw(0, 2) : Draw(0, 9),
-                      aligned ? 0 : Draw(0, 3));
+    return TestPlanes(planes, rows, n, pad, offset);
   }
 
   static Floats Part(const Floats& values, size_t first, size_t count) {

@@ -104,6 +104,13 @@ Planes Forward::Take(const Matrix& weight, int rows) {
   return planes;
 }
 
+Planes Forward::TakeRounded(const Matrix& weight, int rows, int tile) {
+  if (!low_ || !CanRound(weight, tile)) return Take(weight, rows);
+  return {.data = TakeArray<uint16_t>(int64_t(rows) * weight.rows),
+          .row_stride = weight.rows,
+          .rounded = true};
+}
+
 void* Forward::TakeValues(int64_t count) { return TakeArray<uint8_t>(count * (low_ ? 2 : 4)); }
 
 void* Forward::TakeBytes(int64_t bytes) {
@@ -144,9 +151,10 @@ void Forward::Add(GemmArgs* args, const Matrix& weight, const void* x, int x_str
   job.weight = weight;
   job.x = x;
   job.x_stride = x_stride;
-  job.y = const_cast<float*>(y.data);
+  job.y = const_cast<void*>(y.data);
   job.y_stride = y.row_stride;
   job.plane_stride = y.plane_stride;
+  job.rounded = y.rounded;
 }
 
 const void* Forward::Input(const Matrix& weight) const { return IsQuantized(weight) ? y_fp8_ : y_; }

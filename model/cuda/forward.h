@@ -77,6 +77,9 @@ class Forward {
 
   // Places in the region that a sublayer's buffers share: a product's planes, Values, arrays.
   Planes Take(const Matrix& weight, int rows);
+  // The same of a product whose readers round it: rounded, where it is done in tiles of so many
+  // rows that it can be.
+  Planes TakeRounded(const Matrix& weight, int rows, int tile);
   void* TakeValues(int64_t count);
   template <typename T>
   T* TakeArray(int64_t count) {
@@ -107,6 +110,7 @@ class Forward {
   struct RoutedRows {
     RouteArgs route;
     bool together = false;  // the shared expert's products are in the routed ones' launches
+    int rounding_tile = 0;  // rows of a tile, if all products can be rounded
     // Of the product under way: all tiles, or those of a round of cached experts.
     int4* tiles = nullptr;
     int* tile_count = nullptr;

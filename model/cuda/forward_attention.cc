@@ -94,7 +94,7 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
 
   gemm = NewGemm(rows_);
   auto query = [&](const Matrix& m) {
-    const Planes planes = Take(m, rows_);
+    const Planes planes = TakeRounded(m, rows_, GemmTile(rows_));
     Add(&gemm, m, IsQuantized(m) ? q_norm_fp8 : q_norm, q_rank, planes);
     return planes;
   };
@@ -198,15 +198,15 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
   const int wide = config_.num_attention_heads * config_.head_dim;
   const int low_rank = groups * config_.o_lora_rank;
   const Matrix& first = w.wo_a[0];
-  Planes o_low = {.planes = ProductPlanes(first, rows_),
-                  .plane_stride = int64_t(rows_) * low_rank,
-                  .row_stride = low_rank};
-  float* data = TakeArray<float>(o_low.plane_stride * o_low.planes);
-  o_low.data = data;
+  // The groups' outputs beside each other.
+  Matrix together = first;
+  together.rows = low_rank;
+  const Planes o_low = TakeRounded(together, rows_, GemmTile(rows_));
   GemmArgs gemm = NewGemm(rows_);
   for (int g = 0; g < groups; ++g) {
     Planes part = o_low;
-    part.data = data + int64_t(g) * config_.o_lora_rank;
+    part.data = static_cast<const uint8_t*>(o_low.data) +
+                int64_t(g) * config_.o_lora_rank * (o_low.rounded ? 2 : 4);
     Add(&gemm, w.wo_a[size_t(g)],
         static_cast<const uint8_t*>(attended) + int64_t(g) * (wide / groups) * (low_ ? 2 : 4), wide,
         part);
@@ -215,7 +215,7 @@ void Forward::Output(const LayerWeights& w, const void* attended) {
   void* values = TakeValues(int64_t(rows_) * low_rank);
   Collect(o_low, rows_, low_rank, low_, IsQuantized(w.wo_b), values, stream_);
   gemm = NewGemm(rows_);
-  sub_ = Take(w.wo_b, rows_);
+  sub_ = TakeRounded(w.wo_b, rows_, GemmTile(rows_));
   Add(&gemm, w.wo_b, values, low_rank, sub_);
   Gemm(gemm, stream_);
 }

@@ -42,23 +42,28 @@ void Forward::Moe(int layer, const LayerWeights& w) {
   const int k = config_.num_experts_per_tok;
   const int64_t routed = int64_t(rows_) * k;
   GemmArgs gemm = NewGemm(rows_);
-  auto project = [&](const Matrix& m) {
-    const Planes planes = Take(m, rows_);
+  auto project = [&](const Matrix& m, const Planes& planes) {
     Add(&gemm, m, Input(m), d_, planes);
     return planes;
   };
-  const Planes gate = project(w.gate);
+  const Planes gate = project(w.gate, Take(w.gate, rows_));
   // Few rows: the shared expert comes with the routed ones, so that its weights are read during the
   // routing.
   const int tile = GroupTile(rows_);
   RoutedRows rows;
   rows.together = rows_ <= kFewRows && tile == GemmTile(rows_);
-  if (rows.together) {
-    rows.shared_gate = Take(w.shared.w1, rows_);
-    rows.shared_up = Take(w.shared.w3, rows_);
-  } else {
-    rows.shared_gate = project(w.shared.w1);
-    rows.shared_up = project(w.shared.w3);
+  // What reads the routed experts' products reads the shared one's as well.
+  const GroupedExperts& experts = weights_.experts[size_t(layer)];
+  rows.rounding_tile = tile;
+  for (const Matrix* m : {&w.shared.w1, &w.shared.w3, &w.shared.w2, &experts.w1.first,
+                          &experts.w3.first, &experts.w2.first}) {
+    if (!CanRound(*m, tile)) rows.rounding_tile = 0;
+  }
+  rows.shared_gate = TakeRounded(w.shared.w1, rows_, rows.rounding_tile);
+  rows.shared_up = TakeRounded(w.shared.w3, rows_, rows.rounding_tile);
+  if (!rows.together) {
+    project(w.shared.w1, rows.shared_gate);
+    project(w.shared.w3, rows.shared_up);
   }
   Gemm(gemm, stream_);
   RouteArgs& route = rows.route;
@@ -161,21 +166,22 @@ void Forward::Experts(int layer, const LayerWeights& w, RoutedRows* rows) {
   const bool cached = experts.host != nullptr;
   rows->tiles = cached ? TakeArray<int4>(rows->tile_limit) : rows->route.tiles;
   rows->tile_count = cached ? TakeArray<int>(1) : rows->route.tile_count;
-  rows->gate = Take(experts.w1.first, routed);
-  rows->up = Take(experts.w3.first, routed);
+  rows->gate = TakeRounded(experts.w1.first, routed, rows->rounding_tile);
+  rows->up = TakeRounded(experts.w3.first, routed, rows->rounding_tile);
   rows->x = TakeValues(int64_t(routed) * inter);
   rows->shared_x = TakeValues(int64_t(rows_) * inter);
-  rows->y = Take(experts.w2.first, routed);
-  rows->shared_y = Take(w.shared.w2, rows_);
+  rows->y = TakeRounded(experts.w2.first, routed, rows->rounding_tile);
+  rows->shared_y = TakeRounded(w.shared.w2, rows_, rows->rounding_tile);
   const int rounds = cached ? cache_->Rounds(routed) : 1;
   for (int round = 0; round < rounds; ++round) {
     if (cached) FetchRound(round, experts, *rows);
     Products(layer, w, *rows, /*shared=*/round + 1 == rounds);
   }
-  float* out = TakeArray<float>(int64_t(rows_) * d_);
+  const bool rounded = rows->y.rounded;
+  void* out = TakeBytes(int64_t(rows_) * d_ * (rounded ? 2 : 4));
   AddExperts(rows->y, rows->route.routed_at, config_.num_experts_per_tok, rows->shared_y, rows_, d_,
              low_, out, stream_);
-  sub_ = {.data = out, .planes = 1, .plane_stride = 0, .row_stride = d_};
+  sub_ = {.data = out, .row_stride = d_, .rounded = rounded};
 }
 
 }  // namespace agentd::model::cuda

@@ -5,7 +5,7 @@
 // registers (exactly: an FP8 or FP4 code times a power of two), the inputs are BF16 (a value
 // rounded to FP8 is one too), the sums F32. K runs in order through one chain of matrix
 // instructions per slice. Of few rows the slices are written as Planes and added by whoever reads
-// them; of many the product adds them, in the same order.
+// them; of many the product adds them, in the same order, and may round their sum.
 //
 // Float checkpoints, and F32 weights of others, take plain F32 arithmetic instead.
 #ifndef AGENTD_MODEL_CUDA_GEMM_H_
@@ -42,6 +42,10 @@ struct Matrix {
   int slices = 1;    // of K, each a multiple of 64 columns but for the last
 };
 
+// Whether its products are plain F32 arithmetic.
+inline bool IsPlain(const Matrix& weight) {
+  return weight.type == MatrixType::kF32 || weight.plain_bf16;
+}
 // Bytes that a matrix takes on the device.
 int64_t MatrixBytes(MatrixType type, bool plain, int rows, int columns);
 int64_t ScaleBytes(MatrixType type, int rows, int columns);
@@ -82,9 +86,10 @@ struct GemmJob {
   Matrix weight;
   const void* x = nullptr;  // [rows][x_stride] Value
   int x_stride = 0;
-  float* y = nullptr;  // ProductPlanes() planes of [rows][y_stride], plane_stride apart
+  void* y = nullptr;  // ProductPlanes() planes of [rows][y_stride] floats, plane_stride apart
   int y_stride = 0;
   int64_t plane_stride = 0;
+  bool rounded = false;  // y is BF16, the product rounded; where CanRound()
   // Grouped: tiles {expert, first, count} of rows; the weight is expert 0's, others follow at these
   // strides. row_index: of which row of x a tile's row is (nullptr: itself).
   bool grouped = false;
@@ -100,6 +105,8 @@ inline constexpr int kFewRows = 32;
 int GemmTile(int rows);
 // Planes that a product of a matrix with `rows` rows is written as.
 int ProductPlanes(const Matrix& weight, int rows);
+// Whether a product in tiles of so many rows can be written as BF16.
+bool CanRound(const Matrix& weight, int tile);
 // What room the planes of up to `rows` rows take, in rows.
 int64_t PlaneRows(const Matrix& weight, int rows);
 

@@ -269,7 +269,7 @@ __device__ void Multiply(const GemmArgs& a, const Work& work, const Work& next, 
     *buffer ^= 1;
   }
 
-  float* y = job.y + work.slice * job.plane_stride;
+  float* y = static_cast<float*>(job.y) + work.slice * job.plane_stride;
 #pragma unroll
   for (int n = 0; n < S::kTiles; ++n) {
 #pragma unroll

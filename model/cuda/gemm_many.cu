@@ -5,7 +5,8 @@
 // store, the matrix units work for the others.
 //
 // A unit goes through all slices of K. Their sums meet in shared memory, in the order in which a
-// reader would add planes, and leave it by the copy engine while the next unit is worked on.
+// reader would add planes, are rounded there if they are to be, and leave it by the copy engine
+// while the next unit is worked on.
 //
 // Arithmetic: 256 x 128 x 64 products are 1,024 cycles of the matrix units, for which 32 KiB (FP8)
 // come from L2; a warp needs about 130 instructions for its part of them, 16 warps about 520 cycles
@@ -13,6 +14,7 @@
 #include "model/cuda/gemm_common.cuh"
 #include "model/cuda/gemm_kernels.h"
 #include "model/cuda/launch.cuh"
+#include "model/cuda/machine.cuh"
 #include "model/cuda/wgmma.cuh"
 
 namespace agentd::model::cuda {
@@ -237,38 +239,65 @@ struct Multiplier {
     }
   }
 
+  // Of a thread's number i, from its first: numbers of `size` to a float.
+  static __device__ __forceinline__ int Place(int i, int size) {
+    return (i / 4 * 8 + i % 2) * kOutStride * size + i / 2 % 2 * 8;
+  }
+
   // A slice's sums join those before it; a thread has the same places in each.
   template <int kCount>
   __device__ __forceinline__ void Join(const float (&sums)[kCount / 2], float factor, bool first) {
     float* out = &shared->out[Group()][Lane() % 4 * 2][Warp() * 16 + Lane() / 4];
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
-      float* place = out + (i / 4 * 8 + i % 2) * kOutStride + i / 2 % 2 * 8;
+      float* place = out + Place(i, 1);
       const float sum = sums[i] * factor;
       *place = first ? sum : *place + sum;
     }
   }
 
+  // The last slice's do, and are rounded: a token's BF16 lie where its first floats did.
+  template <int kCount>
+  __device__ __forceinline__ void JoinRounded(float (&sums)[kCount / 2], float factor, bool first) {
+    auto* tokens = shared->out[Group()][Lane() % 4 * 2];
+    const int row = Warp() * 16 + Lane() / 4;
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      sums[i] *= factor;
+      if (!first) sums[i] = tokens[row + Place(i, 1)] + sums[i];
+    }
+    if (!first) Sync();  // nobody reads what others overwrite
+    auto* out = reinterpret_cast<uint16_t*>(tokens) + row;
+#pragma unroll
+    for (int i = 0; i < kCount / 2; i += 2) {
+      const uint32_t pair = PackBf16(sums[i], sums[i + 1]);
+      out[Place(i, 2)] = static_cast<uint16_t>(pair);
+      out[Place(i + 1, 2)] = static_cast<uint16_t>(pair >> 16);
+    }
+  }
+
   static __device__ __forceinline__ void Sync() { SyncSome<128>(1 + Group()); }
 
-  // The warpgroup's tokens, one a thread.
-  __device__ __forceinline__ void Store(const GemmArgs& a) const {
-    const Work& work = Unit();
-    const GemmJob& job = a.jobs[work.job];
-    const float(*out)[kOutStride] = shared->out[Group()];
+  // The warpgroup's tokens, one a thread. T: of y.
+  template <typename T>
+  __device__ __forceinline__ void Store(const Work& work, const GemmJob& job) const {
     FenceAsyncProxy();
     Sync();
+    const auto* out = reinterpret_cast<const T*>(shared->out[Group()]);
+    constexpr int kStride = kOutStride * int(sizeof(float) / sizeof(T));
     const int first = (work.m_tile * kGroups + Group()) * 64;
     const int count = min(64, job.weight.rows - first);
-    float* y = job.y + int64_t(work.first) * job.y_stride + first;
+    T* y = static_cast<T*>(job.y) + int64_t(work.first) * job.y_stride + first;
     const int thread = int(threadIdx.x) % 128;
-    if ((reinterpret_cast<uintptr_t>(y) | job.y_stride * 4 | count * 4) % 16 == 0) {
+    constexpr int kSize = sizeof(T);
+    if ((reinterpret_cast<uintptr_t>(y) | job.y_stride * kSize | count * kSize) % 16 == 0) {
       if (thread < work.count)
-        StoreBulk(y + int64_t(thread) * job.y_stride, out[thread], count * 4);
+        StoreBulk(y + int64_t(thread) * job.y_stride, out + thread * kStride, count * kSize);
       StoreBulkCommit();
     } else {
       for (int i = thread; i < work.count * 64; i += 128) {
-        if (i % 64 < count) y[int64_t(i / 64) * job.y_stride + i % 64] = out[i / 64][i % 64];
+        if (i % 64 < count)
+          y[int64_t(i / 64) * job.y_stride + i % 64] = out[i / 64 * kStride + i % 64];
       }
     }
   }
@@ -288,9 +317,19 @@ struct Multiplier {
         StoreBulkWaitRead();  // of the unit before
         Sync();
       }
-      Join<kCount>(sums, a.jobs[Unit().job].weight.factor, begin == 0);
+      const GemmJob& job = a.jobs[Unit().job];
+      if (job.rounded && begin + slice >= steps) {
+        JoinRounded<kCount>(sums, job.weight.factor, begin == 0);
+      } else {
+        Join<kCount>(sums, job.weight.factor, begin == 0);
+      }
     }
-    Store(a);
+    const GemmJob& job = a.jobs[Unit().job];
+    if (job.rounded) {
+      Store<uint16_t>(Unit(), job);
+    } else {
+      Store<float>(Unit(), job);
+    }
     ++number;
     return more;
   }

@@ -45,7 +45,7 @@ __device__ void Run(const GemmJob& job, const Work& work) {
       for (int step = 16; step > 0; step /= 2)
         sums[n] = sums[n] + __shfl_xor_sync(0xFFFFFFFFu, sums[n], step);
       if (lane == 0 && begin + n < work.count)
-        job.y[int64_t(work.first + begin + n) * job.y_stride + m] = sums[n];
+        static_cast<float*>(job.y)[int64_t(work.first + begin + n) * job.y_stride + m] = sums[n];
     }
   }
 }
@@ -100,6 +100,8 @@ int64_t PlaneRows(const Matrix& weight, int rows) {
              int64_t(min(rows, kFewRows)) * weight.slices);
 }
 
+bool CanRound(const Matrix& weight, int tile) { return tile > kFewRows && !IsPlain(weight); }
+
 // Plain jobs and packed ones of one call become two launches.
 void Gemm(const GemmArgs& args, cudaStream_t stream) {
   GemmArgs plain = args;
@@ -108,14 +110,17 @@ void Gemm(const GemmArgs& args, cudaStream_t stream) {
   bool grouped = false;
   for (int i = 0; i < args.job_count; ++i) {
     const GemmJob& job = args.jobs[i];
-    const bool is_plain = job.weight.type == MatrixType::kF32 || job.weight.plain_bf16;
-    (is_plain ? plain.jobs[plain.job_count++] : packed.jobs[packed.job_count++]) = job;
+    (IsPlain(job.weight) ? plain.jobs[plain.job_count++] : packed.jobs[packed.job_count++]) = job;
     Require(job.grouped || !grouped, "grouped jobs come last");
     grouped |= job.grouped;
   }
   if (args.rows == 0 && !grouped) return;
   // Tiles of grouped jobs were cut to group_tile rows: all jobs of a launch have the same.
   const int tile = grouped ? args.group_tile : GemmTile(args.rows);
+  for (int i = 0; i < args.job_count; ++i) {
+    const GemmJob& job = args.jobs[i];
+    Require(!job.rounded || CanRound(job.weight, tile), "products that are rounded");
+  }
   if (plain.job_count > 0) GemmPlain(plain, args.tile_limit, stream);
   if (packed.job_count == 0) return;
   if (tile <= kFewRows) {

@@ -30,6 +30,7 @@ class Products : public ::testing::Test {
   }
   int Below(int n) { return int(random_() % unsigned(n)); }
   float Normal() { return std::normal_distribution<float>()(random_); }
+  void CheckRounded(GemmArgs args, const std::vector<float>& sums);
 
   std::mt19937 random_;
 };
@@ -150,6 +151,26 @@ std::vector<float> Sum(const Matrix& m, int rows, size_t plane, const std::vecto
   return sums;
 }
 
+// The one product of `args` rounded, in rows of any width: `sums` to BF16, and nothing else.
+void Products::CheckRounded(GemmArgs args, const std::vector<float>& sums) {
+  GemmJob& job = args.jobs[0];
+  const int width = job.weight.rows;
+  job.y_stride = width + (Below(2) == 0 ? 8 * Below(3) : Below(9));
+  const OnDevice<uint16_t> y(size_t(args.rows * job.y_stride));
+  job.y = y.get();
+  job.rounded = true;
+  Gemm(args, nullptr);
+  CheckCuda(cudaGetLastError());
+  const std::vector<uint16_t> got = y.Read();
+  for (size_t i = 0; i < got.size(); ++i) {
+    const size_t row = i / size_t(job.y_stride);
+    const size_t m = i % size_t(job.y_stride);
+    const uint16_t want = m < size_t(width) ? FloatToBf16(sums[row * size_t(width) + m]) : 0xFFFF;
+    ASSERT_EQ(got[i], want) << "row " << row << " of " << args.rows << ", output " << m << " of "
+                            << width << ", rounded";
+  }
+}
+
 struct Case {
   MatrixType type;
   bool low;
@@ -206,6 +227,7 @@ TEST_F(Products, OfEveryTypeAndCount) {
         }
         ASSERT_EQ(std::memcmp(got.data(), first.data(), got.size() * 4), 0)
             << "type " << int(c.type) << ": " << rows << " rows are not the bits of " << kRows;
+        if (CanRound(w.matrix, GemmTile(rows))) CheckRounded(args, got);
       }
     }
   }

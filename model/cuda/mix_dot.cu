@@ -30,14 +30,15 @@ __device__ inline Quad LoadFloats4(const float* p, int count) {
   return q;
 }
 
+__device__ inline Quad QuadOf(uint2 bits) {
+  return {{LowBf16(bits.x), HighBf16(bits.x), LowBf16(bits.y), HighBf16(bits.y)}};
+}
+
 template <bool kLow>
 __device__ inline Quad LoadStream(const void* streams, int64_t at, int count) {
   if constexpr (kLow) {
     const uint16_t* p = static_cast<const uint16_t*>(streams) + at;
-    if (count >= 4 && Aligned(p, 8)) {
-      const uint2 a = *reinterpret_cast<const uint2*>(p);
-      return {{LowBf16(a.x), HighBf16(a.x), LowBf16(a.y), HighBf16(a.y)}};
-    }
+    if (count >= 4 && Aligned(p, 8)) return QuadOf(*reinterpret_cast<const uint2*>(p));
     Quad q;
 #pragma unroll
     for (int e = 0; e < 4; ++e) q.v[e] = e < count ? Bf16ToFloat(p[e]) : 0.0f;
@@ -76,7 +77,8 @@ __device__ inline void StoreStream(void* streams, int64_t at, int count, const Q
 }
 
 __device__ inline Quad SubAt(const Planes& p, int64_t row, int i, int count) {
-  const float* at = p.data + row * p.row_stride + i;
+  if (p.rounded) return LoadStream<true>(p.data, row * p.row_stride + i, count);
+  const float* at = PlaneOf(p, row, i);
   Quad q = LoadFloats4(at, count);
 #pragma unroll 4
   for (int n = 1; n < p.planes; ++n) {
@@ -86,6 +88,26 @@ __device__ inline Quad SubAt(const Planes& p, int64_t row, int i, int count) {
   }
   return q;
 }
+
+// Four numbers of a sublayer's output, loaded when it is made if they are `wanted`.
+template <int kTogether, bool kRounded>
+struct SubLoads {
+  PlaneLoads<float4, kTogether> planes;
+  __device__ inline SubLoads(const Planes& p, int64_t row, int i, bool wanted)
+      : planes(p, PlaneOf(p, row, i), wanted) {}
+  __device__ inline Quad Sum() {
+    const float4 sum = planes.Sum();
+    return {{sum.x, sum.y, sum.z, sum.w}};
+  }
+};
+template <int kTogether>
+struct SubLoads<kTogether, true> {
+  uint2 bits;
+  __device__ inline SubLoads(const Planes& p, int64_t row, int i, bool wanted)
+      : bits(LoadIf(wanted, reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(p.data) +
+                                                           row * p.row_stride + i))) {}
+  __device__ inline Quad Sum() const { return QuadOf(bits); }
+};
 
 // Two neighbouring weights of an output, zero beyond the row's end.
 __device__ inline float2 LoadPair(const float* p, int count) {
@@ -120,7 +142,8 @@ __device__ inline float TransposedSum(const float (&value)[kValues]) {
 // chunk once. kH: h if it is 4, and then outputs are 24 at most; 0: any. kFast: Fast() of the
 // arguments.
 // shared: [kRows][h][kMixChunk] streams; for kH == 0 as much again.
-template <bool kLow, int kH, int kRows, bool kFast>
+// kRounded: the sublayer's output is.
+template <bool kLow, int kH, int kRows, bool kFast, bool kRounded = false>
 __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
     MixDotKernel(const MixDotArgs a) {
   GridDependencyLaunch();
@@ -192,8 +215,7 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
             }
           }
           // All planes of one row; of many rows fewer, for more CTAs of an SM.
-          PlaneLoads<float4, kRows == 1 ? 8 : 4> planes(
-              a.sub, a.sub.data + row * a.sub.row_stride + begin + 4 * quad, folds);
+          SubLoads<kRows == 1 ? 8 : 4, kRounded> planes(a.sub, row, begin + 4 * quad, folds);
           const float4 post_row = LoadIf(folds, reinterpret_cast<const float4*>(a.post + row * kH));
           float4 comb_row[kH];
 #pragma unroll
@@ -202,8 +224,7 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
                 LoadIf(folds, reinterpret_cast<const float4*>(a.comb + (row * kH + s) * kH));
           }
           if (folds) {
-            const float4 sum = planes.Sum();
-            sub = {{sum.x, sum.y, sum.z, sum.w}};
+            sub = planes.Sum();
           }
           post[0] = post_row.x, post[1] = post_row.y, post[2] = post_row.z, post[3] = post_row.w;
 #pragma unroll
@@ -211,8 +232,7 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
             comb[s][0] = comb_row[s].x, comb[s][1] = comb_row[s].y;
             comb[s][2] = comb_row[s].z, comb[s][3] = comb_row[s].w;
             if constexpr (kLow) {
-              x[s] = {{LowBf16(bits[s].x), HighBf16(bits[s].x), LowBf16(bits[s].y),
-                       HighBf16(bits[s].y)}};
+              x[s] = QuadOf(bits[s]);
             } else {
               x[s] = {{bits[s].x, bits[s].y, bits[s].z, bits[s].w}};
             }
@@ -367,16 +387,22 @@ bool Fast(const MixDotArgs& a) {
 
 template <bool kLow, bool kFast>
 void LaunchFour(const MixDotArgs& a, unsigned chunks, size_t row_bytes, cudaStream_t stream) {
+  const bool rounded = a.sub.data != nullptr && a.sub.rounded;
   if (a.rows <= 4) {
-    Launch(MixDotKernel<kLow, 4, 1, kFast>, dim3(chunks, unsigned(a.rows)), dim3(kThreads),
-           row_bytes, stream, a);
+    // Of so few rows products are not rounded.
+    Launch(rounded ? MixDotKernel<kLow, 4, 1, false> : MixDotKernel<kLow, 4, 1, kFast>,
+           dim3(chunks, unsigned(a.rows)), dim3(kThreads), row_bytes, stream, a);
     return;
   }
   // As many CTAs as fit the device at once; more would load fn more often.
   const unsigned groups = unsigned(DivideUp(a.rows, kManyRows));
   const unsigned most = std::max(1u, 132u * kManyCtas / chunks);
-  Launch(MixDotKernel<kLow, 4, kManyRows, kFast>, dim3(chunks, std::min(groups, most)),
-         dim3(kThreads), kManyRows * row_bytes, stream, a);
+  auto kernel = MixDotKernel<kLow, 4, kManyRows, kFast>;
+  if constexpr (kLow && kFast) {
+    if (rounded) kernel = MixDotKernel<true, 4, kManyRows, true, /*kRounded=*/true>;
+  }
+  Launch(kernel, dim3(chunks, std::min(groups, most)), dim3(kThreads), kManyRows * row_bytes,
+         stream, a);
 }
 
 template <bool kLow>
@@ -398,6 +424,7 @@ void LaunchMixDot(const MixDotArgs& a, cudaStream_t stream) {
 void MixDot(const MixDotArgs& args, cudaStream_t stream) {
   if (args.rows <= 0) return;
   Require(args.h >= 1 && args.h <= 16, "streams");
+  Require(args.low || args.sub.data == nullptr || !args.sub.rounded, "products that are rounded");
   if (args.low) {
     LaunchMixDot<true>(args, stream);
   } else {

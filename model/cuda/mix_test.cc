@@ -75,7 +75,7 @@ TEST_F(Mix, DotFoldsInAndSums) {
       SCOPED_TRACE(testing::Message() << rows << " rows, h " << h << ", d " << d << ", low " << low
                                       << ", outputs " << outputs << ", folds " << folds);
       const Floats before = Values(size_t(rows) * wide, low);
-      const TestPlanes sub = MakePlanes(rows, d);
+      const TestPlanes sub = MakePlanes(rows, d, low && Flip());
       const Floats post = Values(size_t(rows * h));
       const Floats comb = Values(size_t(rows * h * h));
       const Floats fn = Values(size_t(outputs) * wide);

@@ -50,14 +50,14 @@ __global__ void __launch_bounds__(kThreads)
   for (int s = 0; s < h; ++s) StoreValues<kLow>(streams, (row * h + s) * d + i, d - i, x);
 }
 
-template <bool kLow>
+template <bool kLow, bool kRounded>
 __global__ void __launch_bounds__(kThreads)
     CollectKernel(const Planes in, int n, bool fp8, void* out) {
   GridDependencyLaunch();
   GridDependencyWait();
   const int64_t row = blockIdx.x;
   const int i = FirstChannel();
-  Octet x = PlanesAt(in, row, i, n - i);
+  Octet x = OctetLoads<4, kRounded>(in, row, i, n - i).Sum(in);
   RoundOctet<kLow>(&x);
   if (fp8) RoundFp8(&x);
   StoreValues<kLow>(out, row * n + i, n - i, x);
@@ -80,15 +80,15 @@ struct PartRow {
         row(int(blockIdx.x) - (&part == &parts.of[0] ? 0 : parts.of[0].rows)) {}
 };
 
-template <bool kLow>
+template <bool kLow, bool kRounded>
 __global__ void __launch_bounds__(kThreads, 6)
     SwiGluKernel(const __grid_constant__ Two<SwiGluRows> parts, int n, float limit) {
   GridDependencyLaunch();
   GridDependencyWait();
   const auto [part, row] = PartRow(parts);
   const int i = FirstChannel();
-  OctetLoads<4> gate_loads(part.gate, row, i, n - i);
-  OctetLoads<4> up_loads(part.up, row, i, n - i);
+  OctetLoads<4, kRounded> gate_loads(part.gate, row, i, n - i);
+  OctetLoads<4, kRounded> up_loads(part.up, row, i, n - i);
   const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
   Octet x = gate_loads.Sum(part.gate);
   const Octet u = up_loads.Sum(part.up);
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto [part, row] = PartRow(parts);
   const int i = int(blockIdx.y) * kThreads + int(threadIdx.x);
   const bool exists = i < n;
-  PlaneLoads<float, 4> gate(part.gate, part.gate.data + row * part.gate.row_stride + i, exists);
-  PlaneLoads<float, 4> up(part.up, part.up.data + row * part.up.row_stride + i, exists);
+  PlaneLoads<float, 4> gate(part.gate, PlaneOf(part.gate, row, i), exists);
+  PlaneLoads<float, 4> up(part.up, PlaneOf(part.up, row, i), exists);
   const float scale = part.weight == nullptr ? 1.0f : part.weight[row];
   float x = exists ? Round<kLow>(Activate<kLow>(gate.Sum(), up.Sum(), limit, scale)) : 0.0f;
   if (part.fp8) {
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads)
   const int i = int(sizeof(T) / sizeof(float)) * int(blockIdx.y * blockDim.x + threadIdx.x);
   if (i >= d) return;
   // The shared expert is the last.
-  PlaneLoads<T, 4> last(shared, shared.data + row * shared.row_stride + i, true);
+  PlaneLoads<T, 4> last(shared, PlaneOf(shared, row, i), true);
   T sum = {};
   for (int first = 0; first < k; first += kTogether) {
     const float* from[kTogether];
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
       const int at = first + j < k ? routed_at[row * k + first + j] : 0;
-      from[j] = routed.data + int64_t(at) * routed.row_stride + i;
+      from[j] = PlaneOf(routed, at, i);
     }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j)
@@ -195,6 +195,34 @@ __global__ void __launch_bounds__(kThreads)
   }
   sum = RoundAll<kLow>(Plus(sum, RoundAll<kLow>(last.Sum())));
   *reinterpret_cast<T*>(out + row * d + i) = sum;
+}
+
+// The same of rounded products; so is the sum.
+__global__ void __launch_bounds__(kThreads)
+    AddRoundedKernel(const Planes routed, const int* routed_at, int k, const Planes shared, int d,
+                     uint16_t* out) {
+  GridDependencyLaunch();
+  GridDependencyWait();
+  const int64_t row = blockIdx.x;
+  const int i = FirstChannel();
+  if (i >= d) return;
+  using Loads = OctetLoads<1, true>;
+  const Loads last(shared, row, i, d - i);
+  Octet sum = {};
+  for (int first = 0; first < k; first += kTogether) {
+    Loads y[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const bool exists = first + j < k;
+      y[j] = Loads(routed, exists ? routed_at[row * k + first + j] : 0, i, exists ? d - i : 0);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (first + j < k) sum = Plus(sum, y[j].Sum(routed));
+    }
+  }
+  sum = Plus(sum, last.Sum(shared));
+  StoreBf16s(out + row * d + i, d - i, sum);
 }
 
 // Of few rows the blocks are small, so that there are more.
@@ -228,32 +256,51 @@ void Embed(const int* tokens, int rows, const void* table, bool table_bf16, int 
 void Collect(const Planes& in, int rows, int n, bool low, bool fp8, void* out,
              cudaStream_t stream) {
   if (rows <= 0) return;
-  Launch(low ? CollectKernel<true> : CollectKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)),
-         0, stream, in, n, fp8, out);
+  Require(low || !in.rounded, "products that are rounded");
+  Launch(in.rounded ? CollectKernel<true, true>
+         : low      ? CollectKernel<true, false>
+                    : CollectKernel<false, false>,
+         RowGrid(rows, n, 8), dim3(Threads(rows)), 0, stream, in, n, fp8, out);
 }
 
 void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,
             cudaStream_t stream) {
   const int rows = std::max(0, first.rows) + std::max(0, second.rows);
   if (rows <= 0) return;
-  if (rows <= kFewSwiGluRows) {
+  const bool rounded = first.rows > 0 ? first.gate.rounded : second.gate.rounded;
+  for (const SwiGluRows& part : {first, second}) {
+    Require(part.rows <= 0 ||
+                (part.gate.rounded == rounded && part.up.rounded == rounded && (low || !rounded)),
+            "products that are rounded");
+  }
+  if (rows <= kFewSwiGluRows && !rounded) {
     Launch(low ? SwiGluFewKernel<true> : SwiGluFewKernel<false>,
            dim3(unsigned(rows), unsigned(DivideUp(n, kThreads))), dim3(kThreads), 0, stream,
            Two<SwiGluRows>{{first, second}}, n, limit);
     return;
   }
-  Launch(low ? SwiGluKernel<true> : SwiGluKernel<false>, RowGrid(rows, n, 8), dim3(Threads(rows)),
-         0, stream, Two<SwiGluRows>{{first, second}}, n, limit);
+  Launch(rounded ? SwiGluKernel<true, true>
+         : low   ? SwiGluKernel<true, false>
+                 : SwiGluKernel<false, false>,
+         RowGrid(rows, n, 8), dim3(Threads(rows)), 0, stream, Two<SwiGluRows>{{first, second}}, n,
+         limit);
 }
 
 void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Planes& shared_y,
-                int rows, int d, bool low, float* out, cudaStream_t stream) {
+                int rows, int d, bool low, void* out, cudaStream_t stream) {
   if (rows <= 0) return;
+  Require(routed_y.rounded == shared_y.rounded && (low || !routed_y.rounded),
+          "products that are rounded");
+  if (routed_y.rounded) {
+    Launch(AddRoundedKernel, RowGrid(rows, d, 8), dim3(Threads(rows)), 0, stream, routed_y,
+           routed_at, k, shared_y, d, static_cast<uint16_t*>(out));
+    return;
+  }
   const bool aligned = Aligned16(routed_y) && Aligned16(shared_y) && d % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(out) % 16 == 0;
   auto launch = [&](auto kernel, int width) {
     Launch(kernel, RowGrid(rows, d, width), dim3(Threads(rows)), 0, stream, routed_y, routed_at, k,
-           shared_y, d, out);
+           shared_y, d, static_cast<float*>(out));
   };
   if (aligned) {
     launch(low ? AddExpertsKernel<true, float4> : AddExpertsKernel<false, float4>, 4);

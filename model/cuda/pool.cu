@@ -94,8 +94,8 @@ __device__ inline void LoadRows(const Place& p, int64_t row, int64_t begin, int6
       for (int i = 0; i < kRows; ++i) {
         const bool wanted = row + i >= begin && row + i < end;
         const int64_t at = p.g.row_begin + row + i;
-        const float* const k_at = p.a.k.data + at * p.a.k.row_stride + channel[half];
-        const float* const gate_at = p.a.gate.data + at * p.a.gate.row_stride + channel[half];
+        const float* const k_at = PlaneOf(p.a.k, at, channel[half]);
+        const float* const gate_at = PlaneOf(p.a.gate, at, channel[half]);
 #pragma unroll
         for (int n = 0; n < kPlanes; ++n) {
           const int64_t plane = first + n;

@@ -22,7 +22,8 @@ __device__ inline float Squares(const Octet& o) {
 // Heads first, then the indexer's; kTogether warps have one head of the queries, the first of them
 // one of the indexer's. kOctets: of a lane, enough for the widest head. Short code is what makes it
 // quick for few rows: most of its time its instructions are on the way.
-template <bool kLow, int kOctets, int kTogether>
+// kRounded: of both products.
+template <bool kLow, int kOctets, int kTogether, bool kRounded>
 __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, float hadamard) {
   GridDependencyLaunch();
   __shared__ float sums[kWarps];
@@ -42,16 +43,15 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   const float* const sine = a.sine + row * pairs;
   // All loads at once; products of the low rank have one plane.
   constexpr bool kEarlyAngles = kOctets <= 2;
-  OctetLoads<1> loads[kOctets];
+  OctetLoads<1, kRounded> loads[kOctets];
   OctetAngles angles[kEarlyAngles ? kOctets : 1];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
     const int i = 8 * (lane + 32 * kTogether * k);
-    loads[k] = OctetLoads<1>(in, row, head * n + i, n - i);
+    loads[k] = OctetLoads<1, kRounded>(in, row, head * n + i, n - i);
     if constexpr (kEarlyAngles) angles[k] = OctetAngles(i, plain, n, cosine, sine);
   }
-  PlaneLoads<float, 4> weight_loads(a.index_weights,
-                                    a.index_weights.data + row * a.index_weights.row_stride + head,
+  PlaneLoads<float, 4> weight_loads(a.index_weights, PlaneOf(a.index_weights, row, head),
                                     index && lane == 0);
   Octet x[kOctets];
 #pragma unroll
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(32 * kWarps) QueriesKernel(const QueryArgs a, 
   }
 }
 
-template <bool kLow>
+template <bool kLow, bool kRounded>
 void LaunchQueries(const QueryArgs& a, cudaStream_t stream) {
   const int widest =
       std::max(a.heads > 0 ? a.channels : 0, a.index_heads > 0 ? a.index_channels : 0);
@@ -131,14 +131,14 @@ void LaunchQueries(const QueryArgs& a, cudaStream_t stream) {
     Launch(kernel, grid, dim3(32 * kWarps), 0, stream, a, hadamard);
   };
   if (widest <= 256) {
-    launch(QueriesKernel<kLow, 1, 1>, 1);
+    launch(QueriesKernel<kLow, 1, 1, kRounded>, 1);
   } else if (widest <= 512 && a.index_channels <= 256 && a.rows <= kFewQueries) {
-    launch(QueriesKernel<kLow, 1, 2>, 2);
+    launch(QueriesKernel<kLow, 1, 2, kRounded>, 2);
   } else if (widest <= 512) {
-    launch(QueriesKernel<kLow, 2, 1>, 1);
+    launch(QueriesKernel<kLow, 2, 1, kRounded>, 1);
   } else {
     Require(widest <= 2048, "width of a head");
-    launch(QueriesKernel<kLow, 8, 1>, 1);
+    launch(QueriesKernel<kLow, 8, 1, kRounded>, 1);
   }
 }
 
@@ -146,7 +146,16 @@ void LaunchQueries(const QueryArgs& a, cudaStream_t stream) {
 
 void Queries(const QueryArgs& args, cudaStream_t stream) {
   if (args.rows <= 0 || args.heads + args.index_heads <= 0) return;
-  args.low ? LaunchQueries<true>(args, stream) : LaunchQueries<false>(args, stream);
+  const bool rounded = args.q.rounded;
+  Require((args.index_heads == 0 || args.index_q.rounded == rounded) && (args.low || !rounded),
+          "products that are rounded");
+  if (rounded) {
+    LaunchQueries<true, true>(args, stream);
+  } else if (args.low) {
+    LaunchQueries<true, false>(args, stream);
+  } else {
+    LaunchQueries<false, false>(args, stream);
+  }
 }
 
 }  // namespace agentd::model::cuda

@@ -109,8 +109,7 @@ __global__ void __launch_bounds__(32 * kPerLane) RouteKernel(const RouteArgs a) 
   Rehearsed(a.rows <= kRehearsedRows, [&](bool real) {
     const Planes gate = PlanesIf(real, a.gate);
     auto affinity_of = [&](int expert) {
-      const float* const at = gate.data + row * gate.row_stride + expert;
-      return Affinity(PlaneLoads<float, 16>(gate, at, true).Sum());
+      return Affinity(PlaneLoads<float, 16>(gate, PlaneOf(gate, row, expert), true).Sum());
     };
     if (a.experts_of != nullptr) {
       if (thread < a.k) listed[thread] = a.experts_of[int64_t(a.tokens[row]) * a.k + thread];

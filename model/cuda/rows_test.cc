@@ -192,8 +192,10 @@ TEST_F(Rows, Queries) {
       SCOPED_TRACE(testing::Message()
                    << rows << " rows, " << heads << " x " << channels << ", " << rotary << ", "
                    << index_heads << " x " << index_channels << ", low " << low);
-      const TestPlanes q = MakePlanes(rows, heads * channels);
-      const TestPlanes index_q = MakePlanes(rows, std::max(1, index_heads * index_channels));
+      const bool rounded = low && Flip();
+      const TestPlanes q = MakePlanes(rows, heads * channels, rounded);
+      const TestPlanes index_q =
+          MakePlanes(rows, std::max(1, index_heads * index_channels), rounded);
       const TestPlanes weights = MakePlanes(rows, std::max(1, index_heads));
       const float index_scale = 0.01104854f;
       Floats sine;
@@ -294,7 +296,7 @@ TEST_F(Rows, Collect) {
     for (const int mode : {0, 1, 2}) {
       const bool low = mode > 0;
       const bool fp8 = mode > 1;
-      const TestPlanes in = MakePlanes(rows, n);
+      const TestPlanes in = MakePlanes(rows, n, low && Flip());
       const ValuesOnDevice out(size_t(rows * n), low);
       Collect(in.get(), rows, n, low, fp8, out.get(), nullptr);
       CheckCuda(cudaGetLastError());
@@ -328,6 +330,7 @@ TEST_F(Rows, SwiGlu) {
       const bool low = mode > 0;
       const bool fp8 = mode > 1;
       const float limit = Flip() ? 10.0f : 0.75f;
+      const bool rounded = low && Flip();
       // Of two products, the second of as many rows, fewer or none.
       struct Product {
         int rows;
@@ -343,9 +346,10 @@ TEST_F(Rows, SwiGlu) {
       SwiGluRows args[2];
       for (const int count : {rows, Draw(0, 1) * Draw(1, rows)}) {
         const Floats weight = Values(size_t(count));
-        products.push_back({count, MakePlanes(std::max(1, count), n),
-                            MakePlanes(std::max(1, count), n), weight, Flip(), fp8 && Flip(),
-                            OnDevice<float>(weight), ValuesOnDevice(size_t(count * n), low)});
+        products.push_back({count, MakePlanes(std::max(1, count), n, rounded),
+                            MakePlanes(std::max(1, count), n, rounded), weight, Flip(),
+                            fp8 && Flip(), OnDevice<float>(weight),
+                            ValuesOnDevice(size_t(count * n), low)});
       }
       for (int i = 0; i < 2; ++i) {
         const Product& p = products[size_t(i)];
@@ -376,13 +380,14 @@ TEST_F(Rows, AddExperts) {
   for (const auto& [rows, k, d] : {Sizes{1, 6, 4096}, Sizes{1, 7, 7168}, Sizes{9, 8, 130},
                                    Sizes{1000, 2, 64}, Sizes{3, 20, 77}, Sizes{2, 1, 6}}) {
     for (const bool low : {false, true}) {
-      const TestPlanes routed = MakePlanes(rows * k, d);
-      const TestPlanes shared = MakePlanes(rows, d);
+      const bool rounded = low && Flip();
+      const TestPlanes routed = MakePlanes(rows * k, d, rounded);
+      const TestPlanes shared = MakePlanes(rows, d, rounded);
       std::vector<int> at(static_cast<size_t>(rows * k));
       for (size_t i = 0; i < at.size(); ++i) at[i] = int(i);
       std::shuffle(at.begin(), at.end(), random_);
       const OnDevice<int> at_device(at);
-      const OnDevice<float> out(size_t(rows * d));
+      const ValuesOnDevice out(size_t(rows * d), rounded);
       AddExperts(routed.get(), at_device.get(), k, shared.get(), rows, d, low, out.get(), nullptr);
       CheckCuda(cudaGetLastError());
       Floats want;

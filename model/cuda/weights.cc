@@ -175,8 +175,6 @@ class Loader final : public WeightLoader {
     return m;
   }
 
-  static bool IsPlain(const Matrix& m) { return m.type == MatrixType::kF32 || m.plain_bf16; }
-
   absl::Status Check(std::span<const Job> jobs) {
     std::vector<absl::Status> statuses(jobs.size());
     pool_->Run(int(jobs.size()), [&](int task, int) {
