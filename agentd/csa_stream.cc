@@ -13,9 +13,16 @@ using model::CsaPart;
 
 // Read at once: long enough for several threads of the store, short enough for others' turns.
 constexpr int64_t kBatchBytes = int64_t{16} << 20;
+// Batches on their way together: of one alone the disk has little to do while its last reads end.
+constexpr int kReaders = 3;
 // After a step missed so much in one layer it will in the next one too, soon.
 constexpr int64_t kMuchBytes = int64_t{1} << 20;
 constexpr std::chrono::milliseconds kQuiet{3};
+// A step that misses this share of what is still away waits for it: parts read here and there come
+// at a third of the speed of all in order, so a few such steps take as long (resume_bench).
+constexpr int64_t kMuchOfTheRest = 16;
+// But not longer after the last ones came: the disk, or other streams' turns, may be slow.
+constexpr std::chrono::milliseconds kPatience{100};
 
 }  // namespace
 
@@ -43,6 +50,9 @@ struct CsaStream::Feed {
   bool closed = false;
 };
 
+CsaStream::CsaStream(CsaReader* reader, std::shared_ptr<Feed> feed)
+    : reader_(reader), feed_(std::move(feed)), left_parts_(feed_->parts) {}
+
 CsaStream::~CsaStream() { reader_->Close(feed_); }
 
 absl::Status CsaStream::Fail(int64_t block, absl::Status status, bool unfit) {
@@ -65,6 +75,8 @@ absl::StatusOr<std::vector<std::string>> CsaStream::Fetch(std::span<const CsaPar
     entries.push_back(std::move(results[i]).value());
   }
   fetched_parts_ += static_cast<int64_t>(parts.size());
+  missed_parts_ += static_cast<int64_t>(parts.size());
+  left_parts_ -= static_cast<int64_t>(parts.size());
   std::lock_guard lock(reader_->mutex_);
   for (const CsaPart& part : parts) {
     feed_->fetched[static_cast<size_t>(part.block * feed_->store->csa_layers() + part.csa_layer)] =
@@ -75,6 +87,11 @@ absl::StatusOr<std::vector<std::string>> CsaStream::Fetch(std::span<const CsaPar
 
 absl::Status CsaStream::ImportReady(model::Sequence& sequence,
                                     std::chrono::steady_clock::time_point deadline) {
+  if (missed_parts_ > 0) {
+    misses_much_ = missed_parts_ * kMuchOfTheRest > left_parts_;
+    last_import_ = std::chrono::steady_clock::now();
+    missed_parts_ = 0;
+  }
   for (;;) {
     Batch batch;
     {
@@ -95,6 +112,10 @@ absl::Status CsaStream::ImportReady(model::Sequence& sequence,
   }
 }
 
+bool CsaStream::waits_for_rest() const {
+  return misses_much_ && std::chrono::steady_clock::now() - last_import_ < kPatience;
+}
+
 bool CsaStream::ready() const {
   std::lock_guard lock(reader_->mutex_);
   return !feed_->ready.empty();
@@ -103,6 +124,8 @@ bool CsaStream::ready() const {
 absl::Status CsaStream::ImportBatch(model::Sequence& sequence, const Batch& batch) {
   if (batch.failed) return Fail(batch.failed->first, batch.failed->second, /*unfit=*/false);
   absl::Status status = sequence.ImportCsa(batch.parts, batch.entries);
+  left_parts_ -= static_cast<int64_t>(batch.parts.size());
+  last_import_ = std::chrono::steady_clock::now();
   if (status.ok()) return status;
   RETURN_IF_ERROR(ImportOneByOne(sequence, batch.parts, batch.entries));
   return status;
@@ -128,29 +151,31 @@ void CsaStream::Explain(model::Sequence& sequence, const absl::Status& status) {
 }
 
 CsaReader::CsaReader(std::function<void()> wake, int64_t memory_bytes)
-    : wake_(std::move(wake)), memory_bytes_(memory_bytes), thread_([this] { Main(); }) {}
+    : wake_(std::move(wake)), memory_bytes_(memory_bytes) {
+  for (int i = 0; i < kReaders; ++i) threads_.emplace_back([this] { Main(); });
+}
 
 CsaReader::~CsaReader() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
-    changed_.notify_one();
+    changed_.notify_all();
   }
-  thread_.join();
+  for (std::thread& thread : threads_) thread.join();
 }
 
 std::unique_ptr<CsaStream> CsaReader::Open(std::shared_ptr<CsaStore> store) {
   auto feed = std::make_shared<CsaStream::Feed>(std::move(store));
   std::lock_guard lock(mutex_);
   if (feed->parts > 0) feeds_.push_back(feed);
-  changed_.notify_one();
+  changed_.notify_all();
   return std::unique_ptr<CsaStream>(new CsaStream(this, std::move(feed)));
 }
 
 void CsaReader::Release(CsaStream::Feed& feed, int64_t bytes) {
   feed.bytes -= bytes;
   bytes_ -= bytes;
-  changed_.notify_one();
+  changed_.notify_all();
 }
 
 void CsaReader::BeginFetch() {
@@ -162,7 +187,7 @@ void CsaReader::EndFetch(int64_t bytes) {
   std::lock_guard lock(mutex_);
   --fetching_;
   if (bytes >= kMuchBytes) quiet_until_ = std::chrono::steady_clock::now() + kQuiet;
-  changed_.notify_one();
+  changed_.notify_all();
 }
 
 // What is being read for it is let go when it comes.
@@ -224,6 +249,9 @@ void CsaReader::ReadBatch(CsaStream::Feed& feed, std::unique_lock<std::mutex>& l
     batch.parts.push_back({feed.next / layers, static_cast<int>(feed.next % layers)});
   }
   if (batch.parts.empty()) return;
+  const int64_t expected = static_cast<int64_t>(batch.parts.size()) * feed.part_bytes;
+  feed.bytes += expected;
+  bytes_ += expected;
   lock.unlock();
   std::vector<absl::StatusOr<std::string>> results = feed.store->Read(batch.parts);
   sessions::internal::CrashPoint("agentd.csa_read");
@@ -236,12 +264,11 @@ void CsaReader::ReadBatch(CsaStream::Feed& feed, std::unique_lock<std::mutex>& l
     batch.entries.push_back(std::move(results[i]).value());
   }
   lock.lock();
+  Release(feed, expected - (feed.closed ? 0 : batch.bytes));
   if (feed.closed) return;
   if (batch.failed) feed.next = feed.parts;  // nobody will want more
   feed.part_bytes = std::max<int64_t>(
       batch.bytes / std::max<int64_t>(static_cast<int64_t>(batch.entries.size()), 1), 1);
-  feed.bytes += batch.bytes;
-  bytes_ += batch.bytes;
   feed.ready.push_back(std::move(batch));
 }
 

@@ -45,6 +45,10 @@ class CsaStream {
                            std::chrono::steady_clock::time_point deadline);
   // Whether ImportReady has something to hand over.
   bool ready() const;
+  // Whether the next step should wait for what is read ahead: the last one missed so much that
+  // others like it would take longer than to read all the rest in order. Not for long after
+  // anything has come.
+  bool waits_for_rest() const;
   // A step of `sequence` failed: looks whether it was because of what Fetch gave it.
   void Explain(model::Sequence& sequence, const absl::Status& status);
   const std::optional<StoredFailure>& failure() const { return failure_; }
@@ -56,8 +60,7 @@ class CsaStream {
   friend class CsaReader;
   struct Batch;
   struct Feed;
-  CsaStream(CsaReader* reader, std::shared_ptr<Feed> feed)
-      : reader_(reader), feed_(std::move(feed)) {}
+  CsaStream(CsaReader* reader, std::shared_ptr<Feed> feed);
   absl::Status Fail(int64_t block, absl::Status status, bool unfit);
   absl::Status ImportBatch(model::Sequence& sequence, const Batch& batch);
   // The first part that is refused fails the stream.
@@ -68,15 +71,19 @@ class CsaStream {
   const std::shared_ptr<Feed> feed_;  // shared with the reader while it reads
   std::optional<StoredFailure> failure_;
   std::vector<model::CsaPart> last_fetch_;
+  int64_t left_parts_ = 0;    // of the feed's, that neither a step nor the reader has brought
+  int64_t missed_parts_ = 0;  // by steps since ImportReady was called
+  bool misses_much_ = false;
+  std::chrono::steady_clock::time_point last_import_;
   int64_t fetched_parts_ = 0;
   int64_t fetched_bytes_ = 0;
 };
 
-// One thread that reads ahead for all streams in turn, within a bound of memory, but not while a
-// step waits for the disk.
+// Threads that read ahead for all streams in turn, within a bound of memory, but not while a step
+// waits for the disk.
 class CsaReader {
  public:
-  // `wake` is called on the reader's thread whenever a stream has something to import.
+  // `wake` is called on a thread of the reader's whenever a stream has something to import.
   explicit CsaReader(std::function<void()> wake, int64_t memory_bytes = kCsaReadAheadBytes);
   ~CsaReader();
   CsaReader(const CsaReader&) = delete;
@@ -106,7 +113,7 @@ class CsaReader {
   std::chrono::steady_clock::time_point quiet_until_;  // nothing is read ahead before
   int64_t bytes_ = 0;                                  // read ahead, or being read
   std::list<std::shared_ptr<CsaStream::Feed>> feeds_;  // with parts left; the front is next
-  std::thread thread_;                                 // last: it uses everything above
+  std::vector<std::thread> threads_;                   // last: they use everything above
 };
 
 }  // namespace agentd::daemon

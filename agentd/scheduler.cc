@@ -221,6 +221,8 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
   std::vector<Job*> prefills;
   for (auto& job : jobs_) {
     if (job->spec_.stored || !Runnable(job->backlog())) continue;
+    const CsaStream* csa = job->spec_.resident->csa.get();
+    if (csa != nullptr && csa->waits_for_rest()) continue;
     const size_t left = job->spec_.context.size() - job->spec_.resident->tokens.size();
     if (left == 1)
       AddRow(*job, 1, /*logits=*/true, rows, row_jobs);

@@ -13,9 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Between two steps, for all running jobs together.
-constexpr std::chrono::milliseconds kImportTime(10);
-// The same for idle sequences, while Take and Submit wait.
+// kImportTime for idle sequences, while Take and Submit wait.
 constexpr std::chrono::milliseconds kIdleImportTime(5);
 
 }  // namespace

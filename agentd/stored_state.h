@@ -57,6 +57,9 @@ bool IsDamage(const absl::Status& status);
 // Any other error of an import (no memory for it) is no fault of what is stored.
 bool IsRefusal(const absl::Status& status);
 
+// How long running sequences may take over what has come, between two steps, all together.
+inline constexpr std::chrono::milliseconds kImportTime{10};
+
 // Gives the state to `sequence`, which is empty at first, until all is there (true) or, after some
 // blocks at least, the deadline, or no more blocks are there yet; frees what was given. `blocks`
 // counts those that fitted. An error while `index` has failed is that of the block after them.
