@@ -1,5 +1,6 @@
 // Brings the CSA entries of restored sequences from where they are kept: at once when a step misses
-// some, all others in the background. So a session decodes long before all of it is in memory.
+// some, all others in the background. So a session's first token comes long before all of it is in
+// memory.
 #ifndef AGENTD_AGENTD_CSA_STREAM_H_
 #define AGENTD_AGENTD_CSA_STREAM_H_
 

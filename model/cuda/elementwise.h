@@ -119,6 +119,9 @@ struct PoolArgs {
   const double* frequencies = nullptr;  // [rotary / 2], of layers with a compressor
 };
 void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream);
+// Both, of the same rows.
+void LatentsAndPool(const LatentArgs& latents, const PoolArgs& first, const PoolArgs& second,
+                    cudaStream_t stream);
 
 // Queries: per head the norm without weight, RoPE. Indexer's queries: RoPE, Hadamard, FP4; its
 // weights times index_scale.

@@ -70,26 +70,28 @@ absl::Status Forward::Attention(int layer, const LayerWeights& w, const Fetch& f
 
   void* q_norm = TakeValues(int64_t(rows_) * q_rank);
   void* q_norm_fp8 = low_ ? TakeValues(int64_t(rows_) * q_rank) : nullptr;
-  Latents({.rows = rows_,
-           .low = low_,
-           .eps = float(config_.rms_norm_eps),
-           .q = q_low,
-           .q_rank = q_rank,
-           .q_norm = w.q_norm.data,
-           .q_out = q_norm,
-           .q_fp8 = q_norm_fp8,
-           .kv = kv,
-           .kv_norm = w.kv_norm.data,
-           .state = state_,
-           .cosine = cosine,
-           .sine = sine,
-           .window_keys = window_keys_ + int64_t(layer) * rows_ * state_.entry_bytes},
-          stream_);
+  const LatentArgs latents = {
+      .rows = rows_,
+      .low = low_,
+      .eps = float(config_.rms_norm_eps),
+      .q = q_low,
+      .q_rank = q_rank,
+      .q_norm = w.q_norm.data,
+      .q_out = q_norm,
+      .q_fp8 = q_norm_fp8,
+      .kv = kv,
+      .kv_norm = w.kv_norm.data,
+      .state = state_,
+      .cosine = cosine,
+      .sine = sine,
+      .window_keys = window_keys_ + int64_t(layer) * rows_ * state_.entry_bytes};
   if (w.compressor) {
     PoolArgs index;
     if (w.indexer)
       index = PoolOf(w.indexer->compressor, place, /*index=*/true, index_k, index_gate);
-    Pool(PoolOf(*w.compressor, place, /*index=*/false, k, gate), index, stream_);
+    LatentsAndPool(latents, PoolOf(*w.compressor, place, /*index=*/false, k, gate), index, stream_);
+  } else {
+    Latents(latents, stream_);
   }
 
   gemm = NewGemm(rows_);

@@ -1,8 +1,7 @@
 // Norms of whole rows: the queries' low rank, the rows' own window keys, the MTP block's inputs.
 #include <type_traits>
 
-#include "model/cuda/device_math.cuh"
-#include "model/cuda/elementwise.h"
+#include "model/cuda/latents.cuh"
 #include "model/cuda/launch.cuh"
 
 namespace agentd::model::cuda {
@@ -10,81 +9,13 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// A CTA has one row of n channels, each thread kOctets octets; in place. weight: [n].
-template <bool kLow, int kOctets>
-__device__ inline void NormRow(Octet (&x)[kOctets], const Octet (&weight)[kOctets], int n,
-                               float eps, float* shared) {
-  float squares = 0;
-#pragma unroll
-  for (int k = 0; k < kOctets; ++k) squares += SumSquares(x[k]);
-  const float factor = RmsFactor(BlockSum(squares, shared, int(blockDim.x)), n, eps);
-#pragma unroll
-  for (int k = 0; k < kOctets; ++k) ScaleByNorm<kLow>(&x[k], factor, weight[k]);
-}
-
-template <int kOctets>
-__device__ inline int ChannelOf(int k) {
-  return 8 * (int(threadIdx.x) + k * int(blockDim.x));
-}
-
 // blockIdx.y: 0 the queries, 1 the keys.
 template <bool kLow, int kOctets>
 __global__ void __launch_bounds__(kMaxThreads) LatentsKernel(const LatentArgs a, int first_part) {
   GridDependencyLaunch();
   __shared__ float shared[32];
-  const bool keys = first_part + blockIdx.y == 1;
-  const int n = keys ? a.state.channels : a.q_rank;
-  const float* norm = keys ? a.kv_norm : a.q_norm;
-  const int64_t row = blockIdx.x;
-  Octet weight[kOctets];
-#pragma unroll
-  for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
-    weight[k] = LoadFloats(norm + i, n - i);
-  }
-  GridDependencyWait();
-  const int pairs = a.state.rotary / 2;
-  const int plain = n - a.state.rotary;
-  OctetAngles angles;
-  if constexpr (kOctets == 1) {
-    angles = OctetAngles(keys ? 8 * int(threadIdx.x) : n, plain, n, a.cosine + row * pairs,
-                         a.sine + row * pairs);
-  }
-  Octet x[kOctets];
-#pragma unroll
-  for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
-    x[k] = PlanesAt(keys ? a.kv : a.q, row, i, n - i);
-    RoundOctet<kLow>(&x[k]);
-  }
-  NormRow<kLow>(x, weight, n, a.eps, shared);
-  if (keys) {
-    uint8_t* const entry = a.window_keys + row * a.state.entry_bytes;
-#pragma unroll
-    for (int k = 0; k < kOctets; ++k) {
-      const int i = ChannelOf<kOctets>(k);
-      const float* const cosine = a.cosine + row * pairs;
-      const float* const sine = a.sine + row * pairs;
-      if constexpr (kOctets == 1) {
-        Rotate<kLow>(&x[k], i, plain, n, cosine, sine, angles);
-      } else {
-        Rotate<kLow>(&x[k], i, plain, n, cosine, sine);
-      }
-      EncodeEntry<kLow>(a.state, i, x[k], entry);
-    }
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
-    StoreValues<kLow>(a.q_out, row * n + i, n - i, x[k]);
-    if constexpr (kLow) {
-      if (a.q_fp8 != nullptr) {
-        RoundFp8(&x[k]);
-        StoreValues<kLow>(a.q_fp8, row * n + i, n - i, x[k]);
-      }
-    }
-  }
+  LatentRow<kLow, kOctets>(a, blockIdx.x, /*keys=*/first_part + blockIdx.y == 1, shared,
+                           int(blockDim.x));
 }
 
 // blockIdx.y: 0 the embedding, 1 + s stream s.
@@ -92,6 +23,7 @@ template <bool kLow, int kOctets>
 __global__ void __launch_bounds__(kMaxThreads) MtpNormsKernel(const MtpNormArgs a) {
   GridDependencyLaunch();
   __shared__ float shared[32];
+  const auto threads = int(blockDim.x);
   const int64_t at = blockIdx.x;
   const bool embedding = blockIdx.y == 0;
   const int stream = int(blockIdx.y) - 1;
@@ -99,7 +31,7 @@ __global__ void __launch_bounds__(kMaxThreads) MtpNormsKernel(const MtpNormArgs 
   Octet weight[kOctets];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
+    const int i = ChannelOf<kOctets>(k, threads);
     weight[k] = LoadFloats(norm + i, a.d - i);
   }
   GridDependencyWait();
@@ -108,7 +40,7 @@ __global__ void __launch_bounds__(kMaxThreads) MtpNormsKernel(const MtpNormArgs 
   Octet x[kOctets];
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
+    const int i = ChannelOf<kOctets>(k, threads);
     const int count = a.d - i;
     if (embedding) {
       x[k] = a.table_bf16 ? LoadValues<true>(a.table, source * a.d + i, count)
@@ -120,12 +52,12 @@ __global__ void __launch_bounds__(kMaxThreads) MtpNormsKernel(const MtpNormArgs 
       x[k] = LoadValues<kLow>(a.streams, (source * a.h + stream) * a.d + i, count);
     }
   }
-  NormRow<kLow>(x, weight, a.d, a.eps, shared);
+  NormRow<kLow>(x, weight, a.d, a.eps, shared, threads);
   void* const out = embedding ? a.e_out : a.h_out;
   const int64_t out_row = embedding ? at : at * a.h + stream;
 #pragma unroll
   for (int k = 0; k < kOctets; ++k) {
-    const int i = ChannelOf<kOctets>(k);
+    const int i = ChannelOf<kOctets>(k, threads);
     if constexpr (kLow) {
       if (embedding ? a.e_fp8 : a.h_fp8) RoundFp8(&x[k]);
     }

@@ -3,6 +3,7 @@
 
 #include "model/cuda/device_math.cuh"
 #include "model/cuda/elementwise.h"
+#include "model/cuda/latents.cuh"
 #include "model/cuda/launch.cuh"
 
 namespace agentd::model::cuda {
@@ -15,10 +16,12 @@ constexpr int kTogether = 4;           // rows of a long block that are loaded a
 constexpr int kAngleBarrier = 0;
 constexpr int kEmitBarrier = 1;
 
-// The compressors of a launch.
+// The compressors of a launch, and beside them the latents of segments of one row.
 struct Compressors {
   PoolArgs of[2];
   float hadamard[2];
+  int count = 0;
+  LatentArgs latents;  // rows == 0: none
 };
 
 // One channel of a pooling block.
@@ -308,13 +311,23 @@ __device__ inline void Emit(const PoolArgs& a, uint8_t* to, const Octet& norm, f
 
 // A CTA has block blockIdx.x of those that segment blockIdx.y touches, for compressor blockIdx.z;
 // kOne: segments have one row; then a last warp computes the angles of the entry's position
-// meanwhile. shared: [channels] values, [rotary / 2] cosines, as many sines.
+// meanwhile, and CTAs beyond the compressors have the row's latents. shared: [channels] values,
+// [rotary / 2] cosines, as many sines.
 template <bool kLow, bool kOverlap, bool kOne>
 __global__ void __launch_bounds__(kMaxFoldThreads + (kOne ? 32 : 0))
     PoolKernel(const __grid_constant__ Compressors compressors) {
   GridDependencyLaunch();
   float4* const shared_quads = SharedMemory<float4>();
   __shared__ float warp_sums[32];
+  if constexpr (kOne) {
+    if (int(blockIdx.z) >= compressors.count) {
+      const LatentArgs& l = compressors.latents;
+      const bool keys = int(blockIdx.z) > compressors.count;
+      const int threads = ((keys ? l.state.channels : l.q_rank) + 255) / 256 * 32;
+      if (int(threadIdx.x) < threads) LatentRow<kLow, 1>(l, blockIdx.y, keys, warp_sums, threads);
+      return;
+    }
+  }
   const PoolArgs& a = compressors.of[blockIdx.z];
   float* const values = reinterpret_cast<float*>(shared_quads);
   float* const cosine = values + (a.channels + 3) / 4 * 4;
@@ -387,7 +400,8 @@ void LaunchPool(const Compressors& args, bool one, dim3 grid, dim3 block, size_t
 
 }  // namespace
 
-void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
+void LatentsAndPool(const LatentArgs& latents, const PoolArgs& first, const PoolArgs& second,
+                    cudaStream_t stream) {
   if (first.batch.rows <= 0 || first.batch.segment_count <= 0 || first.max_segment_rows <= 0)
     return;
   const bool two = second.channels > 0;
@@ -398,18 +412,26 @@ void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
   const bool low = first.state.low;
   // Blocks that a segment of the most rows can touch.
   const int blocks = (first.max_segment_rows + first.ratio - 2) / first.ratio + 1;
-  const dim3 grid{unsigned(blocks), unsigned(first.batch.segment_count), two ? 2u : 1u};
   const bool many = first.ratio == 4 && int64_t(blocks) * first.batch.segment_count > 132;
   const int64_t emits = DivideUp(widest, 256) * 32;
   const int64_t folds =
       std::min<int64_t>(RoundUp(widest, 32), many ? kManyFoldThreads : kMaxFoldThreads);
   const bool one = first.max_segment_rows == 1;
   const dim3 block(unsigned(std::max(emits, folds)) + (one ? 32 : 0));
+  // Of one row's segments what these make does not wait for what those make, in one launch.
+  const bool beside = one && first.batch.rows == first.batch.segment_count &&
+                      latents.q.data != nullptr && latents.kv.data != nullptr &&
+                      std::max(latents.q_rank, latents.state.channels) <= 8 * int(block.x);
+  if (!beside) Latents(latents, stream);
+  const int count = two ? 2 : 1;
+  const dim3 grid{unsigned(blocks), unsigned(first.batch.segment_count),
+                  unsigned(count + (beside ? 2 : 0))};
   const size_t bytes = size_t(RoundUp(widest, 4) + first.state.rotary / 2 * 2) * sizeof(float);
   auto hadamard = [](const PoolArgs& a) {
     return static_cast<float>(1 / std::sqrt(double(std::max(1, a.channels))));
   };
-  const Compressors args = {{first, second}, {hadamard(first), hadamard(second)}};
+  const Compressors args = {
+      {first, second}, {hadamard(first), hadamard(second)}, count, beside ? latents : LatentArgs()};
   if (first.ratio == 4) {
     low ? LaunchPool<true, true>(args, one, grid, block, bytes, stream)
         : LaunchPool<false, true>(args, one, grid, block, bytes, stream);
@@ -417,6 +439,10 @@ void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
     low ? LaunchPool<true, false>(args, one, grid, block, bytes, stream)
         : LaunchPool<false, false>(args, one, grid, block, bytes, stream);
   }
+}
+
+void Pool(const PoolArgs& first, const PoolArgs& second, cudaStream_t stream) {
+  LatentsAndPool({}, first, second, stream);
 }
 
 }  // namespace agentd::model::cuda

@@ -141,6 +141,52 @@ class PoolTest : public ElementwiseTest {
     EncodeEntry(shape, x.data(), at);
   }
 
+  // What Latents makes of some rows, and room for the same again.
+  struct TestLatents {
+    TestLatents(PoolTest& test, int rows, const StateShape& state)
+        : q(test.MakePlanes(rows, q_rank = test.Draw(1, 1200))),
+          kv(test.MakePlanes(rows, state.channels)),
+          weights(test.Values(size_t(q_rank + state.channels))),
+          angles(test.Values(size_t(rows * state.rotary))),
+          alone_q(size_t(rows * q_rank), state.low),
+          beside_q(size_t(rows * q_rank), state.low),
+          alone_keys(size_t(rows * state.entry_bytes)),
+          beside_keys(size_t(rows * state.entry_bytes)) {
+      beside = {.rows = rows,
+                .low = state.low,
+                .eps = kEps,
+                .q = q.get(),
+                .q_rank = q_rank,
+                .q_norm = weights.get(),
+                .q_out = beside_q.get(),
+                .kv = kv.get(),
+                .kv_norm = weights.get() + q_rank,
+                .state = state,
+                .cosine = angles.get(),
+                .sine = angles.get() + rows * state.rotary / 2,
+                .window_keys = beside_keys.get()};
+      LatentArgs alone = beside;
+      alone.q_out = alone_q.get();
+      alone.window_keys = alone_keys.get();
+      Latents(alone, nullptr);
+    }
+    void ExpectTheSame() const {
+      Same(beside_q.Read(), alone_q.Read(), "queries beside the compressors");
+      SameNumbers(beside_keys.Read(), alone_keys.Read(), "keys beside the compressors");
+    }
+
+    int q_rank;
+    TestPlanes q;
+    TestPlanes kv;
+    OnDevice<float> weights;
+    OnDevice<float> angles;
+    ValuesOnDevice alone_q;
+    ValuesOnDevice beside_q;
+    OnDevice<uint8_t> alone_keys;
+    OnDevice<uint8_t> beside_keys;
+    LatentArgs beside;
+  };
+
   void Run(const Shape& shape, bool low) {
     SCOPED_TRACE(testing::Message()
                  << "ratio " << shape.ratio << ", " << shape.channels << ", " << shape.rotary
@@ -270,7 +316,13 @@ class PoolTest : public ElementwiseTest {
         a.k = k.back().get();
         a.gate = gate.back().get();
       }
-      Pool(compressors[0], two ? compressors[1] : PoolArgs(), nullptr);
+      const TestLatents latents(*this, rows, args.state);
+      if (Flip()) {
+        LatentsAndPool(latents.beside, compressors[0], two ? compressors[1] : PoolArgs(), nullptr);
+        latents.ExpectTheSame();
+      } else {
+        Pool(compressors[0], two ? compressors[1] : PoolArgs(), nullptr);
+      }
       CheckCuda(cudaGetLastError());
 
       for (size_t i = 0; i < segments.size(); ++i) {
