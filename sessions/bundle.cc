@@ -297,21 +297,9 @@ absl::Status BundleReader::ParseTree(std::string_view payload, BundlePiece& piec
 absl::Status BundleReader::ParseEvent(std::string_view payload, BundlePiece& piece) {
   where_ += fmt::format(" (event {})", last_seq_ + 1);
   if (tree_open_) return Damaged("files before it belong to no tree");
-  ByteReader reader(payload);
   Event& event = piece.event;
-  event.kind = reader.Get<uint8_t>();
-  const uint8_t sampled = reader.Get<uint8_t>();
-  const uint16_t zero = reader.Get<uint16_t>();
-  const uint32_t count = reader.Get<uint32_t>();
-  event.seq = reader.Get<uint64_t>();
-  event.position = reader.Get<int64_t>();
-  event.time_us = reader.Get<int64_t>();
-  const std::string_view tokens = reader.Bytes(size_t{count} * sizeof(TokenId));
-  event.payload = std::string(reader.Rest());
-  if (!reader.ok() || sampled > 1 || zero != 0) return Damaged("its fields do not fit its length");
-  event.sampled = sampled == 1;
-  event.tokens.resize(count);
-  if (count > 0) std::memcpy(event.tokens.data(), tokens.data(), tokens.size());
+  if (!internal::DecodeEventPayload(payload, event))
+    return Damaged("its fields do not fit its length");
   RETURN_IF_ERROR(CheckEvent(event));
   last_seq_ = event.seq;
   position_ = event.position;

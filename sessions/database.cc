@@ -3,10 +3,6 @@
 #include <fcntl.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/env.h>
-#include <rocksdb/filter_policy.h>
-#include <rocksdb/listener.h>
-#include <rocksdb/options.h>
-#include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -14,16 +10,17 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstdarg>
 #include <fstream>
 #include <utility>
 
 #include "base/status.h"
+#include "sessions/background_listener.h"
 #include "sessions/blob_files.h"
 #include "sessions/bytes.h"
 #include "sessions/crash_point.h"
 #include "sessions/crc32c.h"
-#include "sessions/flush_nudge.h"
+#include "sessions/database_options.h"
+#include "sessions/flush_jobs.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
 #include "sessions/small_file.h"
@@ -38,124 +35,6 @@ constexpr char kOpenedName[] = "OPENED";
 constexpr char kProbeName[] = "PROBE";
 constexpr const char* kColumnNames[kColumns] = {"timelines", "events", "kv",
                                                 "anchors",   "files",  "meta"};
-
-rocksdb::ColumnFamilyOptions ColumnOptions(Column column, bool compress) {
-  rocksdb::ColumnFamilyOptions options;
-  rocksdb::BlockBasedTableOptions table;
-  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  options.compression = compress ? rocksdb::kZSTD : rocksdb::kNoCompression;
-  // Every commit with KV flushes once, so level 0 gets many small files: their compaction moves
-  // keys only, so let them gather instead of slowing writers down.
-  options.level0_slowdown_writes_trigger = 64;
-  options.level0_stop_writes_trigger = 128;
-  if (column == Column::kKv || column == Column::kAnchors) {
-    options.compression = rocksdb::kNoCompression;  // quantised values do not shrink
-    options.enable_blob_files = true;
-    options.min_blob_size = 4096;
-    options.blob_file_size = 256 << 20;
-    // No compaction may read values: one that meets a damaged value stops the whole database, for
-    // good, and a damaged value must cost no more than time. Each flush makes a file of its own,
-    // which goes when the last value in it does; the collector (collector.h) sees to that.
-    options.enable_blob_garbage_collection = false;
-    options.write_buffer_size = 64 << 20;
-  } else {
-    options.write_buffer_size = 16 << 20;
-  }
-  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  return options;
-}
-
-}  // namespace
-
-// What RocksDB tells us about its background jobs.
-class Database::Listener final : public rocksdb::EventListener {
- public:
-  // RocksDB's own recovery after a full disk looks for space every five seconds and keeps Resume()
-  // out meanwhile. The pipeline asks before its next write instead.
-  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
-                            bool* automatic) override {
-    *automatic = false;
-  }
-  // A compaction that meets a damaged block changes nothing: its inputs stay, and reading still
-  // finds all that is whole. Taken as an error of the database it would stop every session's
-  // writes, in this life and in each that opens the same files.
-  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsCorruption()) {
-      damage_met_ = true;
-      *error = rocksdb::Status::OK();
-      return;
-    }
-    std::lock_guard lock(mutex_);
-    ++errors_;
-    last_error_ = *error;
-    changed_.notify_all();
-  }
-  void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo&) override {
-    std::lock_guard lock(mutex_);
-    changed_.notify_all();
-  }
-  // True once after each such compaction.
-  bool TakeDamage() { return damage_met_.exchange(false); }
-
-  int64_t errors() const {
-    std::lock_guard lock(mutex_);
-    return errors_;
-  }
-  // Waits until something happened in the background, a moment at most. The newest error, if there
-  // are more than `errors`.
-  rocksdb::Status Await(int64_t errors) {
-    std::unique_lock lock(mutex_);
-    if (errors_ == errors) changed_.wait_for(lock, std::chrono::milliseconds(5));
-    return errors_ == errors ? rocksdb::Status::OK() : last_error_;
-  }
-
- private:
-  std::atomic<bool> damage_met_ = false;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t errors_ = 0;          // guarded by mutex_
-  rocksdb::Status last_error_;  // guarded by mutex_
-};
-
-namespace {
-
-// RocksDB's own log is a text file in the store's directory, and a full disk ends the process
-// there: built with assertions, as Debian's is, the library aborts at the next line after one that
-// did not fit. What matters of it comes back to us as a Status.
-class NoLogFile final : public rocksdb::Logger {
- public:
-  NoLogFile() : rocksdb::Logger(rocksdb::InfoLogLevel::FATAL_LEVEL) {}
-  using rocksdb::Logger::Logv;
-  void Logv(const char*, va_list) override {}
-};
-
-rocksdb::Options DbOptions(rocksdb::Env* env, std::shared_ptr<rocksdb::EventListener> listener) {
-  rocksdb::Options options;
-  options.env = env;
-  options.create_if_missing = true;
-  options.create_missing_column_families = true;
-  options.paranoid_checks = true;
-  // Point-in-time recovery, the default, would drop acknowledged records behind one flipped bit
-  // without an error.
-  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
-  options.recycle_log_file_num = 0;
-  options.track_and_verify_wals_in_manifest = true;
-  // A failed write or fsync is not tried again behind our back; Resume() is called where it is
-  // right.
-  options.max_bgerror_resume_count = 0;
-  options.listeners.push_back(std::move(listener));
-  // What has no name yet may be forgotten, and a stale owner must not write when it closes.
-  options.avoid_flush_during_shutdown = true;
-  options.max_total_wal_size = 64 << 20;
-  options.max_open_files = 512;
-  // Space is not taken before it is used: the directory is measured.
-  options.allow_fallocate = false;
-  options.max_background_jobs = 2;
-  options.info_log = std::make_shared<NoLogFile>();
-  options.stats_dump_period_sec = 0;
-  options.stats_persist_period_sec = 0;
-  return options;
-}
 
 }  // namespace
 
@@ -305,10 +184,12 @@ absl::StatusOr<UniqueFd> Database::LockDirectory(const std::filesystem::path& di
 
 absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool for_reading) {
   (void)RocksDbUsesOurCrc32c();  // so that the program that links this has it
-  listener_ = std::make_shared<Listener>();
+  flushes_ = std::make_shared<FlushCount>();
+  listener_ = std::make_shared<BackgroundListener>(flushes_);
   rocksdb::Env* const base =
       internal_options.env != nullptr ? internal_options.env : rocksdb::Env::Default();
-  env_ = rocksdb::NewCompositeEnv(WithDirectBlobReads(base->GetFileSystem()));
+  env_ = WithCountedFlushes(rocksdb::NewCompositeEnv(WithDirectBlobReads(base->GetFileSystem())),
+                            flushes_);
   const rocksdb::Options options = DbOptions(env_.get(), listener_);
   std::vector<rocksdb::ColumnFamilyDescriptor> columns;
   columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
@@ -553,17 +434,14 @@ absl::Status Database::FlushNow(const std::vector<Column>& columns) {
   for (Column column : columns) handles.push_back(Handle(column));
   rocksdb::FlushOptions options;
   options.allow_write_stall = true;  // never waits for a compaction that damage may have ended
-  constexpr int kMomentsPerRequest = 200;
   const int64_t errors = listener_->errors();
-  while (true) {
-    RETURN_IF_ERROR(Translate(db_->Flush(options, handles), "flushing values"));
-    // After an error and Resume() it says OK as soon as the job is queued. Asked for again once in
-    // a while: a job that ended without an error and without its table is not queued again.
-    for (int i = 0; i < kMomentsPerRequest; ++i) {
-      if (!HoldsUnflushed(handles)) return absl::OkStatus();
-      RETURN_IF_ERROR(Translate(listener_->Await(errors), "flushing values"));
-    }
+  RETURN_IF_ERROR(Translate(db_->Flush(options, handles), "flushing values"));
+  // After an error and Resume() it says OK as soon as the jobs are queued.
+  while (HoldsUnflushed(handles)) {
+    RETURN_IF_ERROR(Translate(listener_->Await(errors), "flushing values"));
+    if (flushes_->lost()) return FlushesLost();
   }
+  return absl::OkStatus();
 }
 
 // Whether a memtable that was closed is not in a table yet.
@@ -605,19 +483,28 @@ absl::Status Database::ProbeSpace() {
   return Translate(status, fmt::format("looking for {} bytes of free space", needed));
 }
 
+absl::Status Database::FlushesLost() const {
+  return absl::UnavailableError(
+      "RocksDB cannot go on after a full disk: it has lost a flush; reopen the store " +
+      directory_.string());
+}
+
 absl::StatusOr<bool> Database::Resume() {
   RETURN_IF_ERROR(CheckEpoch());
   RETURN_IF_ERROR(ProbeSpace());
   rocksdb::Status status;
   {
-    const FlushNudge nudge(*db_, handles_);
+    const FlushCount::Watch watch(
+        *flushes_, [this] { rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/false); });
     status = db_->Resume();
   }
+  if (flushes_->lost()) return FlushesLost();
   if (status.IsBusy()) return false;  // a background job is on its way out
   if (status.severity() >= rocksdb::Status::Severity::kFatalError) {
     return absl::UnavailableError("RocksDB cannot go on after a full disk: " + status.ToString());
   }
   RETURN_IF_ERROR(Translate(status, "resuming after a full disk"));
+  flushes_->NoteStopped(false);
   return true;
 }
 

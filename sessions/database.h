@@ -34,6 +34,9 @@
 
 namespace agentd::sessions::internal {
 
+class BackgroundListener;
+class FlushCount;
+
 // Their numbers are part of the format: a value is encrypted together with its column's.
 enum class Column { kTimelines, kEvents, kKv, kAnchors, kFiles, kMeta };
 inline constexpr int kColumns = 6;
@@ -195,7 +198,6 @@ class Database {
 
  private:
   Database() = default;
-  class Listener;
   struct FlushGate {
     std::mutex mutex;
     std::condition_variable changed;
@@ -208,6 +210,7 @@ class Database {
   absl::Status MakeFormat(const InternalOptions& options, const StoreKeys& keys);
   absl::Status ProbeSpace();
   absl::Status FlushNow(const std::vector<Column>& columns);
+  absl::Status FlushesLost() const;
   bool HoldsUnflushed(const std::vector<rocksdb::ColumnFamilyHandle*>& handles) const;
   absl::Status OpenRocksDb(const InternalOptions& options, bool for_reading);
   absl::Status MayWrite();
@@ -223,8 +226,9 @@ class Database {
   Format format_;
   std::unique_ptr<const Keyring> keyring_;  // null: not encrypted
   OwnerEpoch epoch_;
-  std::shared_ptr<Listener> listener_;  // shared with RocksDB
-  std::unique_ptr<rocksdb::Env> env_;   // outlives db_
+  std::shared_ptr<FlushCount> flushes_;           // shared with env_ and listener_
+  std::shared_ptr<BackgroundListener> listener_;  // shared with RocksDB
+  std::unique_ptr<rocksdb::Env> env_;             // outlives db_
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // default, then by Column
 

@@ -402,25 +402,31 @@ absl::StatusOr<AnchorName> DecodeAnchorName(std::string_view key, std::string_vi
   return record;
 }
 
-absl::StatusOr<Event> DecodeEvent(std::string_view key, std::string_view value) {
-  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kEvent, key, value));
+bool DecodeEventPayload(std::string_view payload, Event& event) {
   ByteReader reader(payload);
-  Event event;
   event.kind = reader.Get<uint8_t>();
-  event.sampled = reader.Get<uint8_t>() != 0;
-  reader.Get<uint16_t>();
+  const uint8_t sampled = reader.Get<uint8_t>();
+  const uint16_t zero = reader.Get<uint16_t>();
   const uint32_t count = reader.Get<uint32_t>();
   event.seq = reader.Get<uint64_t>();
   event.position = reader.Get<int64_t>();
   event.time_us = reader.Get<int64_t>();
   const std::string_view tokens = reader.Bytes(size_t{count} * sizeof(TokenId));
-  event.payload = std::string(reader.Rest());
-  if (!reader.ok() || key.size() != 16 || event.seq != BigEndianAt(key, 8) ||
-      event.position < count) {
-    return Malformed(RecordKind::kEvent, key);
-  }
+  event.payload = reader.Rest();
+  if (!reader.ok() || sampled > 1 || zero != 0) return false;
+  event.sampled = sampled == 1;
   event.tokens.resize(count);
   if (count > 0) std::memcpy(event.tokens.data(), tokens.data(), tokens.size());
+  return true;
+}
+
+absl::StatusOr<Event> DecodeEvent(std::string_view key, std::string_view value) {
+  ASSIGN_OR_RETURN(const std::string_view payload, Unframe(RecordKind::kEvent, key, value));
+  Event event;
+  if (!DecodeEventPayload(payload, event) || key.size() != 16 || event.seq != BigEndianAt(key, 8) ||
+      event.position < static_cast<int64_t>(event.tokens.size())) {
+    return Malformed(RecordKind::kEvent, key);
+  }
   return event;
 }
 

@@ -169,6 +169,8 @@ std::string EncodeBlockName(std::string_view key, const BlockName& record);
 std::string EncodeAnchorName(std::string_view key, const AnchorName& record);
 // What stands in its record; a bundle's section of an event is the same.
 std::string EncodeEventPayload(const Event& event);
+// False: its fields do not fit. What number and position it may have is the caller's to check.
+bool DecodeEventPayload(std::string_view payload, Event& event);
 std::string EncodeEvent(std::string_view key, const Event& event);
 std::string EncodeKvPart(std::string_view key, const KvPart& part);
 std::string EncodeAnchor(std::string_view key, const AnchorValue& anchor);
