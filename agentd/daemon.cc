@@ -1,6 +1,5 @@
 #include "agentd/daemon.h"
 
-#include <google/protobuf/io/coded_stream.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include "agentd/event_kinds.h"
 #include "agentd/hold.h"
 #include "agentd/rpc_status.h"
+#include "agentd/session_page.h"
 #include "agentd/turn.h"
 #include "agentd/utf8.h"
 #include "base/status.h"
@@ -82,17 +82,6 @@ absl::Status StillWanted(Session& session, const std::function<bool()>& abandone
   if (!gone && session.cancels.empty()) return absl::OkStatus();
   return Error(absl::StatusCode::kCancelled, "session {}: the turn was cancelled before it began",
                session.id);
-}
-
-// As one more of a response's sessions: a serialised message is what is appended to it.
-void AppendListed(const v1::Session& session, std::string& page) {
-  using google::protobuf::io::CodedOutputStream;
-  constexpr uint8_t kTag = v1::ListSessionsResponse::kSessionsFieldNumber << 3 | 2;
-  uint8_t head[1 + 5] = {kTag};
-  const uint8_t* const end = CodedOutputStream::WriteVarint32ToArray(
-      static_cast<uint32_t>(session.ByteSizeLong()), head + 1);
-  page.append(reinterpret_cast<const char*>(head), static_cast<size_t>(end - head));
-  AGENTD_CHECK(session.AppendPartialToString(&page));
 }
 
 }  // namespace
@@ -312,7 +301,7 @@ absl::StatusOr<std::string> Daemon::ListBytes(const v1::ListSessionsRequest& req
     known = sessions_;
   }
   // One of each for all sessions: what they hold is used again.
-  v1::SessionMeta meta;
+  v1::SessionConfig config;
   v1::Session described;
   std::string page, last;
   v1::ListSessionsResponse end;
@@ -324,19 +313,22 @@ absl::StatusOr<std::string> Daemon::ListBytes(const v1::ListSessionsRequest& req
     }
     ++visited;
     last = info.id;
-    const absl::Status parsed = ParseMeta(info, meta);
-    if (parsed.ok() && meta.phase() == v1::SessionMeta::IMPORTING) return true;  // not there yet
+    const std::optional<ListedMeta> meta =
+        info.damage.empty() ? ReadListedMeta(info.meta, config) : std::nullopt;
+    if (meta && meta->phase == v1::SessionMeta::IMPORTING) return true;  // not there yet
     if (const auto it = known.find(info.id); it != known.end()) {
       AppendListed(Describe(*it->second), page);
       return true;
     }
-    DescribeStored(info, meta, /*running=*/false, described);
-    if (!parsed.ok()) {
-      spdlog::warn("{}", Text(parsed));
+    const ListedMeta shown = meta.value_or(ListedMeta());
+    DescribeStored(info, shown.phase, shown.import_directory, /*running=*/false, described);
+    if (!meta) {
+      const absl::Status damage = UnreadableMeta(info);
+      spdlog::warn("{}", Text(damage));
       described.set_state(v1::SESSION_STATE_UNSPECIFIED);
-      described.set_damage(Text(parsed));
+      described.set_damage(Text(damage));
     }
-    AppendListed(described, page);
+    AppendListed(described, shown.config, page);
     described.clear_damage();
     return true;
   };

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -175,9 +176,9 @@ class Daemon {
     return result;
   }
   v1::Session Describe(Session& session);
-  // Takes the config out of `meta`, and leaves another in it.
-  void DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta& meta, bool running,
-                      v1::Session& out) const;
+  // All but the configuration.
+  void DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta::Phase phase,
+                      std::string_view import_directory, bool running, v1::Session& out) const;
 
   const DaemonOptions options_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();

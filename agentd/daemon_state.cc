@@ -342,25 +342,26 @@ v1::Session Daemon::Describe(Session& session) {
   absl::StatusOr<sessions::SessionInfo> newest = store_->Get(session.id);
   if (newest.ok()) info = std::move(newest).value();
   v1::Session out;
-  DescribeStored(info, meta, view.running, out);
+  DescribeStored(info, meta.phase(), meta.import_directory(), view.running, out);
+  out.mutable_config()->Swap(meta.mutable_config());
   if (!turn) return out;
   for (v1::ApprovalAsked& asked : turn->waiting_for()) *out.add_waiting_for() = std::move(asked);
   if (out.waiting_for_size() > 0) out.set_state(v1::SESSION_STATE_WAITING);
   return out;
 }
 
-void Daemon::DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta& meta, bool running,
+void Daemon::DescribeStored(const sessions::SessionInfo& info, v1::SessionMeta::Phase phase,
+                            std::string_view import_directory, bool running,
                             v1::Session& out) const {
   out.set_id(info.id);
-  out.mutable_config()->Swap(meta.mutable_config());
-  out.set_state(running                                 ? v1::SESSION_STATE_RUNNING
-                : meta.phase() == v1::SessionMeta::IDLE ? v1::SESSION_STATE_IDLE
-                                                        : v1::SESSION_STATE_INTERRUPTED);
+  out.set_state(running                          ? v1::SESSION_STATE_RUNNING
+                : phase == v1::SessionMeta::IDLE ? v1::SESSION_STATE_IDLE
+                                                 : v1::SESSION_STATE_INTERRUPTED);
   out.set_created_us(info.created_us);
   out.set_updated_us(info.updated_us);
   out.set_last_seq(info.last_seq);
   out.set_tokens(info.tokens);
-  out.set_import_directory(meta.import_directory());
+  out.set_import_directory(import_directory.data(), import_directory.size());
   const std::optional<std::filesystem::path> place = runtime_.places->Of(info.id);
   out.set_in_place(place.has_value());
   out.set_workspace(place ? place->string() : runtime_.OwnWorkspaceName(info.id));

@@ -86,19 +86,13 @@ absl::Status TurnRunning(const std::string& session_id) {
 
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info) {
   v1::SessionMeta meta;
-  RETURN_IF_ERROR(ParseMeta(info, meta));
+  if (!info.damage.empty() || !meta.ParseFromString(info.meta)) return UnreadableMeta(info);
   return meta;
 }
 
-absl::Status ParseMeta(const sessions::SessionInfo& info, v1::SessionMeta& meta) {
-  absl::Status status;
-  if (!info.damage.empty()) {
-    status = DataLoss("session {}: {}", info.id, info.damage);
-  } else if (!meta.ParseFromString(info.meta)) {
-    status = DataLoss("session {}: its configuration is not readable", info.id);
-  }
-  if (!status.ok()) meta.Clear();
-  return status;
+absl::Status UnreadableMeta(const sessions::SessionInfo& info) {
+  return DataLoss("session {}: {}", info.id,
+                  info.damage.empty() ? "its configuration is not readable" : info.damage);
 }
 
 absl::StatusOr<std::unique_ptr<HotState>> LoadHot(const Runtime& runtime, Session& session,

@@ -116,8 +116,8 @@ absl::Status CheckModel(const ModelBundle& model, const std::string& session_id,
 // Another model made it, with a tokenizer known to be equal: with consent it goes on with ours.
 bool CanAdopt(const ModelBundle& model, const v1::SessionMeta& meta);
 absl::StatusOr<v1::SessionMeta> ParseMeta(const sessions::SessionInfo& info);
-// The same into `meta`, which is empty after an error.
-absl::Status ParseMeta(const sessions::SessionInfo& info, v1::SessionMeta& meta);
+// DataLoss: that its meta cannot be read, and why.
+absl::Status UnreadableMeta(const sessions::SessionInfo& info);
 
 // Somebody works on the session already.
 absl::Status TurnRunning(const std::string& session_id);

@@ -318,9 +318,11 @@ std::vector<absl::StatusOr<bool>> Database::GetMany(
 }
 
 std::unique_ptr<rocksdb::Iterator> Database::Iterate(Column column,
-                                                     const rocksdb::Snapshot* snapshot) const {
+                                                     const rocksdb::Snapshot* snapshot,
+                                                     bool fill_cache) const {
   rocksdb::ReadOptions options;
   options.snapshot = snapshot;
+  options.fill_cache = fill_cache;
   std::unique_ptr<rocksdb::Iterator> stored(db_->NewIterator(options, Handle(column)));
   if (keyring_ == nullptr) return stored;
   return std::make_unique<OpeningIterator>(std::move(stored), *keyring_, column);

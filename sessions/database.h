@@ -106,8 +106,10 @@ class Database {
   std::vector<absl::StatusOr<bool>> GetMany(Column column, std::span<const std::string> keys,
                                             const rocksdb::Snapshot* snapshot,
                                             std::vector<rocksdb::PinnableSlice>& values) const;
+  // `fill_cache`: not for a walk over more than the cache of blocks holds.
   std::unique_ptr<rocksdb::Iterator> Iterate(Column column,
-                                             const rocksdb::Snapshot* snapshot = nullptr) const;
+                                             const rocksdb::Snapshot* snapshot = nullptr,
+                                             bool fill_cache = true) const;
   // All entries under `prefix`, in key order, until `visit` returns an error.
   template <typename Visit>  // absl::Status(std::string_view key, std::string_view value)
   absl::Status Scan(Column column, std::string_view prefix, Visit visit,
