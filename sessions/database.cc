@@ -15,11 +15,11 @@
 
 #include "base/status.h"
 #include "sessions/background_listener.h"
-#include "sessions/blob_files.h"
 #include "sessions/bytes.h"
 #include "sessions/crash_point.h"
 #include "sessions/crc32c.h"
 #include "sessions/database_options.h"
+#include "sessions/file_reads.h"
 #include "sessions/flush_jobs.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
@@ -188,8 +188,8 @@ absl::Status Database::OpenRocksDb(const InternalOptions& internal_options, bool
   listener_ = std::make_shared<BackgroundListener>(flushes_);
   rocksdb::Env* const base =
       internal_options.env != nullptr ? internal_options.env : rocksdb::Env::Default();
-  env_ = WithCountedFlushes(rocksdb::NewCompositeEnv(WithDirectBlobReads(base->GetFileSystem())),
-                            flushes_);
+  env_ =
+      WithCountedFlushes(rocksdb::NewCompositeEnv(WithStoreReads(base->GetFileSystem())), flushes_);
   const rocksdb::Options options = DbOptions(env_.get(), listener_);
   std::vector<rocksdb::ColumnFamilyDescriptor> columns;
   columns.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
