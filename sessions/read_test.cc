@@ -40,6 +40,18 @@ TEST(Crc32cTest, PiecesOfAnyLengthGiveTheWhole) {
   }
 }
 
+// Long data is taken in lanes, short pieces are not.
+TEST(Crc32cTest, LanesGiveWhatOneByOneGives) {
+  Random random(NewSeed());
+  for (int i = 0; i < 50; ++i) {
+    const std::string bytes = RandomBytes(random, size_t(Below(random, 100'000)));
+    const uint32_t before = static_cast<uint32_t>(random());
+    uint32_t expected = before;
+    for (const char& byte : bytes) expected = ExtendCrc32c(expected, &byte, 1);
+    EXPECT_EQ(ExtendCrc32c(before, bytes.data(), bytes.size()), expected) << bytes.size();
+  }
+}
+
 TEST(Crc32cTest, RocksDbCallsIt) { EXPECT_TRUE(internal::RocksDbUsesOurCrc32c()); }
 
 // Open files of this process that end so, and how many of them bypass the page cache.
