@@ -13,8 +13,8 @@
 #include <system_error>
 #include <utility>
 
+#include "base/small_file.h"
 #include "base/status.h"
-#include "sessions/small_file.h"
 
 namespace agentd::daemon {
 namespace {
@@ -104,7 +104,7 @@ absl::Status Places::Claim(const std::string& session_id, const fs::path& folder
   Place place;
   place.folder = folder;
   RETURN_IF_ERROR(Annotate(Lock(session_id, place), "import_directory"));
-  RETURN_IF_ERROR(sessions::internal::ReplaceFile(directory_ / session_id, folder.string()));
+  RETURN_IF_ERROR(ReplaceFile(directory_ / session_id, folder.string()));
   places_[session_id] = std::move(place);
   return absl::OkStatus();
 }
@@ -115,7 +115,7 @@ absl::Status Places::Release(const std::string& session_id) {
   const fs::path file = directory_ / session_id;
   if (::unlink(file.c_str()) != 0 && errno != ENOENT)
     return ErrnoError(errno, "unlink " + file.string());
-  return sessions::internal::SyncDirectory(directory_);
+  return SyncDirectory(directory_);
 }
 
 std::optional<fs::path> Places::Of(const std::string& session_id) const {

@@ -17,6 +17,7 @@
 #include <set>
 #include <utility>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "sessions/bytes.h"
@@ -24,7 +25,6 @@
 #include "sessions/crash_point.h"
 #include "sessions/database.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 
 namespace agentd::sessions {
 namespace internal {

@@ -16,11 +16,11 @@
 #include <thread>
 #include <utility>
 
+#include "base/small_file.h"
 #include "sessions/crash_point.h"
 #include "sessions/database.h"
 #include "sessions/internal_options.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 #include "sessions/test_util.h"
 
 namespace agentd::sessions::testing {
@@ -290,7 +290,7 @@ TEST_F(BackupTest, CopiesOfOneStoreDoNotClash) {
   ASSERT_OK(RestoreBackup(backups(), 1, At("b/")));
   std::set<std::string> epochs;
   for (const fs::path& path : {store(), At("a"), At("b")})
-    epochs.insert(Must(internal::ReadSmallFile(path / "EPOCH")).value());
+    epochs.insert(Must(ReadSmallFile(path / "EPOCH")).value());
   EXPECT_EQ(epochs.size(), 3u);
   const std::unique_ptr<Store> source = OpenAt(store()), a = OpenAt(At("a")), b = OpenAt(At("b"));
   std::set<std::string> ids;
@@ -482,9 +482,9 @@ TEST_F(BackupTest, OneAtATimeAndOnlyTheOwner) {
   EXPECT_EQ(made + refused, 4);
   EXPECT_GE(made, 1);
   EXPECT_EQ(Must(ListBackups(backups())).size(), 1u + static_cast<size_t>(made));
-  const std::string epoch = Must(internal::ReadSmallFile(store() / "EPOCH")).value();
-  ASSERT_OK(internal::ReplaceFile(
-      store() / "EPOCH", internal::EncodeNumber(internal::RecordKind::kEpoch, "EPOCH", 1'000'000)));
+  const std::string epoch = Must(ReadSmallFile(store() / "EPOCH")).value();
+  ASSERT_OK(ReplaceFile(store() / "EPOCH",
+                        internal::EncodeNumber(internal::RecordKind::kEpoch, "EPOCH", 1'000'000)));
   EXPECT_TRUE(absl::IsFailedPrecondition(opened->Backup(backups(), 0).status()));
 }
 

@@ -13,6 +13,7 @@
 #include <fstream>
 #include <utility>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "sessions/background_listener.h"
 #include "sessions/bytes.h"
@@ -23,7 +24,6 @@
 #include "sessions/flush_jobs.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 #include "sessions/store_files.h"
 
 namespace agentd::sessions::internal {

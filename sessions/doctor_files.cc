@@ -13,13 +13,13 @@
 #include <utility>
 #include <vector>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "sessions/database.h"
 #include "sessions/doctor_findings.h"
 #include "sessions/log_file.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 
 namespace agentd::sessions {
 namespace internal {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "sessions/bytes.h"
 #include "sessions/doctor_files.h"
@@ -17,7 +18,6 @@
 #include "sessions/keyring.h"
 #include "sessions/keys.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 #include "sessions/store_files.h"
 
 namespace agentd::sessions::internal {

@@ -10,9 +10,9 @@
 #include <optional>
 #include <string>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 
 namespace agentd::sessions::internal {
 namespace {

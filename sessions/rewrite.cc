@@ -4,12 +4,12 @@
 #include <string>
 #include <vector>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
 #include "sessions/database.h"
 #include "sessions/keys.h"
 #include "sessions/record.h"
-#include "sessions/small_file.h"
 #include "sessions/store_files.h"
 #include "sessions/summary.h"
 

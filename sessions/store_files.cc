@@ -4,9 +4,9 @@
 #include <charconv>
 #include <cstdio>
 
+#include "base/small_file.h"
 #include "base/status.h"
 #include "sessions/crash_point.h"
-#include "sessions/small_file.h"
 
 namespace agentd::sessions::internal {
 namespace {

@@ -1,14 +1,10 @@
 #include "tools/mcp/oauth_store.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <fstream>
 #include <iterator>
 
+#include "base/small_file.h"
 #include "base/status.h"
-#include "base/unique_fd.h"
 #include "tools/mcp/json_rpc.h"
 
 namespace agentd::tools::mcp {
@@ -30,26 +26,6 @@ void ForEachField(Record& record, const Each& each) {
   each("access_token", record.access_token);
   each("expires_s", record.expires_s);
   each("refresh_token", record.refresh_token);
-}
-
-absl::Status ReplacePrivateFile(const std::filesystem::path& path, const std::string& bytes) {
-  const std::string temporary = path.string() + ".new";
-  // Not one that somebody else may hold open.
-  ::unlink(temporary.c_str());
-  UniqueFd fd(
-      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
-  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
-  if (written < 0) return ErrnoError(errno, "write " + temporary);
-  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
-  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
-  if (::rename(temporary.c_str(), path.c_str()) != 0)
-    return ErrnoError(errno, "rename " + temporary);
-  const UniqueFd directory(::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // A provider that rotates refresh tokens takes the old one no more: the new one must last.
-  if (!directory.valid() || ::fsync(directory.get()) != 0)
-    return ErrnoError(errno, "fsync " + path.parent_path().string());
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -79,7 +55,8 @@ absl::Status OAuthStore::Save(const OAuthRecord& record) const {
   if (file_.empty()) return absl::OkStatus();
   Json json = Json::object();
   ForEachField(record, [&json](const char* name, const auto& field) { json[name] = field; });
-  return Annotate(ReplacePrivateFile(file_, Dump(json) + "\n"), "the tokens cannot be kept");
+  // A provider that rotates refresh tokens takes the old one no more: the new one must last.
+  return Annotate(ReplaceFile(file_, Dump(json) + "\n"), "the tokens cannot be kept");
 }
 
 }  // namespace agentd::tools::mcp

@@ -1,14 +1,32 @@
-#include "sessions/small_file.h"
+#include "base/small_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
 
-namespace agentd::sessions::internal {
+namespace agentd {
+namespace {
+
+absl::Status WriteNewFile(const std::string& path, std::string_view bytes) {
+  const UniqueFd fd(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoError(errno, "open " + path);
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return ErrnoError(errno, "write " + path);
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + path);
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::StatusOr<std::optional<std::string>> ReadSmallFile(const std::filesystem::path& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -32,15 +50,16 @@ absl::Status SyncDirectory(const std::filesystem::path& path) {
 
 absl::Status ReplaceFile(const std::filesystem::path& path, std::string_view bytes) {
   const std::string temporary = path.string() + ".new";
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoError(errno, "open " + temporary);
-  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
-  if (written < 0) return ErrnoError(errno, "write " + temporary);
-  if (static_cast<size_t>(written) != bytes.size()) return ErrnoError(ENOSPC, "write " + temporary);
-  if (::fsync(fd.get()) != 0) return ErrnoError(errno, "fsync " + temporary);
-  if (::rename(temporary.c_str(), path.c_str()) != 0)
-    return ErrnoError(errno, "rename " + temporary);
+  if (::unlink(temporary.c_str()) != 0 && errno != ENOENT)
+    return ErrnoError(errno, "remove " + temporary);
+  absl::Status status = WriteNewFile(temporary, bytes);
+  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0)
+    status = ErrnoError(errno, "rename " + temporary);
+  if (!status.ok()) {
+    ::unlink(temporary.c_str());
+    return status;
+  }
   return SyncDirectory(path.parent_path());
 }
 
-}  // namespace agentd::sessions::internal
+}  // namespace agentd
