@@ -89,7 +89,7 @@ absl::Status Daemon::Init() {
     runtime_.csa_layers += kind == model::LayerKind::kCsa ? 1 : 0;
   }
   scheduler_ = std::make_unique<Scheduler>(std::move(engine), options_.scheduler);
-  walls_ = sandbox::ProbeWalls(options_.helper_dir);
+  walls_ = sandbox::ProbeWalls(options_.helper_dir, options_.data / "probe");
   for (const sandbox::Wall& wall : walls_) {
     if (!wall.required || wall.available) continue;
     spdlog::warn("tools will not run: {}: {}", wall.name, wall.detail);

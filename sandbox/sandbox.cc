@@ -358,21 +358,24 @@ absl::StatusOr<std::unique_ptr<Sandbox>> Sandbox::Start(const Options& options) 
   return std::unique_ptr<Sandbox>(std::move(sandbox));
 }
 
-std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir) {
+std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir,
+                             const std::filesystem::path& scratch) {
   std::vector<Wall> walls;
   const absl::StatusOr<std::string> bwrap = FindBubblewrap();
   walls.push_back({"bubblewrap", true, bwrap.ok(), bwrap.ok() ? *bwrap : Text(bwrap.status())});
-  char directory[] = "/tmp/agentd-probe-XXXXXX";
-  if (mkdtemp(directory) == nullptr) {
-    walls.push_back({"namespaces", true, false, "cannot make a directory in /tmp to try them in"});
+  std::error_code error;
+  std::filesystem::remove_all(scratch, error);  // what a process that was killed left
+  std::filesystem::create_directories(scratch / "workspace", error);
+  if (error) {
+    walls.push_back({"namespaces", true, false,
+                     fmt::format("cannot make the directory {} to try them in: {}",
+                                 scratch.string(), error.message())});
     return walls;
   }
-  const std::filesystem::path root = directory;
-  std::filesystem::create_directory(root / "workspace");
   std::vector<Wall> optional;
   absl::Status status;
   {
-    auto sandbox = StartBubblewrap({root / "workspace", root / "lock", helper_dir}, optional);
+    auto sandbox = StartBubblewrap({scratch / "workspace", scratch / "lock", helper_dir}, optional);
     status = sandbox.status();
     walls.push_back({"user, PID, mount, network, IPC and UTS namespaces", true, status.ok(),
                      status.ok() ? "a sandbox started" : Text(status)});
@@ -385,8 +388,7 @@ std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir) {
     }
   }
   for (Wall& wall : optional) walls.push_back(std::move(wall));
-  std::error_code ignored;
-  std::filesystem::remove_all(root, ignored);
+  std::filesystem::remove_all(scratch, error);
   return walls;
 }
 

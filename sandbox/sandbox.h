@@ -167,8 +167,11 @@ class Sandbox {
   virtual const std::vector<std::string>& missing_walls() const = 0;
 };
 
-// What this machine can put up, tried for real. Takes tens of milliseconds.
-std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir);
+// What this machine can put up, tried for real. Takes tens of milliseconds. `scratch` is a
+// directory of this alone, made for it and removed; what is there, as after a SIGKILL, goes first.
+// One call at a time for one `scratch`.
+std::vector<Wall> ProbeWalls(const std::filesystem::path& helper_dir,
+                             const std::filesystem::path& scratch);
 
 // Waits until no process of the sandbox that held `lock_file` lives: the proof that an old tree is
 // dead. DeadlineExceeded names the pid that still holds it.

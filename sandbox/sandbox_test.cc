@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sandbox/output.h"
 
 namespace agentd::sandbox {
@@ -183,16 +184,33 @@ TEST_F(SandboxTest, StartNamesAMissingWorkspace) {
 }
 
 TEST(ProbeWallsTest, AllRequiredWallsStand) {
-  for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR)) {
+  const TemporaryDirectory directory;
+  for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR, directory.path() / "probe")) {
     EXPECT_TRUE(wall.available || !wall.required) << wall.name << ": " << wall.detail;
     EXPECT_FALSE(wall.detail.empty());
   }
 }
 
+TEST(ProbeWallsTest, WhatAKilledProbeLeftGoesWithTheNext) {
+  const TemporaryDirectory directory;
+  const fs::path scratch = directory.path() / "probe";
+  fs::create_directories(scratch / "workspace/left");
+  std::ofstream(scratch / "lock") << "4711\n";
+  fs::create_symlink(directory.path(), scratch / "workspace/link");
+  for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR, scratch))
+    EXPECT_TRUE(wall.available || !wall.required) << wall.name << ": " << wall.detail;
+  EXPECT_TRUE(fs::is_empty(directory.path()));
+  // A place that cannot be had is named.
+  std::ofstream(directory.path() / "file") << "x";
+  const std::vector<Wall> walls = ProbeWalls(AGENTD_HELPER_DIR, directory.path() / "file/probe");
+  EXPECT_NE(walls.back().detail.find("file/probe"), std::string::npos) << walls.back().detail;
+  EXPECT_FALSE(walls.back().available);
+}
+
 // A wall that is missing is named, by the probe and by the sandbox that goes without.
 TEST_F(SandboxTest, NamesTheWallsThatItsCallsGoWithout) {
   std::vector<std::string> missing;
-  for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR))
+  for (const Wall& wall : ProbeWalls(AGENTD_HELPER_DIR, root_ / "probe"))
     if (!wall.available) missing.push_back(wall.name);
   EXPECT_EQ(sandbox_->missing_walls(), missing);
 }

@@ -62,10 +62,14 @@ class Daemon:
             print(f"--- end of the daemon's log\n{self.log.read_text(errors='replace')[-6000:]}")
         self.remove()
 
-    def start(self, *more):
+    def launch(self, *more):
+        """Begins to start."""
         with open(self.log, "ab") as log:
             command = [BIN / "agentd", "--model", self.model, "--backend", BACKEND, "--data", self.data, "--socket", self.socket]
             self.process = subprocess.Popen([*map(str, command), *self.arguments, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.limit, env={**os.environ, **self.environment})
+
+    def start(self, *more):
+        self.launch(*more)
         up = self.ctl("--wait", "60", "info")
         if up.code != 0:
             raise RuntimeError(f"the daemon does not come up: {up}\n{self.log.read_text(errors='replace')[-4000:]}")

@@ -206,6 +206,23 @@ class Crash(unittest.TestCase):
             self.assertEqual(daemon.workspace(session), files)
             self.assertTrue(all(e["prefilled_again"] == 0 for e in daemon.events(session) if e["type"] == "resumed"))
 
+    def test_killed_starts_leave_nothing(self):
+        with Daemon() as daemon:
+            temporary = daemon.directory / "tmp"
+            temporary.mkdir()
+            daemon.environment["TMPDIR"] = str(temporary)
+            names = sorted(path.name for path in daemon.data.iterdir())
+            daemon.stop()
+            cut_off = 0
+            for _ in range(2 * ROUNDS + 8):
+                daemon.launch()
+                time.sleep(self.random.uniform(0, 0.6))
+                daemon.kill()
+                cut_off += (daemon.data / "probe").exists()
+            daemon.start()
+            self.assertEqual(sorted(path.name for path in daemon.data.iterdir()), names, f"{cut_off} starts left a probe")
+            self.assertEqual(list(temporary.iterdir()), [])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -1,10 +1,8 @@
 """The tools' configuration and consent against a real daemon: agentctl approve, deny, the question at a terminal, SIGKILL meanwhile."""
 import os
-import pathlib
 import pty
 import select
 import subprocess
-import tempfile
 import time
 import unittest
 
@@ -15,9 +13,7 @@ TASK = "How many lines are in a.txt?"
 
 
 def config(text):
-    file = pathlib.Path(tempfile.mkdtemp(prefix="agentd-e2e-config.")) / "agentd.toml"
-    file.write_text(text)
-    return file
+    return folder({"agentd.toml": text}) / "agentd.toml"
 
 
 class Tools(unittest.TestCase):
