@@ -1,13 +1,18 @@
 #include "sessions/change_feed.h"
 
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/statfs.h>
 
 #include <cerrno>
+#include <cstring>
+#include <functional>
+#include <string_view>
 #include <utility>
 
 #include "base/status.h"
@@ -21,8 +26,42 @@ constexpr uint32_t kChanged =
     IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE;
 constexpr int kPauseMs = 20;  // the queue does not fill up in it
 constexpr long kXfsMagic = 0x58465342;
+constexpr size_t kQueueBufferBytes = 64 << 10;
+
+// A file handle as a number, 0 never.
+uint64_t IdOfHandle(int type, std::string_view bytes) {
+  return (std::hash<std::string_view>()(bytes) ^ static_cast<unsigned>(type)) | 1;
+}
+
+// The file that an event is about; 0: it does not say.
+uint64_t FileOf(const struct fanotify_event_metadata& event) {
+  const char* const begin = reinterpret_cast<const char*>(&event);
+  size_t at = event.metadata_len;
+  while (at + sizeof(struct fanotify_event_info_fid) <= event.event_len) {
+    struct fanotify_event_info_header info;
+    std::memcpy(&info, begin + at, sizeof(info));
+    if (info.len < sizeof(info)) return 0;
+    if (info.info_type == FAN_EVENT_INFO_TYPE_FID) {
+      struct file_handle handle;
+      const char* const from = begin + at + offsetof(struct fanotify_event_info_fid, handle);
+      std::memcpy(&handle, from, sizeof(handle));
+      return IdOfHandle(handle.handle_type, {from + sizeof(handle), handle.handle_bytes});
+    }
+    at += info.len;
+  }
+  return 0;
+}
 
 }  // namespace
+
+uint64_t ChangeFeed::IdOf(int file) {
+  alignas(struct file_handle) char buffer[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+  auto* const handle = reinterpret_cast<struct file_handle*>(buffer);
+  handle->handle_bytes = MAX_HANDLE_SZ;
+  int mount = 0;
+  if (::name_to_handle_at(file, "", handle, &mount, AT_EMPTY_PATH) != 0) return 0;
+  return IdOfHandle(handle->handle_type, {buffer + sizeof(*handle), handle->handle_bytes});
+}
 
 absl::StatusOr<std::unique_ptr<ChangeFeed>> ChangeFeed::Start(const ChangeFeedOptions& options) {
   std::unique_ptr<ChangeFeed> feed(new ChangeFeed(options));
@@ -30,6 +69,11 @@ absl::StatusOr<std::unique_ptr<ChangeFeed>> ChangeFeed::Start(const ChangeFeedOp
   if (!feed->queue_.valid()) return ErrnoError(errno, "inotify_init1");
   feed->stop_.Reset(::eventfd(0, EFD_CLOEXEC));
   if (!feed->stop_.valid()) return ErrnoError(errno, "eventfd");
+  if (options.tells_files) {
+    feed->named_queue_.Reset(::fanotify_init(
+        FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DFID_NAME_TARGET, 0));
+    feed->changes_.named.emplace();
+  }
   if (options.has_reader) feed->thread_ = std::thread([feed = feed.get()] { feed->Loop(); });
   return feed;
 }
@@ -61,6 +105,11 @@ absl::StatusOr<int> ChangeFeed::Watch(int directory) {
   const int watch =
       ::inotify_add_watch(queue_.get(), path.c_str(), kChanged | IN_OPEN | IN_ONLYDIR);
   if (watch < 0) return ErrnoError(errno, "inotify_add_watch");
+  // Evictable: the other watch keeps the directory's inode, and with it this one.
+  if (named_queue_.valid() &&
+      ::fanotify_mark(named_queue_.get(), FAN_MARK_ADD | FAN_MARK_EVICTABLE | FAN_MARK_ONLYDIR,
+                      FAN_CREATE, directory, nullptr) != 0)
+    named_queue_.Reset();
   if (watch <= newest_watch_) return watch;  // it was watched already
   newest_watch_ = watch;
   if (++watches_ <= options_.max_watches) return watch;
@@ -90,7 +139,7 @@ void ChangeFeed::Loop() {
 void ChangeFeed::Drain() {
   int waiting = 0;
   if (::ioctl(queue_.get(), FIONREAD, &waiting) != 0) changes_.lost = true;
-  alignas(struct inotify_event) char buffer[64 << 10];
+  alignas(struct inotify_event) char buffer[kQueueBufferBytes];
   while (waiting > 0) {
     const ssize_t size = ::read(queue_.get(), buffer, sizeof(buffer));
     if (size < 0 && errno == EINTR) continue;
@@ -105,6 +154,36 @@ void ChangeFeed::Drain() {
       at += static_cast<ssize_t>(sizeof(*event) + event->len);
     }
   }
+  DrainNamed();
+}
+
+// After the notices: of a name that went, it was told before which file it was.
+void ChangeFeed::DrainNamed() {
+  int waiting = 0;  // FAN_EVENT_METADATA_LEN for each event; some kernels say more
+  if (!named_queue_.valid() || ::ioctl(named_queue_.get(), FIONREAD, &waiting) != 0)
+    changes_.named.reset();
+  alignas(struct fanotify_event_metadata) char buffer[kQueueBufferBytes];
+  while (named_queue_.valid() && waiting > 0) {
+    const ssize_t size = ::read(named_queue_.get(), buffer, sizeof(buffer));
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0 && errno == EAGAIN) return;
+    if (size <= 0) named_queue_.Reset();
+    const auto* event = reinterpret_cast<const struct fanotify_event_metadata*>(buffer);
+    for (ssize_t left = size; left > 0 && FAN_EVENT_OK(event, left);
+         event = FAN_EVENT_NEXT(event, left)) {
+      waiting -= static_cast<int>(FAN_EVENT_METADATA_LEN);
+      const uint64_t file = (event->mask & FAN_Q_OVERFLOW) != 0 ? 0 : FileOf(*event);
+      if (file == 0 || (changes_.named && changes_.named->size() >= options_.max_names))
+        changes_.named.reset();
+      if (changes_.named) changes_.named->insert(file);
+    }
+    if (!named_queue_.valid()) changes_.named.reset();
+  }
+}
+
+bool ChangeFeed::tells_files() {
+  std::lock_guard lock(mutex_);
+  return named_queue_.valid();
 }
 
 void ChangeFeed::Note(const struct inotify_event& event) {
@@ -118,6 +197,7 @@ void ChangeFeed::Note(const struct inotify_event& event) {
   // A directory's own events come from the one above too, by name.
   if (event.len > 0 && (changed || opened) && !changes_.lost) {
     const auto [note, is_new] = changes_.names[event.wd].try_emplace(event.name);
+    if (is_new) note->second.fresh = FreshBefore(event.wd, event.name);
     note->second.opened = note->second.opened || opened;
     note->second.changed = note->second.changed || changed;
     if ((event.mask & IN_ISDIR) == 0) NoteFresh(event, note->second);
@@ -154,7 +234,21 @@ Changes ChangeFeed::Take() {
   // What has left the watched directories can be written elsewhere.
   changes_.others_may_have_changed = changes_.others_may_have_changed || !moving_.empty();
   moving_.clear();
-  return std::exchange(changes_, {});
+  Changes taken = std::exchange(changes_, {});
+  fresh_before_.clear();
+  if (named_queue_.valid()) changes_.named.emplace();
+  if (taken.named) return taken;
+  for (const auto& [watch, names] : taken.names)
+    for (const auto& [name, change] : names)
+      if (change.fresh != NameChange::Fresh::kNo) fresh_before_[watch][name] = change.fresh;
+  return taken;
+}
+
+NameChange::Fresh ChangeFeed::FreshBefore(int watch, const char* name) const {
+  const auto names = fresh_before_.find(watch);
+  if (names == fresh_before_.end()) return NameChange::Fresh::kNo;
+  const auto fresh = names->second.find(name);
+  return fresh == names->second.end() ? NameChange::Fresh::kNo : fresh->second;
 }
 
 void ChangeFeed::ForgetOpens(int watch, const std::vector<std::string>& names) {

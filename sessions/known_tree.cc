@@ -8,6 +8,7 @@ namespace {
 
 // Watches that could not be had are asked for again after so many snapshots.
 constexpr int kSnapshotsPerFeed = 64;
+constexpr uint64_t kLeastRested = 1 << 16;
 
 }  // namespace
 
@@ -29,6 +30,7 @@ void SuspectAll(KnownDirectory& directory, bool believe_notices) {
 void KnownTree::DropFeed() {
   feed.reset();
   by_watch.clear();
+  rested.clear();
   snapshots_to_feed = kSnapshotsPerFeed;
   ForEachDirectory(root, [](KnownDirectory& one) { one.watch = -1; });
   SuspectAll(root, /*believe_notices=*/false);
@@ -62,8 +64,29 @@ bool KnownTree::TakeNotices() {
       Suspect(directory, name);
     }
   }
-  if (changes.others_may_have_changed) SuspectAll(root, /*believe_notices=*/true);
+  if (changes.named) {
+    SuspectNamed(*changes.named);
+  } else if (changes.others_may_have_changed) {
+    SuspectAll(root, /*believe_notices=*/true);
+  }
   return true;
+}
+
+void KnownTree::SuspectNamed(const std::unordered_set<uint64_t>& named) {
+  const bool has_too_many = rested.size() > 2 * root.entries_below + kLeastRested;
+  if (!has_too_many &&
+      std::none_of(named.begin(), named.end(), [this](uint64_t id) { return rested.contains(id); }))
+    return;
+  rested.clear();
+  ForEachDirectory(root, [&](KnownDirectory& directory) {
+    for (auto& [name, known] : directory.entries) {
+      if (!known.rests) continue;
+      rested.insert(known.id);
+      if (!named.contains(known.id)) continue;
+      known.believed = known.rests = false;
+      Suspect(directory, name);
+    }
+  });
 }
 
 void KnownTree::Unwatch(KnownDirectory& directory) {

@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "sessions/change_feed.h"
 #include "sessions/file_contents.h"
@@ -25,10 +26,12 @@ struct KnownDirectory;
 struct KnownEntry {
   DirectoryEntry entry;  // as in the tree; its chunks are stored
   // ---- kFile
-  FileStamp stamp;        // when it was read
-  bool believed = false;  // while its stamp is this one, its contents are those
-  bool rests = false;     // it does not change without a notice
-  bool linked = false;    // has another name
+  uint64_t allocated_bytes = 0;  // when it was looked at, for this of its names
+  FileStamp stamp;               // when it was read
+  bool believed = false;         // while its stamp is this one, its contents are those
+  bool rests = false;            // it does not change without a notice
+  uint64_t id = 0;      // its number in the feed; not 0 while it rests and the feed tells files
+  bool linked = false;  // has another name
   // ---- kDirectory
   std::unique_ptr<KnownDirectory> directory;
 };
@@ -44,6 +47,7 @@ struct KnownDirectory {
   std::set<std::string, std::less<>> suspects;
   std::optional<Sha256Digest> id;  // of its record, stored
   uint64_t entries_below = 0, bytes_below = 0;
+  uint64_t allocated_below = 0;  // as of the last snapshot
 };
 
 // Every directory, those below after it; `visit` may add and remove none.
@@ -65,13 +69,17 @@ struct KnownTree {
   KnownDirectory root;
   std::unique_ptr<ChangeFeed> feed;                   // null: everything is walked each time
   std::unordered_map<int, KnownDirectory*> by_watch;  // of the feed
-  int snapshots_to_feed = 0;                          // without a feed: until one is tried again
-  int snapshots_to_walk = 0;  // with one: until all is looked at all the same
+  std::unordered_set<uint64_t> rested;  // the numbers of all that rest, and of some that did
+  int snapshots_to_feed = 0;            // without a feed: until one is tried again
+  int snapshots_to_walk = 0;            // with one: until all is looked at all the same
 
   // Ends the feed; everything known is to be looked at.
   void DropFeed();
   // Makes suspects of what has changed. False: that is not known, so of everything.
   bool TakeNotices();
+  // Makes suspects of files that rested when they got another name: what is written under that is
+  // noticed under that alone.
+  void SuspectNamed(const std::unordered_set<uint64_t>& named);
   // Of a subtree that is no more in the tree.
   void Unwatch(KnownDirectory& directory);
   // What is in these objects (keys in `files`, by `key_of`) is not stored any more.

@@ -48,6 +48,8 @@ absl::StatusOr<WorkspaceSnapshot> Snapshotter::Run(int root) {
   WorkspaceSnapshot snapshot;
   if (status.ok()) {
     snapshot.tree = *known_.root.id;
+    snapshot.entries = static_cast<int64_t>(known_.root.entries_below);
+    snapshot.allocated_bytes = static_cast<int64_t>(known_.root.allocated_below);
     absl::StatusOr<FileObjects::Hold> hold = writer_.Finish(snapshot.tree);
     if (hold.ok()) {
       snapshot.hold = *std::move(hold);
@@ -132,6 +134,10 @@ absl::Status Snapshotter::Refresh(KnownDirectory& directory, int fd, const std::
   }
   directory.open = false;
   RETURN_IF_ERROR(status);
+  directory.allocated_below = 0;
+  for (const auto& [name, known] : directory.entries)
+    directory.allocated_below +=
+        known.directory != nullptr ? known.directory->allocated_below : known.allocated_bytes;
   return directory.id.has_value() ? absl::OkStatus() : Store(place);
 }
 
@@ -216,6 +222,8 @@ void Snapshotter::LookAtFile(Place& place, const std::string& name, const struct
 void Snapshotter::SetRests(Place& place, const std::string& name, KnownEntry& known, bool rests,
                            const struct stat& status) {
   const bool linked = status.st_nlink > 1;
+  known.allocated_bytes =
+      static_cast<uint64_t>(status.st_blocks) * 512 / std::max<uint64_t>(status.st_nlink, 1);
   known.rests = rests && !linked && place.known.watch >= 0;
   if (known_.feed == nullptr) return;
   if (linked && !known.linked) linked_.emplace(status.st_dev, status.st_ino);
@@ -294,12 +302,15 @@ absl::Status Snapshotter::ReadFile(Place& place, const File& file, int fd) {
   entry.mode = file.status.st_mode & 0777;  // a restored file is ours: setuid would lend our rights
   for (int attempt = 1;; ++attempt) {
     const Writers writers = WritersOf(fd);
+    // Who has opened another name since, which is gone by now, has not been noticed under this one.
+    const bool nobody_writes = writers == Writers::kNone && file.status.st_nlink == 1;
     struct stat before, after;
     if (::fstat(fd, &before) != 0) return ErrnoError(errno, "stat " + path);
     if (!S_ISREG(before.st_mode)) return LookAgain(place, file.name, absl::OkStatus());
     const FileStamp stamp = StampOf(before);
     if (!file.read && found != place.known.entries.end() && found->second.stamp == stamp) {
-      SetRests(place, file.name, found->second, writers == Writers::kNone, before);
+      const bool rests = nobody_writes && Number(found->second, fd);
+      SetRests(place, file.name, found->second, rests, before);
       return absl::OkStatus();
     }
     if (attempt == 1) ++counts_.files_read;
@@ -312,9 +323,19 @@ absl::Status Snapshotter::ReadFile(Place& place, const File& file, int fd) {
     SetEntry(place.known, known, std::move(entry));
     known.stamp = stamp;
     known.believed = quiet && writers != Writers::kSome && IsSettled(stamp, now_ns);
-    SetRests(place, file.name, known, quiet && writers == Writers::kNone, before);
+    const bool rests = quiet && nobody_writes && Number(known, fd);
+    SetRests(place, file.name, known, rests, before);
     return absl::OkStatus();
   }
+}
+
+// False: if it gets another name, that is not told.
+bool Snapshotter::Number(KnownEntry& known, int fd) {
+  known.id = 0;
+  if (known_.feed == nullptr || !known_.feed->tells_files()) return true;
+  known.id = ChangeFeed::IdOf(fd);
+  if (known.id != 0) known_.rested.insert(known.id);
+  return known.id != 0;
 }
 
 absl::Status Snapshotter::Store(Place& place) {

@@ -65,6 +65,7 @@ class Snapshotter {
   absl::Status LookAtDirectory(Place& place, const std::string& name, const struct stat& status);
   absl::Status OpenFiles(Place& place, std::vector<File> files);
   absl::Status ReadFile(Place& place, const File& file, int fd);
+  bool Number(KnownEntry& known, int fd);
   static absl::Status LookAgain(Place& place, const std::string& name, const absl::Status& error);
   absl::Status Store(Place& place);
 

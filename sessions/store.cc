@@ -105,7 +105,7 @@ class ImportedTree final : public TreeWriter {
   absl::StatusOr<WorkspaceSnapshot> Finish(const TreeId& tree) override {
     ASSIGN_OR_RETURN(FileObjects::Hold hold, writer_.Finish(tree));
     RETURN_IF_ERROR(files_.CheckTree(tree));
-    return WorkspaceSnapshot{tree, std::move(hold)};
+    return WorkspaceSnapshot{.tree = tree, .hold = std::move(hold)};
   }
 
  private:

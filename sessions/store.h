@@ -67,6 +67,8 @@ struct Event {
 // event made of it holds one), no Delete takes the tree's files away.
 struct WorkspaceSnapshot {
   TreeId tree{};
+  int64_t entries = 0;               // files, links and directories
+  int64_t allocated_bytes = 0;       // of files, on the disk; one with several names counts once
   std::shared_ptr<const void> hold;  // shared, so that events can be copied
 };
 

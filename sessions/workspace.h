@@ -11,16 +11,18 @@
 // What a snapshot looks at. The first one walks over everything and has the kernel watch every
 // directory (change_feed.h); later ones look at what it has noticed, and at these, each time: files
 // that somebody has open for writing or mapped, files with several names, other users' files. All
-// is looked at (an lstat each) when notices were lost, when a new file has gone after it was
-// written or was moved over (it may have been a hard link to a file that was not noticed), and
-// every 64th time anyway. Where there are no notices (another file system than ext4, xfs, btrfs,
-// f2fs or tmpfs; more directories than the user may watch) that is each time. What is read then are
-// files whose stamp is another, or cannot be believed (file_contents.h).
+// is looked at (an lstat each) when notices were lost, where the kernel does not tell which file
+// gets a new name (before Linux 5.19, or where fanotify is forbidden) when a new file has gone
+// after it was written or was moved over (it may have been a hard link to a file that was not
+// noticed), and every 64th time anyway. Where there are no notices (another file system than ext4,
+// xfs, btrfs, f2fs or tmpfs; more directories than the user may watch) that is each time. What is
+// read then are files whose stamp is another, or cannot be believed (file_contents.h).
 //
 // So what was written when Snapshot begins is in it, whoever wrote it, whatever times were set.
 // Missed until the next look at all is only what comes without a notice: a write through a name
-// outside of the directory (a hard link made there), one through /proc/PID/fd of a name that is
-// gone, and what is mounted over a directory.
+// outside of the directory (a hard link made there), or through a hard link that came and went in a
+// directory which was made since the last snapshot; one through /proc/PID/fd of a name that is
+// gone; and what is mounted over a directory.
 #ifndef AGENTD_SESSIONS_WORKSPACE_H_
 #define AGENTD_SESSIONS_WORKSPACE_H_
 
