@@ -89,6 +89,7 @@ absl::Status Daemon::FillWorkspace(Session& session, const v1::CreateSessionRequ
   ASSIGN_OR_RETURN(Hold hold, Acquire(session.id));
   RETURN_IF_ERROR(Commit(hold, {NewEvent::Workspace(snapshot)}, v1::SessionMeta::IDLE));
   hold.hot->workspace_ready = true;
+  hold.hot->workspace_size = {snapshot.allocated_bytes, snapshot.entries};
   return absl::OkStatus();
 }
 
@@ -116,6 +117,7 @@ absl::Status Daemon::TakeInChanges(Hold& hold) {
                    Noted(store_->SnapshotWorkspace(folder)));
   const std::optional<sessions::TreeId> known = hot.transcript.workspace();
   const bool half_done = hot.transcript.call_cut_off();
+  hot.workspace_size = {found.allocated_bytes, found.entries};
   if (found.tree != known) {
     ASSIGN_OR_RETURN(const std::string what, WhatChanged(*store_, known, found.tree));
     v1::Note note;

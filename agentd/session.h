@@ -75,9 +75,10 @@ struct HotState {
   uint64_t seed = 0;
   // The directory holds the timeline's newest tree, and no process of an earlier life is in it.
   bool workspace_ready = false;
-  size_t outputs_written = 0;   // of the transcript's kept outputs; they lie in OutputsOf
-  bool after_crash = false;     // the next restore is reported as one after a crash
-  int64_t known_evaluated = 0;  // tokens that were evaluated before this state was loaded
+  sandbox::TreeSize workspace_size;  // of the newest snapshot of this life; none: 0
+  size_t outputs_written = 0;        // of the transcript's kept outputs; they lie in OutputsOf
+  bool after_crash = false;          // the next restore is reported as one after a crash
+  int64_t known_evaluated = 0;       // tokens that were evaluated before this state was loaded
   // Runs while there are calls to run, and on while something lives in it.
   ToolHost tools;
 };

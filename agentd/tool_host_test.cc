@@ -17,6 +17,7 @@
 namespace agentd::daemon {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
@@ -96,6 +97,57 @@ TEST_F(ToolHostTest, ALongOutputIsReadInPages) {
   EXPECT_FALSE(std::filesystem::exists(outputs));
   ASSERT_TRUE(daemon_->Delete(forked->id()).ok());
   EXPECT_FALSE(std::filesystem::exists(daemon_->runtime().OutputsOf(forked->id())));
+}
+
+// Calls that run beside each other may end in any order: the model reads the results in the order
+// of its calls.
+TEST_F(ToolHostTest, ResultsOfParallelCallsAreInTheOrderOfTheCalls) {
+  Configure("[tools.bash]\nparallel = true\n");
+  Start({CallsText({Bash("until [ -e third ]; do sleep 0.01; done; echo one"),
+                    Bash("until [ -e third ]; do sleep 0.01; done; echo two; touch second"),
+                    Bash("touch third; until [ -e second ]; do sleep 0.01; done; echo three")}),
+         "Ok."});
+  const std::string id = NewSession(1, 4000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "All at once.").ok());
+  EXPECT_THAT(Results(id), ElementsAre("one", "two", "three"));
+  std::string context;
+  for (const v1::Event& event : AllEvents(*daemon_, id)) context += event.tokens().text();
+  const size_t one = context.find("<tool_result>one</tool_result>");
+  const size_t two = context.find("<tool_result>two</tool_result>");
+  const size_t three = context.find("<tool_result>three</tool_result>");
+  EXPECT_TRUE(one < two && two < three && three != std::string::npos) << context;
+}
+
+// What no look at the workspace saw while the call ran, its snapshot tells.
+TEST_F(ToolHostTest, ACallThatOverfillsTheWorkspaceIsTold) {
+  Configure("[limits]\nworkspace_mib = 1\nworkspace_files = 3\n");
+  Start({CallsText({Bash("touch a b; truncate -s 100M a"), Bash("mkdir c; touch c/d c/e"),
+                    Bash("echo x > a"), Bash("rm -r c"), Bash("head -c 3M /dev/urandom > a"),
+                    Bash("head -c 100K /dev/urandom > a")}),
+         "Ok."});
+  const std::string id = NewSession(1, 4000);
+  ASSERT_TRUE(RunTurn(*daemon_, id, "Fill it.").ok());
+  const std::vector<std::string> results = Results(id);
+  ASSERT_EQ(results.size(), 6u);
+  EXPECT_EQ(results[0], "(no output)");  // a hole takes nothing
+  EXPECT_THAT(results[1], HasSubstr("the workspace holds 5 files and directories, and may hold 3: "
+                                    "delete what is not needed]"));
+  // What does not enlarge it is none of its business.
+  EXPECT_EQ(results[2], "(no output)");
+  EXPECT_EQ(results[3], "(no output)");
+  // Here a look may have been in time.
+  EXPECT_THAT(results[4], HasSubstr(" bytes, and may hold 1048576: delete what is not needed]"));
+  EXPECT_EQ(results[4].find("may hold"), results[4].rfind("may hold"));
+  EXPECT_THAT(results[5], Not(HasSubstr("may hold")));
+  // Every call says that no hard limit stands behind it.
+  int started = 0;
+  for (const v1::Event& event : AllEvents(*daemon_, id)) {
+    if (!event.has_tool_started()) continue;
+    EXPECT_THAT(event.tool_started().missing_walls(),
+                Contains("hard limit of the workspace's size"));
+    ++started;
+  }
+  EXPECT_EQ(started, 6);
 }
 
 // The shell and its jobs go on between turns; a rewind ends them and puts the files back.

@@ -114,10 +114,12 @@ class Turn {
   absl::Status StartSandbox();
   struct Executed {
     v1::ToolFinished finished;
-    std::string whole;  // to be kept beside it
+    std::string whole;            // to be kept beside it
+    bool workspace_full = false;  // its text says so
   };
   static std::vector<sessions::NewEvent> ResultEvents(const Executed& executed);
   absl::StatusOr<std::vector<sessions::NewEvent>> SaveWorkspace(std::vector<Executed> executed);
+  void TellIfFull(const sessions::WorkspaceSnapshot& snapshot, std::vector<Executed>& executed);
   Executed Execute(const PreparedCall& call);
   bool CutByParking(const Executed& executed) const;
 

@@ -214,7 +214,7 @@ Turn::Executed Turn::Execute(const PreparedCall& prepared) {
                          absl::IsFailedPrecondition(result.status()) ? v1::TOOL_OUTCOME_REFUSED
                                                                      : v1::TOOL_OUTCOME_ERROR,
                          "Error: the sandbox failed: " + Text(result.status())),
-            ""};
+            "", false};
   }
   v1::ToolFinished finished = CutOffResult(
       call, result->is_error ? v1::TOOL_OUTCOME_ERROR : v1::TOOL_OUTCOME_OK, result->text);
@@ -232,7 +232,7 @@ Turn::Executed Turn::Execute(const PreparedCall& prepared) {
     use.set_bytes_up(decision.bytes_up);
     use.set_bytes_down(decision.bytes_down);
   }
-  return {std::move(finished), std::move(result->whole)};
+  return {std::move(finished), std::move(result->whole), result->workspace_full};
 }
 
 std::vector<NewEvent> Turn::ResultEvents(const Executed& executed) {
@@ -262,6 +262,8 @@ absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(std::vector<Executed> 
     hot_->workspace_ready = false;
     absl::Status undone = StartSandbox();
     if (!undone.ok()) spdlog::warn("session {}: undo: {}", session_.id, Text(undone));
+  } else {
+    TellIfFull(*snapshot, executed);
   }
   for (const Executed& call : executed) {
     for (NewEvent& event : ResultEvents(call)) events.push_back(std::move(event));
@@ -270,6 +272,23 @@ absl::StatusOr<std::vector<NewEvent>> Turn::SaveWorkspace(std::vector<Executed> 
     events.push_back(NewEvent::Workspace(*snapshot));
   }
   return events;
+}
+
+// The sandbox ends calls that it sees enlarge the workspace too much; this is for those that were
+// over before it looked.
+void Turn::TellIfFull(const sessions::WorkspaceSnapshot& snapshot,
+                      std::vector<Executed>& executed) {
+  const sandbox::TreeSize size{snapshot.allocated_bytes, snapshot.entries};
+  const std::string full = sandbox::WorkspaceFull(
+      size, std::exchange(hot_->workspace_size, size),
+      {runtime_.tools_config->workspace_bytes, runtime_.tools_config->workspace_files});
+  if (full.empty()) return;
+  spdlog::info("session {}: {}", session_.id, full);
+  for (Executed& call : executed) {
+    if (call.workspace_full) continue;
+    std::string& text = *call.finished.mutable_text();
+    text += fmt::format("{}[{}: delete what is not needed]", text.empty() ? "" : "\n", full);
+  }
 }
 
 absl::Status Turn::RunOne(const PreparedCall& prepared) {

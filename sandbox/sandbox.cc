@@ -105,8 +105,8 @@ class BubblewrapSandbox : public Sandbox {
         init_pidfd_(std::move(init_pidfd)),
         missing_walls_(std::move(missing_walls)) {
     if (options.max_workspace_bytes > 0 || options.max_workspace_files > 0)
-      watch_ = std::make_shared<WorkspaceWatch>(options.workspace, options.max_workspace_bytes,
-                                                options.max_workspace_files);
+      watch_ = std::make_shared<WorkspaceWatch>(
+          options.workspace, TreeSize{options.max_workspace_bytes, options.max_workspace_files});
   }
   ~BubblewrapSandbox() override {
     // If not, its lock stays taken, so nothing else runs on the workspace.
@@ -306,6 +306,10 @@ std::vector<Wall> OptionalWalls(const Hello& hello,
            ? fmt::format("memory, processes and processor time by a cgroup in {}",
                          (*cgroup)->directory().parent_path().string())
            : "each process is limited, but nothing limits their sum: " + Text(cgroup.status())},
+      // No quota of a file system's stands behind it.
+      {"hard limit of the workspace's size", false, false,
+       "a soft one stands in: sizes are looked at while calls run and after them, so that a call "
+       "can write more before it is ended"},
   };
 }
 

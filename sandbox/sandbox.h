@@ -134,12 +134,22 @@ struct Options {
   std::filesystem::path outputs;
   // What the workspace may hold, in bytes on disk and in files and directories; 0: not limited. A
   // call or process that makes it larger is ended (kWorkspaceFull). A soft wall: the size is looked
-  // at while calls run, so that more may be written before one is ended. When a workspace is too
-  // large already, only calls that enlarge it further are.
+  // at while calls run, so that more may be written before one is ended or ends by itself
+  // (WorkspaceFull is for whoever looks then). When a workspace is too large already, only calls
+  // that enlarge it further are.
   int64_t max_workspace_bytes = 0;
   int64_t max_workspace_files = 0;
   TotalLimits total;
 };
+
+// What a workspace holds, or may hold.
+struct TreeSize {
+  int64_t bytes = 0;  // allocated on disk; of a file with several names in the tree once
+  int64_t files = 0;  // everything that has a name, directories too
+};
+// That a workspace of `size`, which was of `before`, holds more than it may, in words; "" if it
+// holds no more than `max` (where that is not 0) or than before.
+std::string WorkspaceFull(const TreeSize& size, const TreeSize& before, const TreeSize& max);
 
 struct Wall {
   std::string name;  // "user namespace", "seccomp", ...

@@ -85,9 +85,17 @@ absl::StatusOr<TreeSize> MeasureTree(const std::filesystem::path& root) {
   return walk.size();
 }
 
-WorkspaceWatch::WorkspaceWatch(std::filesystem::path workspace, int64_t max_bytes,
-                               int64_t max_files)
-    : workspace_(std::move(workspace)), max_bytes_(max_bytes), max_files_(max_files) {
+std::string WorkspaceFull(const TreeSize& size, const TreeSize& before, const TreeSize& max) {
+  if (max.bytes > 0 && size.bytes > std::max(max.bytes, before.bytes))
+    return fmt::format("the workspace holds {} bytes, and may hold {}", size.bytes, max.bytes);
+  if (max.files > 0 && size.files > std::max(max.files, before.files))
+    return fmt::format("the workspace holds {} files and directories, and may hold {}", size.files,
+                       max.files);
+  return "";
+}
+
+WorkspaceWatch::WorkspaceWatch(std::filesystem::path workspace, const TreeSize& max)
+    : workspace_(std::move(workspace)), max_(max) {
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -128,8 +136,8 @@ bool WorkspaceWatch::MayBeAbove(const TreeSize& free) const {
   const auto may_be = [](int64_t max, int64_t used, int64_t least, int64_t lost) {
     return max > 0 && lost >= std::max(max - used, least);
   };
-  return may_be(max_bytes_, size_->bytes, kLeastLostBytes, free_at_walk_.bytes - free.bytes) ||
-         may_be(max_files_, size_->files, kLeastLostFiles, free_at_walk_.files - free.files);
+  return may_be(max_.bytes, size_->bytes, kLeastLostBytes, free_at_walk_.bytes - free.bytes) ||
+         may_be(max_.files, size_->files, kLeastLostFiles, free_at_walk_.files - free.files);
 }
 
 void WorkspaceWatch::Walk(std::unique_lock<std::mutex>& lock) {
@@ -159,18 +167,13 @@ void WorkspaceWatch::EndCallsAbove(const absl::StatusOr<TreeSize>& size) {
 }
 
 bool WorkspaceWatch::IsAbove(const TreeSize& size) const {
-  return (max_bytes_ > 0 && size.bytes > max_bytes_) || (max_files_ > 0 && size.files > max_files_);
+  return !WorkspaceFull(size, {}, max_).empty();
 }
 
 std::string WorkspaceWatch::Above(const absl::StatusOr<TreeSize>& size,
                                   const TreeSize& at_start) const {
   if (!size.ok()) return "the workspace cannot be measured: " + Text(size.status());
-  if (max_bytes_ > 0 && size->bytes > std::max(max_bytes_, at_start.bytes))
-    return fmt::format("the workspace holds {} bytes, and may hold {}", size->bytes, max_bytes_);
-  if (max_files_ > 0 && size->files > std::max(max_files_, at_start.files))
-    return fmt::format("the workspace holds {} files and directories, and may hold {}", size->files,
-                       max_files_);
-  return "";
+  return WorkspaceFull(*size, at_start, max_);
 }
 
 WatchedCall::WatchedCall(std::shared_ptr<WorkspaceWatch> watch, int channel)

@@ -19,13 +19,9 @@
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "sandbox/sandbox.h"
 
 namespace agentd::sandbox {
-
-struct TreeSize {
-  int64_t bytes = 0;  // allocated on disk; of a file with several names in the tree once
-  int64_t files = 0;  // everything that has a name, directories too
-};
 
 // Follows no links and stays on the file system. ResourceExhausted if directories are nested too
 // deeply to be walked. What comes and goes during the walk may be missed.
@@ -35,7 +31,7 @@ absl::StatusOr<TreeSize> MeasureTree(const std::filesystem::path& root);
 class WorkspaceWatch {
  public:
   // Limits of 0: none of that kind.
-  WorkspaceWatch(std::filesystem::path workspace, int64_t max_bytes, int64_t max_files);
+  WorkspaceWatch(std::filesystem::path workspace, const TreeSize& max);
   ~WorkspaceWatch();
 
   static constexpr int kLookMs = 50;
@@ -63,8 +59,7 @@ class WorkspaceWatch {
   std::string Above(const absl::StatusOr<TreeSize>& size, const TreeSize& at_start) const;
 
   const std::filesystem::path workspace_;
-  const int64_t max_bytes_;
-  const int64_t max_files_;
+  const TreeSize max_;
 
   std::mutex mutex_;
   std::condition_variable wake_;

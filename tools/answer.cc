@@ -53,6 +53,7 @@ void SetAnswer(const CallResult& result, const std::string& where, ToolResult& a
 
 void SetFigures(const CallResult& result, ToolResult& answer) {
   answer.cancelled = result.end == CallEnd::kCancelled;
+  answer.workspace_full = result.end == CallEnd::kWorkspaceFull;
   answer.exit_code = result.exit_code;
   answer.output_bytes = result.output_bytes;
   answer.wall_time_us = result.wall_time_us;

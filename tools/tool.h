@@ -66,6 +66,7 @@ struct ToolResult {
   bool is_error =
       false;  // the tool reports failure (bash: exit code other than 0 is not an error of the tool)
   bool cancelled = false;
+  bool workspace_full = false;  // it was ended for that, and `text` says so
   int exit_code = 0;
   int64_t output_bytes = 0;                      // before cutting
   std::vector<sandbox::EgressDecision> network;  // what it asked of the proxy
