@@ -385,7 +385,9 @@ long Touch(const std::string& what, const char* path) {
 // Changes a file in one of the ways there are.
 long Change(const std::string& how, const std::string& path) {
   const char* name = path.c_str();
+  if (how == "write") return Open(name, O_WRONLY);
   if (how == "append") return Open(name, O_WRONLY | O_APPEND);
+  if (how == "chmod" || how == "utime") return Touch(how, name);
   if (how == "truncate") return truncate(name, 0);
   if (how == "xattr") return setxattr(name, "user.x", "y", 1, 0);
   if (how == "rename") return rename(name, (path + "-renamed").c_str());

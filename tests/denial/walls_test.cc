@@ -92,8 +92,8 @@ TEST_F(WallsTest, FilesOutsideTheWorkspaceCannotBeChanged) {
   auto sandbox = Sandbox::Start(options);
   ASSERT_TRUE(sandbox.ok()) << sandbox.status();
   sandbox_ = std::move(*sandbox);
-  for (const char* how :
-       {"append", "mmap", "xattr", "truncate", "create", "mkdir", "rename", "unlink"}) {
+  for (const char* how : {"write", "append", "mmap", "chmod", "utime", "xattr", "truncate",
+                          "create", "mkdir", "rename", "unlink"}) {
     for (const char* file :
          {"/usr/bin/env", "/etc/passwd", "/agentd/agentd-tool", "/opt/mounted/file"})
       EXPECT_EQ(Inside(fmt::format("change {} {}", how, file)), "EROFS") << how << " " << file;
@@ -249,6 +249,14 @@ TEST_F(WallsTest, ASetUserIdProgramGivesNothing) {
   fs::copy("/usr/bin/id", workspace() / "id");
   ASSERT_EQ(chmod((workspace() / "id").c_str(), 06755), 0);
   EXPECT_EQ(Bash("./id -u; ./id -g; id -u").output, "65534\n65534\n65534\n");
+  // The control: to a nobody outside it gives its owner's.
+  if (geteuid() != 0) return;
+  fs::copy("/usr/bin/id", root_ / "outside/id");
+  ASSERT_EQ(chmod((root_ / "outside/id").c_str(), 06755), 0);
+  EXPECT_EQ(Shell(fmt::format("cd {}/outside && setpriv --reuid=65534 --regid=65534 --clear-groups "
+                              "./id -u",
+                              root_.string())),
+            "0");
 }
 
 // For use between single quotes.
@@ -414,8 +422,8 @@ TEST_F(WallsTest, NoDescriptorsLeakIn) {
   sandbox_ = std::move(*sandbox);
   EXPECT_EQ(Bash("ls /proc/$$/fd; true").output, "0\n1\n2\n");
   // The control: a plain child does get them.
-  const std::string fd = std::to_string(file.get());
-  EXPECT_EQ(Shell("test -e /proc/self/fd/" + fd + " && echo leaked"), "leaked");
+  for (const int leaked : {file.get(), pair[0], pair[1]})
+    EXPECT_EQ(Shell(fmt::format("test -e /proc/self/fd/{} && echo leaked", leaked)), "leaked");
 }
 
 // Two calls of one session at once do not see each other's processes, /tmp or System V memory.

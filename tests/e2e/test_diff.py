@@ -56,6 +56,45 @@ class Diff(unittest.TestCase):
         self.assertIn(f"has no event {last + 1}", self.ctl("diff", "--to", str(last + 1), session["id"], code=1).err)
         self.assertIn("leads out of the workspace", self.ctl("diff", session["id"], "../x", code=1).err)
 
+    def test_what_git_would_run_is_not_run(self):
+        """Hooks and the programs of .git/config: in a folder that is copied, in one worked in, and in a workspace."""
+        for in_place in (False, True):
+            place = self.project()
+            canary = folder({}) / "canary"
+            trap = f"#!/bin/sh\ntouch {canary}\n"
+
+            def set_trap(root):
+                if not (root / ".git").exists():
+                    subprocess.run(["git", "init", "-q", root], check=True)
+                (root / ".git/hooks").mkdir(exist_ok=True)
+                for hook in ("post-checkout", "pre-commit", "post-index-change", "fsmonitor"):
+                    (root / ".git/hooks" / hook).write_text(trap)
+                    (root / ".git/hooks" / hook).chmod(0o755)
+                with open(root / ".git/config", "a") as file:
+                    file.write(f'[core]\n\tfsmonitor = "touch {canary}; false"\n\tpager = "touch {canary}"\n[diff]\n\texternal = "touch {canary}"\n')
+
+            set_trap(place)
+            session = self.run_task("--in-place" if in_place else "--workspace", place)["id"]
+            workspace = pathlib.Path(self.daemon.session(session)["workspace"])
+            if not in_place:  # and as a call would change it
+                set_trap(workspace)
+            self.run_task("--session", session)
+            fork = self.ctl("fork", session).out.split()[0]
+            self.ctl("diff", session)
+            self.ctl("diff", "--stat", session, ".", ".git")
+            if not in_place:
+                self.ctl("apply", "--dry-run", session, ".", ".git")
+                self.ctl("apply", "--force", session, ".", ".git")
+            self.ctl("export", session, canary.with_name("bundle"))
+            self.ctl("rewind", "--to", "1", *(["--discard-changes"] if in_place else []), session)
+            self.ctl("show", session)
+            for each in (fork, session):
+                self.ctl("delete", each)
+            self.assertFalse(canary.exists())
+            # The control.
+            subprocess.run(["git", "status"], cwd=place, capture_output=True)
+            self.assertTrue(canary.exists())
+
     def test_apply_carries_the_edits_over_once(self):
         place = self.project()
         session = self.run_task("--workspace", place)["id"]

@@ -2,7 +2,8 @@
 """A small MCP server over standard input and output that misbehaves as it is told: hostile_server.py [WAY...].
 
 Ways: stateless (revision 2026-07-28; else 2025-11-25), dies-at-unknown, silent-at-unknown, hangs, crashes, banner, noise, huge-line,
-ignores-eof, bytewise, pages, same-page, clash, resources, resource-clash, bad-schema, bad-version, big-output."""
+ignores-eof, bytewise, pages, same-page, clash, resources, resource-clash, bad-schema, bad-version, big-output, label:TEXT (a tool
+whose name, description and parameter are that)."""
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ import time
 
 WAYS = set(sys.argv[1:])
 STATELESS = "stateless" in WAYS
+LABELS = [way.removeprefix("label:") for way in WAYS if way.startswith("label:")]
 raw_line = ""
 running = True
 
@@ -39,6 +41,8 @@ def tools():
              tool("set", annotations={"idempotentHint": True}), tool("mixed")]
     if "clash" in WAYS:
         found += [tool("a.b"), tool("a_b")]
+    for label in LABELS:
+        found += [tool(label, {label: {"type": "string", "description": label, "enum": [label]}}, [label])]
     if "resource-clash" in WAYS:
         found += [tool("read_resource")]
     if "bad-schema" in WAYS:
