@@ -147,7 +147,8 @@ absl::StatusOr<Pipe> MakePipe(Direction direction) {
 
 }  // namespace
 
-absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Streams streams) {
+absl::StatusOr<SentCall> SendCall(const InitSockets& init, const CallRequest& request,
+                                  Streams streams) {
   RETURN_IF_ERROR(CheckRequest(request, streams));
   const bool own = streams == Streams::kOwn;
   ASSIGN_OR_RETURN(const UniqueFd payload, MemoryFile("call", Serialize(MakePayload(request))));
@@ -169,7 +170,7 @@ absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Strea
   RunMessage message;
   message.network = request.network ? 1 : 0;
   message.wall_time_ms = request.limits.wall_time_ms;
-  if (!SendWithFds(control, &message, sizeof(message),
+  if (!SendWithFds(request.network ? init.control : init.calls, &message, sizeof(message),
                    {payload.get(), input.inside.get(), output.inside.get(),
                     own ? error.inside.get() : output.inside.get(), channel_inside.get()})) {
     if (errno == EPIPE || errno == ECONNRESET)

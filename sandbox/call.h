@@ -30,8 +30,9 @@ struct SentCall {
   UniqueFd channel;
 };
 
-// Checks the request and sends it to the init.
-absl::StatusOr<SentCall> SendCall(int control, const CallRequest& request, Streams streams);
+// Checks the request and sends it into the sandbox.
+absl::StatusOr<SentCall> SendCall(const InitSockets& init, const CallRequest& request,
+                                  Streams streams);
 
 // Waits for the next message; none when the init has died. A listener has been handed on.
 std::optional<CallMessage> ReceiveFromCall(int channel, const CallRequest& request);

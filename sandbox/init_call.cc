@@ -38,8 +38,10 @@ namespace {
 
 constexpr unsigned long kProcFlags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 constexpr unsigned long kTmpFlags = MS_NOSUID | MS_NODEV;
-// The call channel in the call's first process.
+// In the call's first process the call channel, and before there is one the socket to the init.
 constexpr int kChannelFd = 3;
+// There, as long as it waits.
+constexpr int kWaitFd = 4;
 // The kernel keeps the pids below this for a namespace's first processes: once it has passed them,
 // it gives out no more of them (RESERVED_PIDS in kernel/pid.c).
 constexpr int64_t kReservedPids = 300;
@@ -94,9 +96,13 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 // through the shared state and end it.
 class CallChild {
  public:
-  CallChild(bool network, const SeccompFilters& filters, const Abilities& abilities,
-            CallState* state)
-      : network_(network), filters_(filters), abilities_(abilities), state_(state) {}
+  CallChild(CallSource source, bool network, const SeccompFilters& filters,
+            const Abilities& abilities, CallState* state)
+      : source_(source),
+        network_(network),
+        filters_(filters),
+        abilities_(abilities),
+        state_(state) {}
 
   [[noreturn]] void Run(int socket);
 
@@ -132,6 +138,7 @@ class CallChild {
   [[noreturn]] void Reap(pid_t program);
   void EndTheRest();
 
+  const CallSource source_;
   const bool network_;
   const SeccompFilters& filters_;
   const Abilities& abilities_;
@@ -327,17 +334,19 @@ void CallChild::PutUpWalls() {
   EnterUserNamespace();
   if (network_) EnterNetworkNamespace();
   DropPrivileges();
-  // Brings in every page now. Page faults of a fresh copy of a process would else come when the
-  // call does: milliseconds on some virtual machines. They need not stay locked.
-  if (mlockall(MCL_CURRENT) == 0) munlockall();
 }
 
 std::vector<UniqueFd> CallChild::ReceiveCall() {
   RunMessage message;
   std::vector<UniqueFd> fds;
-  const ssize_t n = ReceiveWithFds(kChannelFd, &message, sizeof(message), fds);
-  if (n == 0) _exit(0);  // the init gave it up
-  Check(n == sizeof(message) && fds.size() == kRunFds, Stage::kPayload);
+  const bool waits = source_ == CallSource::kCallsFd;
+  const ssize_t n = ReceiveWithFds(waits ? kWaitFd : kChannelFd, &message, sizeof(message), fds);
+  if (n == 0) _exit(0);  // nobody is there any more
+  Check(n == sizeof(message) && message.magic == RunMessage::kMagic && fds.size() == kRunFds,
+        Stage::kPayload);
+  // First of all: from here on the init ends it when it is asked to.
+  if (waits)
+    Check(SendWithFds(kChannelFd, &message, sizeof(message), {fds[4].get()}), Stage::kPayload);
   std::string bytes;
   Check(ReadAll(fds[0].get(), bytes), Stage::kPayload);
   errno = EINVAL;
@@ -365,10 +374,11 @@ void CallChild::Run(int socket) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   umask(022);
-  // The channel's number serves for the socket until the call has come. Nothing else may be left:
-  // control socket, lock, other calls' channels.
+  // Nothing else may be left: control socket, lock, other calls' channels.
   Check(dup3(socket, kChannelFd, O_CLOEXEC) == kChannelFd, Stage::kPayload);
-  Check(syscall(SYS_close_range, kChannelFd + 1, ~0u, 0u) == 0, Stage::kPayload);
+  const bool waits = source_ == CallSource::kCallsFd;
+  if (waits) Check(dup3(kCallsFd, kWaitFd, O_CLOEXEC) == kWaitFd, Stage::kPayload);
+  Check(syscall(SYS_close_range, waits ? kWaitFd + 1 : kWaitFd, ~0u, 0u) == 0, Stage::kPayload);
   PutUpWalls();
   const std::vector<UniqueFd> fds = ReceiveCall();
   if (network_) {
@@ -388,8 +398,8 @@ pid_t CloneNamespaces() {
 
 }  // namespace
 
-bool PrepareCall(bool network, const SeccompFilters& filters, const Abilities& abilities,
-                 PreparedCall& prepared) {
+bool PrepareCall(CallSource source, bool network, const SeccompFilters& filters,
+                 const Abilities& abilities, PreparedCall& prepared) {
   int sockets[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0) return false;
   prepared.socket.Reset(sockets[0]);
@@ -399,7 +409,8 @@ bool PrepareCall(bool network, const SeccompFilters& filters, const Abilities& a
   if (shared == MAP_FAILED) return false;
   prepared.state = static_cast<CallState*>(shared);
   prepared.pid = CloneNamespaces();
-  if (prepared.pid == 0) CallChild(network, filters, abilities, prepared.state).Run(inside.get());
+  if (prepared.pid == 0)
+    CallChild(source, network, filters, abilities, prepared.state).Run(inside.get());
   if (prepared.pid > 0) return true;
   munmap(shared, sizeof(CallState));
   prepared.state = nullptr;

@@ -23,20 +23,24 @@ struct Abilities {
   int landlock_abi = 0;
 };
 
-// A call's first process, behind all the walls that do not depend on the call, which it waits for.
+// A call's first process, behind all the walls that do not depend on the call, which it waits for:
+// at kCallsFd, or for one of the init's.
 // When it is waited for itself, all processes of the call are dead: the kernel ends a PID namespace
 // with its first process.
 struct PreparedCall {
   pid_t pid = -1;  // in the init's namespace
-  // Takes one RunMessage with its descriptors.
+  // To it: takes one RunMessage with its descriptors, or, if it waits at kCallsFd, gives the one
+  // that it got from there, with the call channel alone.
   UniqueFd socket;
   CallState* state = nullptr;
 };
 
+enum class CallSource { kInit, kCallsFd };
+
 // Starts such a process. False with errno set if it cannot be started; what it fails at itself is
 // in its state.
-bool PrepareCall(bool network, const SeccompFilters& filters, const Abilities& abilities,
-                 PreparedCall& prepared);
+bool PrepareCall(CallSource source, bool network, const SeccompFilters& filters,
+                 const Abilities& abilities, PreparedCall& prepared);
 
 // Makes the mounts of the nodes in /dev read-only, for all calls to come. The nodes are the host's
 // own, each bound here with a writable mount: a daemon of uid 0 owns them, so a call could change

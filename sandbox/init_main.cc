@@ -61,7 +61,10 @@ class Init {
 
  private:
   bool SayHello();
-  bool AcceptCall();
+  bool Accept(int socket);
+  bool NoteTaken();
+  void Begin(PreparedCall prepared, const RunMessage& message, UniqueFd channel);
+  void NoteRate(bool was_prepared);
   void Start(const RunMessage& message, const std::vector<UniqueFd>& fds, UniqueFd channel);
   void KillAsked(RunningCall& call);
   // Kills the calls whose time is over. Milliseconds until the next one's is, or -1.
@@ -75,7 +78,7 @@ class Init {
   // The next call's first process: putting up walls takes longer than what is left then. Made when
   // nothing happens, so that it takes nothing from a call that is beginning; one attempt a call.
   PreparedCall prepared_;
-  bool prepare_ = true;
+  bool prepare_ = false;  // until the library lets it
   bool hurry_ = false;    // calls follow each other
   int64_t began_ms_ = 0;  // the last one without network
 };
@@ -103,7 +106,7 @@ bool Init::SayHello() {
   hello.pid_max_per_namespace = KernelHasPidMaxPerNamespace() && ProbeNamespaces(true);
   hello.nested = hello.pid_max_per_namespace || ProbeNamespaces(false);
   hello.seccomp = BuildSeccompFilters(filters_);
-  // What building them took is hundreds of pages, which each call's first process would copy.
+  // What building them took is a hundred pages, which each call's first process would copy.
   malloc_trim(0);
   abilities_.pid_max_per_namespace = hello.pid_max_per_namespace;
   abilities_.landlock_abi = LandlockAbi();
@@ -117,42 +120,69 @@ void Init::Finish(RunningCall& call, Report report) {
   if (call.state != nullptr) munmap(call.state, sizeof(CallState));
 }
 
-void Init::Start(const RunMessage& message, const std::vector<UniqueFd>& fds, UniqueFd channel) {
-  // One with network is made when it is asked for: it is rare, and slow anyway.
-  PreparedCall prepared;
-  if (message.network == 0) {
-    std::swap(prepared, prepared_);
-    const int64_t now_ms = NowMs();
-    const bool follows = now_ms - std::exchange(began_ms_, now_ms) < kFollowsMs;
-    hurry_ = follows && (hurry_ || prepared.pid < 0);
-  }
-  prepare_ = prepared_.pid < 0;
+void Init::NoteRate(bool was_prepared) {
+  const int64_t now_ms = NowMs();
+  const bool follows = now_ms - std::exchange(began_ms_, now_ms) < kFollowsMs;
+  hurry_ = follows && (hurry_ || !was_prepared);
+}
+
+void Init::Begin(PreparedCall prepared, const RunMessage& message, UniqueFd channel) {
   RunningCall call;
+  call.pid = prepared.pid;
   call.channel = std::move(channel);
-  if (prepared.pid < 0 && !PrepareCall(message.network != 0, filters_, abilities_, prepared)) {
+  call.state = prepared.state;
+  if (message.wall_time_ms > 0) call.deadline_ms = NowMs() + message.wall_time_ms;
+  calls_.push_back(std::move(call));
+}
+
+// One that found no first process prepared, or is with network, for which none is prepared: it is
+// rare, and slow anyway.
+void Init::Start(const RunMessage& message, const std::vector<UniqueFd>& fds, UniqueFd channel) {
+  if (message.network == 0) NoteRate(/*was_prepared=*/false);
+  prepare_ = prepared_.pid < 0;
+  PreparedCall prepared;
+  if (!PrepareCall(CallSource::kInit, message.network != 0, filters_, abilities_, prepared)) {
+    RunningCall call;
+    call.channel = std::move(channel);
     Report report;
     report.failed = Stage::kClone;
     report.error_number = errno;
     return Finish(call, report);
   }
-  call.pid = prepared.pid;
-  call.state = prepared.state;
-  if (message.wall_time_ms > 0) call.deadline_ms = NowMs() + message.wall_time_ms;
-  // If that process has failed at a wall and is dead, ReapDead finds it among the calls and reports
-  // at what.
+  // If that process fails at a wall, ReapDead finds it among the calls and reports at what.
   (void)SendWithFds(prepared.socket.get(), &message, sizeof(message),
-                    {fds[0].get(), fds[1].get(), fds[2].get(), fds[3].get(), call.channel.get()});
-  calls_.push_back(std::move(call));
+                    {fds[0].get(), fds[1].get(), fds[2].get(), fds[3].get(), channel.get()});
+  Begin(std::move(prepared), message, std::move(channel));
 }
 
-// False at the end of the control socket.
-bool Init::AcceptCall() {
+// Whether the prepared first process has taken a call.
+bool Init::NoteTaken() {
   RunMessage message;
   std::vector<UniqueFd> fds;
-  const ssize_t n = ReceiveWithFds(kControlFd, &message, sizeof(message), fds);
-  if (n < 0 && errno == EAGAIN) return true;
-  if (n != sizeof(message) || message.magic != RunMessage::kMagic || fds.size() != kRunFds)
+  const ssize_t n =
+      ReceiveWithFds(prepared_.socket.get(), &message, sizeof(message), fds, MSG_DONTWAIT);
+  if (n != sizeof(message) || fds.size() != 1) {
+    if (n == 0) prepared_.socket.Reset();  // it is dying
     return false;
+  }
+  NoteRate(/*was_prepared=*/true);
+  Begin(std::exchange(prepared_, PreparedCall()), message, std::move(fds[0]));
+  prepare_ = true;
+  return true;
+}
+
+// False at the end of the socket.
+bool Init::Accept(int socket) {
+  RunMessage message;
+  std::vector<UniqueFd> fds;
+  const ssize_t n = ReceiveWithFds(socket, &message, sizeof(message), fds, MSG_DONTWAIT);
+  if (n < 0 && errno == EAGAIN) return true;
+  if (n != sizeof(message) || message.magic != RunMessage::kMagic) return false;
+  if (socket == kControlFd && fds.empty()) {
+    prepare_ = true;
+    return true;
+  }
+  if (fds.size() != kRunFds) return false;
   UniqueFd channel = std::move(fds[4]);
   Start(message, fds, std::move(channel));
   return true;
@@ -184,7 +214,7 @@ void Init::ReapDead() {
     int status = 0;
     const pid_t pid = waitpid(-1, &status, WNOHANG);
     if (pid <= 0) return;
-    if (pid == prepared_.pid) {
+    if (pid == prepared_.pid && !NoteTaken()) {
       munmap(prepared_.state, sizeof(CallState));
       prepared_ = PreparedCall();
     }
@@ -219,7 +249,12 @@ int Init::Run() {
 
   std::vector<pollfd> polled;
   while (true) {
-    polled.assign({{kControlFd, POLLIN, 0}, {signals, POLLIN, 0}});
+    // With a first process prepared, that takes the next call.
+    polled.assign({{kControlFd, POLLIN, 0},
+                   {signals, POLLIN, 0},
+                   {prepared_.socket.get(), POLLIN, 0},
+                   {prepared_.pid < 0 ? kCallsFd : -1, POLLIN, 0}});
+    const size_t fixed = polled.size();
     for (const RunningCall& call : calls_)
       polled.push_back({call.killed == Killed::kNo ? call.channel.get() : -1, POLLIN, 0});
     int timeout_ms = KillLate();
@@ -229,11 +264,12 @@ int Init::Run() {
     if (ready < 0 && errno != EINTR) return 1;
     if (ready == 0 && prepare_) {
       prepare_ = false;
-      (void)PrepareCall(false, filters_, abilities_, prepared_);
+      (void)PrepareCall(CallSource::kCallsFd, false, filters_, abilities_, prepared_);
       continue;
     }
-    for (size_t i = 2; i < polled.size(); ++i)
-      if (polled[i].revents != 0) KillAsked(calls_[i - 2]);
+    for (size_t i = fixed; i < polled.size(); ++i)
+      if (polled[i].revents != 0) KillAsked(calls_[i - fixed]);
+    if (polled[2].revents != 0) NoteTaken();
     if (polled[1].revents != 0) {
       signalfd_siginfo info;
       while (read(signals, &info, sizeof(info)) == sizeof(info)) {
@@ -241,7 +277,8 @@ int Init::Run() {
       ReapDead();
     }
     // Returning ends the namespace's first process, and with it everything inside.
-    if (polled[0].revents != 0 && !AcceptCall()) return 0;
+    if (polled[0].revents != 0 && !Accept(kControlFd)) return 0;
+    if (polled[3].revents != 0 && !Accept(kCallsFd)) return 0;
   }
 }
 

@@ -109,7 +109,8 @@ std::optional<CallResult> SandboxedProcess::Wait(int64_t timeout_ms) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int init_pidfd,
+absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(const InitSockets& init,
+                                                             int init_pidfd,
                                                              std::shared_ptr<WorkspaceWatch> watch,
                                                              const CallRequest& request) {
   if (!request.stdin_data.empty())
@@ -118,7 +119,7 @@ absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int in
     return InvalidArgument("a sandboxed process's output is read by its caller: leave on_output");
   UniqueFd pidfd(fcntl(init_pidfd, F_DUPFD_CLOEXEC, 0));
   if (!pidfd.valid()) return ErrnoError(errno, "fcntl F_DUPFD_CLOEXEC");
-  ASSIGN_OR_RETURN(SentCall call, SendCall(control, request, Streams::kOwn));
+  ASSIGN_OR_RETURN(SentCall call, SendCall(init, request, Streams::kOwn));
   auto process =
       std::make_unique<SandboxedProcess>(std::move(call), std::move(pidfd), std::move(watch));
   RETURN_IF_ERROR(process->AwaitExec(request));

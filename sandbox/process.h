@@ -5,13 +5,15 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "sandbox/protocol.h"
 #include "sandbox/sandbox.h"
 #include "sandbox/workspace_watch.h"
 
 namespace agentd::sandbox {
 
 // `watch` may be null.
-absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(int control, int init_pidfd,
+absl::StatusOr<std::unique_ptr<Process>> StartProcessThrough(const InitSockets& init,
+                                                             int init_pidfd,
                                                              std::shared_ptr<WorkspaceWatch> watch,
                                                              const CallRequest& request);
 

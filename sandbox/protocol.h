@@ -1,9 +1,14 @@
 // What the library and agentd-init say to each other. Private to sandbox/.
 //
 // Control socket (SOCK_SEQPACKET, fd kControlFd of the init): the init sends one Hello when it can
-// take calls; then the library sends one RunMessage per call with kRunFds descriptors (payload,
-// standard input, output and error, call channel). End of file ends the init and so everything in
-// it.
+// take calls; then the library sends one RunMessage without descriptors, which lets it prepare
+// them, and one per call with network, with kRunFds descriptors (payload, standard input, output
+// and error, call channel). End of file ends the init and so everything in it.
+//
+// Calls socket (SOCK_SEQPACKET, fd kCallsFd of the init): the same for calls without network.
+// Whoever is there takes one: the first process that the init has prepared, so that a call need not
+// wake the init first, which that process tells by its RunMessage and call channel over a socket
+// of the two; or else the init.
 //
 // Call channel (SOCK_SEQPACKET, one per call): any byte or end of file from the library kills the
 // call. The call's first process sends kListener, with the socket, if the call has network, then
@@ -23,6 +28,7 @@ namespace agentd::sandbox {
 
 inline constexpr int kControlFd = 3;
 inline constexpr int kLockFd = 4;
+inline constexpr int kCallsFd = 5;
 inline constexpr int kRunFds = 5;
 // Inside the sandbox: hides other directories.
 inline constexpr char kEmptyDirectory[] = "/agentd/empty";
@@ -30,6 +36,12 @@ inline constexpr char kEmptyDirectory[] = "/agentd/empty";
 inline constexpr uint16_t kProxyPort = 3128;
 // Of the nobody that calls run as.
 inline constexpr unsigned kCallUid = 65534;
+
+// The library's ends.
+struct InitSockets {
+  int control = -1;
+  int calls = -1;
+};
 
 struct Hello {
   uint32_t magic = kMagic;

@@ -20,6 +20,7 @@
 #include "base/unique_fd.h"
 #include "sandbox/call.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/fd_passing.h"
 #include "sandbox/landlock.h"
 #include "sandbox/lock.h"
 #include "sandbox/output.h"
@@ -118,7 +119,7 @@ class BubblewrapSandbox : public Sandbox {
 
   absl::StatusOr<CallResult> Run(const CallRequest& request, const CancelFlag& cancel) override;
   absl::StatusOr<std::unique_ptr<Process>> StartProcess(const CallRequest& request) override {
-    return StartProcessThrough(spawned_.control.get(), init_pidfd_.get(), watch_, request);
+    return StartProcessThrough(spawned_.sockets(), init_pidfd_.get(), watch_, request);
   }
   const std::vector<std::string>& missing_walls() const override { return missing_walls_; }
 
@@ -218,7 +219,7 @@ absl::StatusOr<CallResult> BubblewrapSandbox::Run(const CallRequest& request,
                                                   const CancelFlag& cancel) {
   if (cancel.cancelled()) return CallResult{.end = CallEnd::kCancelled};
   const int64_t kills_before = OutOfMemoryKills();
-  ASSIGN_OR_RETURN(const SentCall call, SendCall(spawned_.control.get(), request, Streams::kData));
+  ASSIGN_OR_RETURN(const SentCall call, SendCall(spawned_.sockets(), request, Streams::kData));
   const WatchedCall watched(watch_, call.channel.get());
   CallWait wait(request, cancel, call);
   const std::optional<Report> report = wait.Wait();
@@ -345,6 +346,9 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
     return status;
   }
   absl::StatusOr<std::unique_ptr<Cgroup>> cgroup = PutIntoCgroup(cgroups, options.total, init);
+  // Not before: what it forks is where it is itself. (If it has died, the first call finds out.)
+  const RunMessage may_prepare;
+  (void)SendWithFds(spawned.control.get(), &may_prepare, sizeof(may_prepare), {});
   walls = OptionalWalls(*received, cgroup);
   std::vector<std::string> missing;
   for (const Wall& wall : walls)

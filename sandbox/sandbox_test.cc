@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <random>
@@ -165,6 +166,50 @@ TEST_F(SandboxTest, AMissingProgramIsAnError) {
   EXPECT_EQ(relative.status().code(), absl::StatusCode::kInvalidArgument);
   const auto cwd = sandbox_->Run({.argv = {"/bin/true"}, .cwd = "/workspace/none"}, never_);
   EXPECT_EQ(cwd.status().code(), absl::StatusCode::kNotFound) << cwd.status();
+}
+
+// Whoever takes a call, a first process that waits or the init, each has its own end.
+TEST_F(SandboxTest, CallsFromSeveralThreadsAtOnce) {
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  std::atomic<int> exited = 0;
+  std::atomic<int> cancelled = 0;
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(seed + t);
+      for (int i = 0; i < 60; ++i) {
+        std::this_thread::sleep_for(
+            std::chrono::milliseconds(random() % 3 == 0 ? random() % 12 : 0));
+        const std::string text = fmt::format("{} {} {}", t, i, random());
+        CancelFlag cancel;
+        std::thread canceller;
+        const bool sleeps = random() % 4 == 0;
+        if (sleeps)
+          canceller = std::thread([&cancel, after = random() % 15] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(after));
+            cancel.Cancel();
+          });
+        const auto result = sandbox_->Run(
+            {.argv = {"/bin/bash", "-c", "cat" + std::string(sleeps ? "; sleep 600" : "")},
+             .stdin_data = text},
+            cancel);
+        if (sleeps) canceller.join();
+        ASSERT_TRUE(result.ok()) << result.status();
+        if (sleeps) {
+          EXPECT_EQ(result->end, CallEnd::kCancelled);
+          EXPECT_TRUE(result->output.empty() || result->output == text) << result->output;
+          ++cancelled;
+        } else {
+          EXPECT_EQ(result->end, CallEnd::kExited);
+          EXPECT_EQ(result->output, text);
+          ++exited;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(exited + cancelled, 240);
 }
 
 TEST_F(SandboxTest, OneSandboxPerLock) {

@@ -270,6 +270,11 @@ absl::StatusOr<Spawned> SpawnInit(const Options& options, const std::string& bwr
   Spawned spawned;
   spawned.control.Reset(sockets[0]);
   UniqueFd control_inside(sockets[1]);
+  int calls[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, calls) != 0)
+    return ErrnoError(errno, "socketpair");
+  spawned.calls.Reset(calls[0]);
+  const UniqueFd calls_inside(calls[1]);
   const int on = 1;
   // The kernel then tells with the Hello which process sent it.
   if (setsockopt(sockets[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) != 0)
@@ -282,9 +287,10 @@ absl::StatusOr<Spawned> SpawnInit(const Options& options, const std::string& bwr
   close(pipe_fds[1]);
   if (!complaints_inside.valid()) return ErrnoError(errno, "fcntl F_DUPFD_CLOEXEC");
 
-  InheritedFds inherited;  // in the order of kControlFd, kLockFd
+  InheritedFds inherited;  // in the order of kControlFd, kLockFd, kCallsFd
   RETURN_IF_ERROR(inherited.Add(control_inside.get()));
   RETURN_IF_ERROR(inherited.Add(lock_fd));
+  RETURN_IF_ERROR(inherited.Add(calls_inside.get()));
   ASSIGN_OR_RETURN(const std::vector<std::string> args,
                    Arguments(options, bwrap, helpers, inherited));
   const int error = SpawnThread::Get().Call(

@@ -9,13 +9,17 @@
 
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
+#include "sandbox/protocol.h"
 #include "sandbox/sandbox.h"
 
 namespace agentd::sandbox {
 
 struct Spawned {
-  pid_t bwrap = -1;     // child of this process, to be waited for
-  UniqueFd control;     // the library's end of the control socket
+  InitSockets sockets() const { return {control.get(), calls.get()}; }
+
+  pid_t bwrap = -1;  // child of this process, to be waited for
+  UniqueFd control;  // the library's ends of the init's sockets
+  UniqueFd calls;
   UniqueFd complaints;  // what bwrap and the init write to standard error
 };
 
