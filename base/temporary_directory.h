@@ -1,4 +1,4 @@
-// A directory for a test or a benchmark, gone with the object.
+// A directory that is gone with the object.
 #ifndef AGENTD_BASE_TEMPORARY_DIRECTORY_H_
 #define AGENTD_BASE_TEMPORARY_DIRECTORY_H_
 
@@ -8,46 +8,61 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <utility>
 
+#include "absl/status/statusor.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 
 namespace agentd {
 
-// Held by a lock for as long as a process has it, so that those of killed processes can be told:
-// the first of a later process removes them.
 class TemporaryDirectory {
  public:
+  // For tests: in memory where it can be. What an fsync costs is not what they are about, and what
+  // it keeps is tested with a file system that forgets. Held by a lock for as long as a process has
+  // it, so that those of killed processes can be told: the first of a later process removes them.
   TemporaryDirectory() {
-    // In memory where it can be: what an fsync costs is not what the tests are about, and what it
-    // keeps is tested with a file system that forgets.
     const std::filesystem::path shm = "/dev/shm";
     const std::filesystem::path parent =
         ::access(shm.c_str(), W_OK) == 0 ? shm : std::filesystem::temp_directory_path();
     static const bool removed = (RemoveLeft(parent), true);
     (void)removed;
-    while (!Make(parent)) {
+    while (!MakeLocked(parent)) {
     }
   }
-  ~TemporaryDirectory() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
+  // The error names `parent`.
+  static absl::StatusOr<TemporaryDirectory> In(const std::filesystem::path& parent) {
+    std::string name = (parent / "agentd-XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr)
+      return ErrnoError(errno, "make a directory in " + parent.string());
+    return TemporaryDirectory(std::move(name));
   }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory() { Remove(); }
+  TemporaryDirectory(TemporaryDirectory&& other) noexcept
+      : lock_(std::move(other.lock_)), path_(std::exchange(other.path_, {})) {}
+  TemporaryDirectory& operator=(TemporaryDirectory&& other) noexcept {
+    Remove();
+    lock_ = std::move(other.lock_);
+    path_ = std::exchange(other.path_, {});
+    return *this;
+  }
   const std::filesystem::path& path() const { return path_; }
+  // One of In()'s stays, for somebody to look at.
+  std::filesystem::path Keep() && { return std::exchange(path_, {}); }
 
  private:
   static constexpr char kPrefix[] = "agentd-test.";
 
+  explicit TemporaryDirectory(std::string path) : path_(std::move(path)) {}
   static UniqueFd Open(const std::filesystem::path& path) {
     return UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   }
   // False if another process took it for one that was left, before it was locked.
-  bool Make(const std::filesystem::path& parent) {
+  bool MakeLocked(const std::filesystem::path& parent) {
     std::string name = (parent / (std::string(kPrefix) + "XXXXXX")).string();
     AGENTD_CHECK(::mkdtemp(name.data()) != nullptr);
     lock_ = Open(name);
@@ -69,9 +84,13 @@ class TemporaryDirectory {
       std::filesystem::remove_all(entry.path(), error);
     }
   }
+  void Remove() {
+    std::error_code error;
+    if (!path_.empty()) std::filesystem::remove_all(path_, error);
+  }
 
-  UniqueFd lock_;
-  std::filesystem::path path_;
+  UniqueFd lock_;               // of none of In()'s
+  std::filesystem::path path_;  // empty: moved from, or kept
 };
 
 }  // namespace agentd

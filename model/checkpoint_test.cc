@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/sanitized.h"
+#include "base/temporary_directory.h"
 #include "model/cpu/test_util.h"
 #include "model/json_file.h"
 
@@ -32,13 +33,7 @@ void WriteAll(const fs::path& path, const std::string& text) {
 // A copy of a fixture's model that a test breaks.
 class Broken : public testing::Test {
  protected:
-  Broken() {
-    std::string pattern = (fs::temp_directory_path() / "agentd-checkpoint-XXXXXX").string();
-    AGENTD_CHECK(::mkdtemp(pattern.data()) != nullptr);
-    dir_ = pattern;
-    Reset("hf-a");
-  }
-  ~Broken() override { fs::remove_all(dir_); }
+  Broken() { Reset("hf-a"); }
 
   void Reset(const std::string& fixture) {
     config_ = Json::parse(ReadAll("tests/golden/" + fixture + "/config.json"));
@@ -83,7 +78,8 @@ class Broken : public testing::Test {
     }
   }
 
-  fs::path dir_;
+  const TemporaryDirectory temporary_;
+  const fs::path dir_ = temporary_.path();
   Json config_;
   Json header_;
   std::string data_;
@@ -491,9 +487,8 @@ TEST_F(Broken, FingerprintFollowsWeightsAndConfiguration) {
 // A large checkpoint's fingerprint is kept, and seen to be another's even where a changed file got
 // its old time back.
 TEST(Fingerprint, KeptUntilTheFileChanges) {
-  std::string pattern = (fs::temp_directory_path() / "agentd-fingerprint-XXXXXX").string();
-  ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-  const fs::path dir = pattern;
+  const TemporaryDirectory made;
+  const fs::path& dir = made.path();
   ASSERT_EQ(::setenv("XDG_CACHE_HOME", dir.c_str(), 1), 0);
   const fs::path path = dir / "model.safetensors";
   const uint64_t bytes = (uint64_t{256} << 20) + 4;
@@ -514,7 +509,6 @@ TEST(Fingerprint, KeptUntilTheFileChanges) {
   ASSERT_EQ(fs::last_write_time(path), time);
   EXPECT_NE(fingerprint(), first);
   ::unsetenv("XDG_CACHE_HOME");
-  fs::remove_all(dir);
 }
 
 TEST(Options, AreChecked) {

@@ -1,7 +1,6 @@
 // What a sandboxed call costs beside a plain fork and exec of the same program, in one run.
 #include <fcntl.h>
 #include <spawn.h>
-#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sandbox/sandbox.h"
 
 namespace {
@@ -69,9 +69,9 @@ void Compare(const char* how, const std::function<void()>& call, std::chrono::mi
 int main(int argc, char** argv) {
   using agentd::sandbox::Options;
   using agentd::sandbox::Sandbox;
-  char directory[] = "/tmp/agentd-call-benchmark-XXXXXX";
-  AGENTD_CHECK(mkdtemp(directory) != nullptr);
-  const std::filesystem::path root = directory;
+  const auto made = agentd::TemporaryDirectory::In(std::filesystem::temp_directory_path());
+  AGENTD_CHECK(made.ok());
+  const std::filesystem::path& root = made->path();
   std::filesystem::create_directory(root / "workspace");
   const Options options{root / "workspace", root / "lock", argc > 1 ? argv[1] : ""};
   {
@@ -90,6 +90,5 @@ int main(int argc, char** argv) {
   for (int i = 0; i < kStarts; ++i)
     starts.push_back(Timed([&] { AGENTD_CHECK(Sandbox::Start(options).ok()); }));  // and its end
   std::printf("start and end of a session's sandbox: %.1f ms\n", Quantile(starts, 0.5) / 1000);
-  std::filesystem::remove_all(root);
   return 0;
 }

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sandbox/egress_proxy.h"
 #include "sandbox/egress_proxy_fixture.h"
 #include "sandbox/egress_testing.h"
@@ -371,16 +372,16 @@ TEST_F(EgressProxyTest, TheSystemsResolver) {
 
 // Two real clients and a real server that know nothing of this project.
 TEST_F(EgressProxyTest, PythonAndCurlGoThrough) {
-  char directory[] = "/tmp/egress_test.XXXXXX";
-  ASSERT_NE(mkdtemp(directory), nullptr);
-  const std::string file = std::string(directory) + "/data";
+  const TemporaryDirectory temporary;
+  const std::string directory = temporary.path();
+  const std::string file = directory + "/data";
   const std::string content = RandomBytes(random_, 2'000'000);
   FILE* out = std::fopen(file.c_str(), "w");
   ASSERT_NE(out, nullptr);
   std::fwrite(content.data(), 1, content.size(), out);
   std::fclose(out);
   // Prints its port, and ends with its standard input.
-  const std::string script = std::string(directory) + "/client.py";
+  const std::string script = directory + "/client.py";
   out = std::fopen(script.c_str(), "w");
   std::fputs(
       "import functools, hashlib, http.client, http.server, sys, threading, urllib.request\n"
@@ -415,7 +416,7 @@ TEST_F(EgressProxyTest, PythonAndCurlGoThrough) {
   if (pid == 0) {
     dup2(to[0], 0);
     dup2(from[1], 1);
-    execlp("python3", "python3", script.c_str(), directory, nullptr);
+    execlp("python3", "python3", script.c_str(), directory.c_str(), nullptr);
     _exit(127);
   }
   UniqueFd to_child(to[1]), child_in(to[0]), child_out(from[1]);

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -22,6 +21,7 @@
 #include <functional>
 #include <string>
 
+#include "base/temporary_directory.h"
 #include "base/unique_fd.h"
 
 namespace agentd::sandbox {
@@ -31,17 +31,11 @@ class LandlockTest : public testing::Test {
  protected:
   void SetUp() override {
     if (LandlockAbi() < kLeastLandlockAbi) GTEST_SKIP() << "the kernel has no Landlock";
-    char name[] = "/tmp/agentd-landlock-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
     for (const char* place : {"open", "shut"}) {
       std::filesystem::create_directories(root_ / place / "directory");
       std::ofstream(root_ / place / "file") << "text";
       ASSERT_EQ(mkfifo((root_ / place / "fifo").c_str(), 0600), 0);
     }
-  }
-  void TearDown() override {
-    if (!root_.empty()) std::filesystem::remove_all(root_);
   }
 
   // The errno's name of an attempt in a child that may write below open/ alone, or that is not
@@ -61,7 +55,8 @@ class LandlockTest : public testing::Test {
     return WEXITSTATUS(status) == 0 ? "ok" : strerrorname_np(WEXITSTATUS(status));
   }
 
-  std::filesystem::path root_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path root_ = temporary_.path();
 };
 
 TEST_F(LandlockTest, WritesAreForWritablePlacesAlone) {

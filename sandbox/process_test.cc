@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sandbox/sandbox.h"
 
 namespace agentd::sandbox {
@@ -31,17 +31,10 @@ class ProcessTest : public testing::Test {
  protected:
   void SetUp() override {
     signal(SIGPIPE, SIG_IGN);
-    char name[] = "/tmp/agentd-process-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
     std::filesystem::create_directory(root_ / "workspace");
     options_ = {root_ / "workspace", root_ / "lock", AGENTD_HELPER_DIR};
     sandbox_ = MustStart(options_);
     ASSERT_NE(sandbox_, nullptr);
-  }
-  void TearDown() override {
-    sandbox_.reset();
-    std::filesystem::remove_all(root_);
   }
 
   std::unique_ptr<Process> Start(std::vector<std::string> argv, int64_t wall_time_ms = 0) {
@@ -51,7 +44,8 @@ class ProcessTest : public testing::Test {
     return process.ok() ? *std::move(process) : nullptr;
   }
 
-  std::filesystem::path root_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path root_ = temporary_.path();
   Options options_;
   std::unique_ptr<Sandbox> sandbox_;
 };

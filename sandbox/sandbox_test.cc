@@ -25,18 +25,11 @@ namespace fs = std::filesystem;
 class SandboxTest : public testing::Test {
  protected:
   void SetUp() override {
-    char name[] = "/tmp/agentd-sandbox-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
     fs::create_directory(root_ / "workspace");
     options_ = {root_ / "workspace", root_ / "lock", AGENTD_HELPER_DIR};
     auto sandbox = Sandbox::Start(options_);
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
     sandbox_ = std::move(*sandbox);
-  }
-  void TearDown() override {
-    sandbox_.reset();
-    fs::remove_all(root_);
   }
 
   CallResult Bash(const std::string& command, Limits limits = {}) {
@@ -48,7 +41,8 @@ class SandboxTest : public testing::Test {
     return result.ok() ? *result : CallResult{.end = CallEnd::kSandboxDied};
   }
 
-  fs::path root_;
+  const TemporaryDirectory temporary_;
+  const fs::path root_ = temporary_.path();
   Options options_;
   std::unique_ptr<Sandbox> sandbox_;
   CancelFlag never_;

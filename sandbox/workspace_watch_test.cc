@@ -1,8 +1,6 @@
 #include "sandbox/workspace_watch.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -10,6 +8,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sandbox/sandbox.h"
 
 namespace agentd::sandbox {
@@ -17,16 +16,7 @@ namespace {
 
 class WorkspaceWatchTest : public testing::Test {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/agentd-watch-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
-    std::filesystem::create_directory(root_ / "workspace");
-  }
-  void TearDown() override {
-    sandbox_.reset();
-    std::filesystem::remove_all(root_);
-  }
+  void SetUp() override { std::filesystem::create_directory(root_ / "workspace"); }
   void Start(int64_t max_bytes, int64_t max_files) {
     Options options{root_ / "workspace", root_ / "lock", AGENTD_HELPER_DIR};
     options.max_workspace_bytes = max_bytes;
@@ -41,7 +31,8 @@ class WorkspaceWatchTest : public testing::Test {
     return result.ok() ? *result : CallResult{.end = CallEnd::kSandboxDied};
   }
 
-  std::filesystem::path root_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path root_ = temporary_.path();
   std::unique_ptr<Sandbox> sandbox_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "base/temporary_directory.h"
 #include "base/unique_fd.h"
 #include "sessions/crc32c.h"
 #include "sessions/test_util.h"
@@ -74,9 +75,9 @@ TEST(ReadTest, PartsInAnyOrderPastThePageCache) {
   Random random(NewSeed());
   for (const std::filesystem::path& parent :
        {std::filesystem::current_path(), std::filesystem::temp_directory_path()}) {
-    std::string name = (parent / "read_test-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) continue;  // not every one may be written to
-    const std::filesystem::path path = name;
+    const auto made = TemporaryDirectory::In(parent);
+    if (!made.ok()) continue;  // not every one may be written to
+    const std::filesystem::path& path = made->path();
     const bool can_be_direct =
         UniqueFd(::open((path / "probe").c_str(), O_RDWR | O_CREAT | O_DIRECT, 0600)).valid();
     std::vector<std::vector<std::string>> blocks(12);
@@ -123,7 +124,6 @@ TEST(ReadTest, PartsInAnyOrderPastThePageCache) {
       EXPECT_EQ(direct, can_be_direct ? open : 0) << parent;
       EXPECT_EQ(OpenFiles(".sst").second, 0);
     }
-    std::filesystem::remove_all(path);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <sstream>
 #include <thread>
 
+#include "base/temporary_directory.h"
 #include "tools/config.h"
 #include "tools/tool.h"
 
@@ -22,9 +23,6 @@ class ShellTest : public testing::Test {
  protected:
   void SetUp() override {
     signal(SIGPIPE, SIG_IGN);
-    std::string name = testing::TempDir() + "/shell-XXXXXX";
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    directory_ = name;
     std::filesystem::create_directory(directory_ / "workspace");
     sandbox::Options options;
     options.workspace = directory_ / "workspace";
@@ -37,7 +35,6 @@ class ShellTest : public testing::Test {
   void TearDown() override {
     shell_.Stop();
     sandbox_.reset();
-    std::filesystem::remove_all(directory_);
   }
   Shell::Result Run(const std::string& text, int64_t wall_time_ms = 60'000) {
     Shell::Command command;
@@ -50,7 +47,8 @@ class ShellTest : public testing::Test {
     return result.ok() ? *std::move(result) : Shell::Result();
   }
 
-  std::filesystem::path directory_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path directory_ = temporary_.path();
   std::unique_ptr<sandbox::Sandbox> sandbox_;
   Shell shell_;
   sandbox::CancelFlag cancel_;

@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <thread>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "tools/config.h"
 
 namespace agentd::tools {
@@ -26,19 +26,12 @@ class ToolTest : public testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(AddBuiltinTools(registry_, {}).ok());
-    char name[] = "/tmp/agentd-tool-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
     workspace_ = root_ / "workspace";
     fs::create_directory(workspace_);
     auto sandbox = sandbox::Sandbox::Start({workspace_, root_ / "lock", AGENTD_HELPER_DIR});
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
     sandbox_ = std::move(*sandbox);
     context_.sandbox = sandbox_.get();
-  }
-  void TearDown() override {
-    sandbox_.reset();
-    fs::remove_all(root_);
   }
 
   void Put(const std::string& path, const std::string& text) {
@@ -66,7 +59,8 @@ class ToolTest : public testing::Test {
   }
 
   Registry registry_;
-  fs::path root_;
+  const TemporaryDirectory temporary_;
+  const fs::path root_ = temporary_.path();
   fs::path workspace_;
   std::unique_ptr<sandbox::Sandbox> sandbox_;
   ToolContext context_;

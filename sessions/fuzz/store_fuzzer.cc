@@ -1,7 +1,6 @@
 // A store whose records were changed and framed again, so that every checksum is right: what reads
 // timelines, names, listings and workspace trees must answer with an error or with data, never
 // crash, and never touch a file outside the workspace. Each input is a list of changes.
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include <cstddef>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/bytes.h"
 #include "sessions/database.h"
 #include "sessions/internal_options.h"
@@ -69,10 +69,6 @@ T Expect(absl::StatusOr<T> value) {
 class StoreFuzzer {
  public:
   StoreFuzzer() {
-    std::string name = std::filesystem::exists("/dev/shm") ? "/dev/shm/agentd-fuzz-XXXXXX"
-                                                           : "/tmp/agentd-fuzz-XXXXXX";
-    AGENTD_CHECK(::mkdtemp(name.data()) != nullptr);
-    root_ = name;
     std::ofstream(root_ / kOutside) << kOutside;
     options_.kv_identity = "identity";
     options_.group_commit_window_us = 0;
@@ -88,11 +84,6 @@ class StoreFuzzer {
                               })
                        .ok());
     }
-  }
-
-  ~StoreFuzzer() {
-    std::error_code error;
-    std::filesystem::remove_all(root_, error);
   }
 
   void Run(std::string_view bytes) {
@@ -213,7 +204,8 @@ class StoreFuzzer {
     }
   }
 
-  std::filesystem::path root_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path root_ = temporary_.path();
   StoreOptions options_;
   std::vector<TokenId> tokens_;
   std::vector<StoredRecord> records_;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/store.h"
 #include "tests/bench/figures.h"
 
@@ -182,12 +183,8 @@ absl::StatusOr<bool> Measure(const Options& options, const std::filesystem::path
 }
 
 absl::StatusOr<bool> Run(const Options& options) {
-  std::string made = options.directory + "/budget_bench.XXXXXX";
-  if (::mkdtemp(made.data()) == nullptr) return ErrnoError(errno, "mkdtemp " + made);
-  const absl::StatusOr<bool> within = Measure(options, made);
-  std::error_code error;
-  std::filesystem::remove_all(made, error);
-  return within;
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(options.directory));
+  return Measure(options, made.path());
 }
 
 }  // namespace
@@ -210,10 +207,7 @@ int main(int argc, char** argv) {
   app.add_option("--dir", options.directory, "Where the store is made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const absl::StatusOr<bool> within = agentd::bench::Run(options);
-  if (!within.ok()) {
-    fmt::print(stderr, "budget_bench: {}\n", agentd::Text(within.status()));
-    return 1;
-  }
+  if (!within.ok()) return agentd::bench::ExitCode("budget_bench", within.status());
   fmt::print("{}\n", *within ? "within the tolerance" : "NOT within the tolerance");
   return *within ? 0 : 1;
 }

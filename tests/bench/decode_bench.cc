@@ -18,6 +18,7 @@
 #include "agentd/scheduler.h"
 #include "agentd/session_log.h"
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/store.h"
 #include "tests/bench/cold_files.h"
 #include "tests/bench/figures.h"
@@ -217,6 +218,11 @@ absl::Status DecodeBench::Run() {
   return absl::OkStatus();
 }
 
+absl::Status Run(const Options& options) {
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(options.directory));
+  return DecodeBench(options, made.path()).Run();
+}
+
 }  // namespace
 }  // namespace agentd::bench
 
@@ -240,14 +246,5 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--dir", options.directory, "Where the store is made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  std::string made = options.directory + "/decode_bench.XXXXXX";
-  if (::mkdtemp(made.data()) == nullptr) {
-    fmt::print(stderr, "decode_bench: cannot make a directory in {}\n", options.directory);
-    return 1;
-  }
-  const absl::Status status = agentd::bench::DecodeBench(options, made).Run();
-  std::error_code error;
-  std::filesystem::remove_all(made, error);
-  if (!status.ok()) fmt::print(stderr, "decode_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  return agentd::bench::ExitCode("decode_bench", agentd::bench::Run(options));
 }

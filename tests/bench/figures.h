@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
+
 namespace agentd::bench {
 
 class Clock {
@@ -39,6 +41,12 @@ inline double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+// What a program's main returns; an error goes to standard error.
+inline int ExitCode(const char* program, const absl::Status& status) {
+  if (!status.ok()) fmt::print(stderr, "{}: {}\n", program, Text(status));
+  return status.ok() ? 0 : 1;
 }
 
 }  // namespace agentd::bench

@@ -20,6 +20,7 @@
 #include "agentd/v1/agentd.grpc.pb.h"
 #include "agentd/v1/stored.pb.h"
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "base/unique_fd.h"
 #include "sessions/store.h"
 #include "tests/bench/cold_files.h"
@@ -210,55 +211,46 @@ absl::StatusOr<OverGrpc> ListOverGrpc(const std::filesystem::path& data, const O
 }
 
 absl::Status Run(const Options& options) {
-  std::string made = options.directory + "/list_bench.XXXXXX";
-  if (::mkdtemp(made.data()) == nullptr) return ErrnoError(errno, "mkdtemp " + made);
-  const std::filesystem::path data = std::filesystem::path(made) / "data",
-                              empty = std::filesystem::path(made) / "empty";
-  const absl::Status status = [&]() -> absl::Status {
-    std::filesystem::create_directories(data);
-    std::filesystem::create_directories(empty);
-    const Clock make;
-    RETURN_IF_ERROR(MakeSessions(data, options.sessions));
-    fmt::print("[figure] list of {} sessions, pages of {}\n", options.sessions, options.page);
-    Row("made, each created and committed to once, synced",
-        fmt::format("{:.1f} s", make.seconds()));
-    std::vector<double> opened, listed, ready, all;
-    for (int i = 0; i < options.repeat; ++i) {
-      ASSIGN_OR_RETURN(const auto seconds, ListInStore(data, options));
-      opened.push_back(seconds.first * 1e3);
-      listed.push_back(seconds.second * 1e3);
-    }
-    Row("the store alone, cold: opened / all listed",
-        fmt::format("{:.0f} ms / {:.0f} ms", Median(opened), Median(listed)));
-    OverGrpc last;
-    std::vector<double> first, daemon, client;
-    for (int i = 0; i < options.repeat; ++i) {
-      ASSIGN_OR_RETURN(last, ListOverGrpc(data, options));
-      ready.push_back(last.ready * 1e3);
-      all.push_back(last.all * 1e3);
-      first.push_back(last.first * 1e3);
-      daemon.push_back(last.daemon_processor * 1e3);
-      client.push_back(last.client_processor * 1e3);
-    }
-    {
-      const Clock clock;
-      ASSIGN_OR_RETURN(const auto agentd, Agentd::Start(empty, options));
-      Row("agentd started cold; on an empty store",
-          fmt::format("{:.0f} ms; {:.0f} ms", Median(ready), clock.seconds() * 1e3));
-    }
-    Row("over gRPC from there: all sessions listed",
-        fmt::format(
-            "{:.0f} ms, at best {:.0f} ({} calls, {:.1f} MB, the first page after {:.0f} ms)",
-            Median(all), *std::min_element(all.begin(), all.end()), last.calls,
-            double(last.bytes) / 1e6, Median(first)));
-    Row("  processor time of it",
-        fmt::format("agentd {:.0f} ms, the client {:.0f} ms ({:.0f} ms decoding)", Median(daemon),
-                    Median(client), last.decoding * 1e3));
-    return absl::OkStatus();
-  }();
-  std::error_code error;
-  std::filesystem::remove_all(made, error);
-  return status;
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(options.directory));
+  const std::filesystem::path data = made.path() / "data", empty = made.path() / "empty";
+  std::filesystem::create_directories(data);
+  std::filesystem::create_directories(empty);
+  const Clock make;
+  RETURN_IF_ERROR(MakeSessions(data, options.sessions));
+  fmt::print("[figure] list of {} sessions, pages of {}\n", options.sessions, options.page);
+  Row("made, each created and committed to once, synced", fmt::format("{:.1f} s", make.seconds()));
+  std::vector<double> opened, listed, ready, all;
+  for (int i = 0; i < options.repeat; ++i) {
+    ASSIGN_OR_RETURN(const auto seconds, ListInStore(data, options));
+    opened.push_back(seconds.first * 1e3);
+    listed.push_back(seconds.second * 1e3);
+  }
+  Row("the store alone, cold: opened / all listed",
+      fmt::format("{:.0f} ms / {:.0f} ms", Median(opened), Median(listed)));
+  OverGrpc last;
+  std::vector<double> first, daemon, client;
+  for (int i = 0; i < options.repeat; ++i) {
+    ASSIGN_OR_RETURN(last, ListOverGrpc(data, options));
+    ready.push_back(last.ready * 1e3);
+    all.push_back(last.all * 1e3);
+    first.push_back(last.first * 1e3);
+    daemon.push_back(last.daemon_processor * 1e3);
+    client.push_back(last.client_processor * 1e3);
+  }
+  {
+    const Clock clock;
+    ASSIGN_OR_RETURN(const auto agentd, Agentd::Start(empty, options));
+    Row("agentd started cold; on an empty store",
+        fmt::format("{:.0f} ms; {:.0f} ms", Median(ready), clock.seconds() * 1e3));
+  }
+  Row("over gRPC from there: all sessions listed",
+      fmt::format("{:.0f} ms, at best {:.0f} ({} calls, {:.1f} MB, the first page after {:.0f} ms)",
+                  Median(all), *std::min_element(all.begin(), all.end()), last.calls,
+                  double(last.bytes) / 1e6, Median(first)));
+  Row("  processor time of it",
+      fmt::format("agentd {:.0f} ms, the client {:.0f} ms ({:.0f} ms decoding)", Median(daemon),
+                  Median(client), last.decoding * 1e3));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -278,7 +270,5 @@ int main(int argc, char** argv) {
   app.add_option("--model", options.model, "Directory of a checkpoint")->capture_default_str();
   app.add_option("--dir", options.directory, "Where the store is made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  const absl::Status status = agentd::bench::Run(options);
-  if (!status.ok()) fmt::print(stderr, "list_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  return agentd::bench::ExitCode("list_bench", agentd::bench::Run(options));
 }

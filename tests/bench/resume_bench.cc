@@ -25,6 +25,7 @@
 #include "agentd/restore.h"
 #include "agentd/session_log.h"
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/store.h"
 #include "tests/bench/cold_files.h"
 #include "tests/bench/figures.h"
@@ -49,7 +50,7 @@ constexpr char kOwner[] = "bench";
 struct Options {
   EngineChoice engine;
   int64_t tokens = 1'000'000;
-  std::string directory;
+  std::string directory = std::filesystem::temp_directory_path().string();
 };
 
 // Hands the state to the sequence as it comes, like the scheduler between steps. The seconds in
@@ -71,21 +72,15 @@ absl::StatusOr<double> ImportAll(daemon::StoredState& state, model::Sequence& se
 
 class ResumeBench {
  public:
-  ResumeBench(const Options& options, std::unique_ptr<model::Engine> engine)
-      : options_(options),
-        store_path_(std::filesystem::path(options.directory) / "resume_bench_store"),
-        engine_(std::move(engine)) {
+  ResumeBench(const Options& options, std::unique_ptr<model::Engine> engine,
+              std::filesystem::path store_path)
+      : options_(options), store_path_(std::move(store_path)), engine_(std::move(engine)) {
     for (model::LayerKind kind : engine_->config().layer_kinds)
       csa_layers_ += kind == model::LayerKind::kCsa ? 1 : 0;
     blocks_ = options_.tokens / kBlockTokens;
     tokens_.resize(static_cast<size_t>(blocks_ * kBlockTokens + kNewTokens));
     for (TokenId& token : tokens_)
       token = static_cast<TokenId>(random_() % unsigned(engine_->config().vocab_size));
-  }
-  ~ResumeBench() {
-    store_.reset();
-    std::error_code error;
-    std::filesystem::remove_all(store_path_, error);
   }
 
   // The sequence that is never closed, the saved session, and the next logits of the former.
@@ -191,8 +186,6 @@ absl::Status ResumeBench::CommitAll(sessions::TimelineId timeline) {
 }
 
 absl::Status ResumeBench::Save() {
-  std::error_code error;
-  std::filesystem::remove_all(store_path_, error);
   RETURN_IF_ERROR(Fill());
   RETURN_IF_ERROR(OpenStore());
   ASSIGN_OR_RETURN(const sessions::SessionInfo session, store_->Create({kOwner, 1, ""}));
@@ -314,7 +307,8 @@ absl::Status Run(const Options& options) {
   const int64_t limit = engine->config().max_position_embeddings;
   if (options.tokens + kNewTokens > limit)
     return InvalidArgument("--tokens: the model takes {} with {} new ones", limit, kNewTokens);
-  ResumeBench bench(options, std::move(engine));
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(options.directory));
+  ResumeBench bench(options, std::move(engine), made.path() / "store");
   RETURN_IF_ERROR(bench.Save());
   ASSIGN_OR_RETURN(const bool equal, bench.Resume());
   return equal ? absl::OkStatus() : Internal("the resumed session gives other logits");
@@ -326,7 +320,6 @@ absl::Status Run(const Options& options) {
 int main(int argc, char** argv) {
   agentd::daemon::KeepFreedMemory();  // as agentd
   agentd::bench::Options options;
-  options.directory = std::filesystem::temp_directory_path().string();
   CLI::App app("Saves a session through the store and resumes it, beside what the disk does.");
   auto* model = app.add_option("--model", options.engine.model, "Directory of a checkpoint");
   auto* shape = app.add_option("--shape", options.engine.shape,
@@ -343,7 +336,5 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "resume_bench: give one of --model and --shape\n");
     return 1;
   }
-  const absl::Status status = agentd::bench::Run(options);
-  if (!status.ok()) fmt::print(stderr, "resume_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  return agentd::bench::ExitCode("resume_bench", agentd::bench::Run(options));
 }

@@ -1,7 +1,6 @@
 // What encryption costs: sealing and opening on one core, and reading a session's KV from a store
 // that is encrypted beside one that is not, in turns, with a warm page cache and a cold one.
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -16,9 +15,11 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "sessions/envelope.h"
 #include "sessions/store.h"
 #include "tests/bench/cold_files.h"
+#include "tests/bench/figures.h"
 
 namespace agentd::bench {
 namespace {
@@ -35,7 +36,7 @@ constexpr int kBlocksPerRead = 16;
 struct SealFlags {
   int megabytes = 256;
   int rounds = 5;
-  std::string directory;
+  std::string directory = std::filesystem::temp_directory_path().string();
 };
 
 double Seconds(const std::function<void()>& work) {
@@ -193,6 +194,12 @@ absl::Status MeasureReads(const SealFlags& flags, const std::filesystem::path& d
   return absl::OkStatus();
 }
 
+absl::Status Run(const SealFlags& flags) {
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(flags.directory));
+  MeasureCipher(flags.rounds);
+  return MeasureReads(flags, made.path());
+}
+
 }  // namespace
 }  // namespace agentd::bench
 
@@ -205,22 +212,7 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", flags.rounds, "Measurements of each kind")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--directory", flags.directory,
-                 "Where the stores are made and removed (default: the directory for temporary "
-                 "files)");
+  app.add_option("--dir", flags.directory, "Where the stores are made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  std::string name =
-      flags.directory.empty() ? std::filesystem::temp_directory_path().string() : flags.directory;
-  name += "/seal_bench-XXXXXX";
-  if (::mkdtemp(name.data()) == nullptr) {
-    fmt::print(stderr, "seal_bench: {}\n",
-               agentd::Text(agentd::ErrnoError(errno, "mkdtemp " + name)));
-    return 1;
-  }
-  agentd::bench::MeasureCipher(flags.rounds);
-  const absl::Status status = agentd::bench::MeasureReads(flags, name);
-  std::error_code error;
-  std::filesystem::remove_all(name, error);
-  if (!status.ok()) fmt::print(stderr, "seal_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  return agentd::bench::ExitCode("seal_bench", agentd::bench::Run(flags));
 }

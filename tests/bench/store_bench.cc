@@ -2,11 +2,13 @@
 #include "tests/bench/store_bench.h"
 
 #include <fmt/core.h>
-#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 
+#include "agentd/freed_memory.h"
 #include "base/status.h"
+#include "base/temporary_directory.h"
+#include "tests/bench/figures.h"
 
 namespace agentd::bench {
 
@@ -19,9 +21,7 @@ absl::StatusOr<std::unique_ptr<sessions::Store>> OpenBenchStore(const StoreBench
 }  // namespace agentd::bench
 
 int main(int argc, char** argv) {
-  // As agentd (agentd/freed_memory.h): buffers of the size of a block are used again and again.
-  mallopt(M_TRIM_THRESHOLD, 32 << 20);
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  agentd::daemon::KeepFreedMemory();  // as agentd
   agentd::bench::StoreBenchOptions options;
   std::string directory = std::filesystem::temp_directory_path().string();
   CLI::App app("Measures the session store beside the raw disk.");
@@ -37,15 +37,8 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "store_bench: at least 256 tokens, one repetition and one branch\n");
     return 1;
   }
-  std::string made = directory + "/store_bench.XXXXXX";
-  if (::mkdtemp(made.data()) == nullptr) {
-    fmt::print(stderr, "store_bench: cannot make a directory in {}\n", directory);
-    return 1;
-  }
-  options.store = made;
-  const absl::Status status = agentd::bench::MeasureLongSession(options);
-  std::error_code error;
-  std::filesystem::remove_all(options.store, error);
-  if (!status.ok()) fmt::print(stderr, "store_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  const auto made = agentd::TemporaryDirectory::In(directory);
+  if (!made.ok()) return agentd::bench::ExitCode("store_bench", made.status());
+  options.store = made->path();
+  return agentd::bench::ExitCode("store_bench", agentd::bench::MeasureLongSession(options));
 }

@@ -2,7 +2,6 @@
 // beside a walk over everything and beside nothing but an lstat of every file.
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "base/unique_fd.h"
 #include "sessions/database.h"
 #include "sessions/file_objects.h"
@@ -166,12 +166,8 @@ absl::Status Measure(const std::filesystem::path& directory, const Options& opti
 }
 
 absl::Status Run(const Options& options) {
-  std::string made = options.directory + "/workspace_bench.XXXXXX";
-  if (::mkdtemp(made.data()) == nullptr) return ErrnoError(errno, "mkdtemp " + made);
-  const absl::Status status = Measure(made, options);
-  std::error_code error;
-  std::filesystem::remove_all(made, error);
-  return status;
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(options.directory));
+  return Measure(made.path(), options);
 }
 
 }  // namespace
@@ -189,7 +185,5 @@ int main(int argc, char** argv) {
   app.add_option("--dir", options.directory, "Where workspace and store are made")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  const absl::Status status = agentd::bench::Run(options);
-  if (!status.ok()) fmt::print(stderr, "workspace_bench: {}\n", agentd::Text(status));
-  return status.ok() ? 0 : 1;
+  return agentd::bench::ExitCode("workspace_bench", agentd::bench::Run(options));
 }

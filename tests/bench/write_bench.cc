@@ -12,8 +12,10 @@
 #include <string>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "fmt/format.h"
 #include "sessions/store.h"
+#include "tests/bench/figures.h"
 
 namespace agentd {
 namespace {
@@ -135,14 +137,13 @@ double Print(const char* when, const std::vector<Writer>& writers, const Device&
 }
 
 absl::Status Run(const Flags& flags) {
-  const std::filesystem::path path = std::filesystem::path(flags.directory) / "write_bench_store";
-  if (std::filesystem::exists(path))
-    return FailedPrecondition("{} exists: remove it first", path.string());
+  ASSIGN_OR_RETURN(const TemporaryDirectory made, TemporaryDirectory::In(flags.directory));
   sessions::StoreOptions options;
   options.kv_identity = "write_bench";
   options.group_commit_window_us = 0;
   options.budget_bytes = static_cast<int64_t>(flags.budget_gib * (1 << 30));
-  ASSIGN_OR_RETURN(std::unique_ptr<sessions::Store> store, sessions::Store::Open(path, options));
+  ASSIGN_OR_RETURN(std::unique_ptr<sessions::Store> store,
+                   sessions::Store::Open(made.path() / "store", options));
   const Device before = ReadDevice();
   std::vector<Writer> writers;
   for (int64_t i = 0; i < flags.sessions; ++i) {
@@ -164,8 +165,6 @@ absl::Status Run(const Flags& flags) {
   const double ratio = Print("reclaimed", writers, before, stats);
   fmt::print("Reclaim took {:.1f} s; evicted {} bytes in {} blocks and {} anchors\n", seconds,
              stats.evicted_bytes, stats.evicted_blocks, stats.evicted_anchors);
-  store.reset();
-  std::filesystem::remove_all(path);
   if (flags.limit > 0 && ratio > flags.limit)
     return FailedPrecondition("{:.3f} bytes written for each committed, over {}", ratio,
                               flags.limit);
@@ -178,7 +177,7 @@ absl::Status Run(const Flags& flags) {
 int main(int argc, char** argv) {
   CLI::App app("write_bench: device bytes over committed bytes of a session that grows");
   agentd::Flags flags;
-  app.add_option("--directory", flags.directory, "Where the store is made, and removed")
+  app.add_option("--dir", flags.directory, "Where the store is made, on the disk to measure")
       ->required();
   app.add_option("--tokens", flags.tokens, "In all")->capture_default_str();
   app.add_option("--turn", flags.turn_tokens, "Tokens of a turn")->capture_default_str();
@@ -189,9 +188,5 @@ int main(int argc, char** argv) {
   app.add_option("--budget-gib", flags.budget_gib, "Of the store; 0: none")->capture_default_str();
   app.add_option("--limit", flags.limit, "Fail if the last ratio is above it");
   CLI11_PARSE(app, argc, argv);
-  if (const absl::Status status = agentd::Run(flags); !status.ok()) {
-    fmt::print(stderr, "write_bench: {}\n", agentd::Text(status));
-    return 1;
-  }
-  return 0;
+  return agentd::bench::ExitCode("write_bench", agentd::Run(flags));
 }

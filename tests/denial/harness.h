@@ -6,7 +6,6 @@
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,6 +18,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "base/unique_fd.h"
 #include "sandbox/sandbox.h"
 
@@ -72,19 +72,12 @@ inline UniqueFd ListenTcp(int& port) {
 class DenialTest : public testing::Test {
  protected:
   void SetUp() override {
-    char name[] = "/tmp/agentd-denial-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
     fs::create_directory(workspace());
     fs::create_directory(root_ / "outside");
     fs::copy(AGENTD_DENIAL_DIR "/denial_probe", workspace() / "probe");
     auto sandbox = Sandbox::Start({workspace(), root_ / "lock", AGENTD_HELPER_DIR});
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
     sandbox_ = std::move(*sandbox);
-  }
-  void TearDown() override {
-    sandbox_.reset();
-    fs::remove_all(root_);
   }
   fs::path workspace() const { return root_ / "workspace"; }
 
@@ -108,7 +101,8 @@ class DenialTest : public testing::Test {
                              AGENTD_DENIAL_DIR, attempt));
   }
 
-  fs::path root_;
+  const TemporaryDirectory temporary_;
+  const fs::path root_ = temporary_.path();
   std::unique_ptr<Sandbox> sandbox_;
   CancelFlag never_;
 };

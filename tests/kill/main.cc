@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/temporary_directory.h"
 #include "tests/kill/agentd_process.h"
 #include "tests/kill/played_session.h"
 
@@ -85,7 +86,7 @@ struct Options {
   int sessions = 4;
   int conversations = 8;
   uint64_t seed = 0;
-  std::string directory;
+  std::filesystem::path directory;
 };
 
 class KillTest {
@@ -93,8 +94,8 @@ class KillTest {
   explicit KillTest(const Options& options)
       : options_(options),
         random_(options.seed),
-        workspace_(std::filesystem::path(options.directory) / "workspace"),
-        daemon_(options.binaries, std::filesystem::path(options.directory) / "data") {}
+        workspace_(options.directory / "workspace"),
+        daemon_(options.binaries, options.directory / "data") {}
 
   absl::Status Run() {
     MakeWorkspace(workspace_);
@@ -117,7 +118,7 @@ class KillTest {
   // In a store of their own: the sessions that are killed find nothing of these in theirs.
   absl::Status LearnAll() {
     conversations_ = MakeConversations(random_, static_cast<size_t>(options_.conversations));
-    AgentdProcess daemon(options_.binaries, std::filesystem::path(options_.directory) / "learned");
+    AgentdProcess daemon(options_.binaries, options_.directory / "learned");
     daemon.Start("");
     if (!daemon.IsReady()) return Internal("agentd does not come up: {}", daemon.Report());
     const auto stub = daemon.Connect();
@@ -281,21 +282,16 @@ int Main(int argc, char** argv) {
   options.binaries.agentctl = std::filesystem::path(bin) / "agentctl";
   std::printf("--seed %llu\n", static_cast<unsigned long long>(options.seed));
   std::fflush(stdout);
-  // In memory where it can be: the kernel survives these kills, so what an fsync costs shows
-  // nothing.
-  const bool memory = std::filesystem::is_directory("/dev/shm");
-  std::string directory = memory ? "/dev/shm/agentd-kill-XXXXXX" : "/tmp/agentd-kill-XXXXXX";
-  AGENTD_CHECK(::mkdtemp(directory.data()) != nullptr);
-  options.directory = directory;
+  TemporaryDirectory
+      directory;  // the kernel survives these kills: what an fsync keeps shows nothing
+  options.directory = directory.path();
   const absl::Status status = KillTest(options).Run();
   if (!status.ok()) {
     std::fprintf(stderr, "kill_test: %s\n(--seed %llu; what is left: %s)\n",
                  status.ToString().c_str(), static_cast<unsigned long long>(options.seed),
-                 directory.c_str());
+                 std::move(directory).Keep().c_str());
     return 1;
   }
-  std::error_code error;
-  std::filesystem::remove_all(directory, error);
   struct rusage own, children;
   ::getrusage(RUSAGE_SELF, &own);
   ::getrusage(RUSAGE_CHILDREN, &children);

@@ -1,12 +1,12 @@
 // Servers that others wrote, from npm, over standard input and output and over HTTP.
 // tests/mcp/run.sh installs them and sets AGENTD_MCP_NODE and AGENTD_MCP_MODULES.
-#include <stdlib.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
 
+#include "base/temporary_directory.h"
 #include "tools/mcp/fixture.h"
 
 namespace agentd::tools::mcp {
@@ -21,14 +21,10 @@ class RealServerTest : public ServersFixture {
     ServersFixture::SetUp();
     ASSERT_NE(std::getenv("AGENTD_MCP_NODE"), nullptr) << "tests/mcp/run.sh runs this";
     ASSERT_NE(std::getenv("AGENTD_MCP_MODULES"), nullptr);
-    char name[] = "/tmp/agentd-mcp-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    dir_ = name;
   }
   void TearDown() override {
     ServersFixture::TearDown();
     process_.reset();
-    std::filesystem::remove_all(dir_);
   }
   ServerConfig Npm(const std::string& package, std::vector<std::string> arguments) const {
     ServerConfig config;
@@ -58,7 +54,8 @@ class RealServerTest : public ServersFixture {
     EXPECT_FALSE(Call("read_resource", Json{{"uri", uri}}.dump()).is_error);
   }
 
-  std::filesystem::path dir_;
+  const TemporaryDirectory temporary_;
+  const std::filesystem::path dir_ = temporary_.path();
   std::unique_ptr<StdioPeer> process_;
 };
 
