@@ -8,6 +8,7 @@
 
 #include "sessions/keys.h"
 #include "sessions/test_util.h"
+#include "sessions/worked_example.h"
 
 namespace agentd::sessions::internal {
 namespace {
@@ -121,7 +122,7 @@ TEST(RecordTest, ANewerVersionIsRefusedByName) {
   EXPECT_THAT(Text(status), HasSubstr("version 2"));
 }
 
-// The bytes in FORMAT.md: stored data stays readable only while they do not change.
+// Stored data stays readable only while these bytes do not change.
 TEST(RecordTest, TheWorkedExample) {
   Event event;
   event.seq = 12, event.kind = 1, event.position = 100, event.time_us = 1'700'000'000'000'000;
@@ -133,11 +134,9 @@ TEST(RecordTest, TheWorkedExample) {
     return text;
   };
   const std::string key = EventKey(7, 12);
-  EXPECT_EQ(hex(key), "0000000000000007000000000000000c");
-  EXPECT_EQ(hex(EncodeEvent(key, event)),
-            "41475353010e00002c00000039dd02e291c0fb2e"
-            "01010000030000000c00000000000000640000000000000000401e18240a0600"
-            "0100000002000000fff80100");
+  const auto example = testing::WorkedExample("Event 12 of timeline 7");
+  EXPECT_EQ(hex(key), example.at("key"));
+  EXPECT_EQ(hex(EncodeEvent(key, event)), example.at("value"));
 }
 
 TEST(RecordTest, EventsRoundTrip) {
