@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("AGENTD_BIN", ROOT / "build/bin"))
@@ -133,6 +134,19 @@ class Daemon:
 
     def workspace(self, session_id):
         return tree(pathlib.Path(self.session(session_id)["workspace"]))
+
+
+class WithDaemon(unittest.TestCase):
+    """Tests that share one daemon."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = Daemon()
+        cls.addClassCleanup(cls.daemon.remove)
+        cls.daemon.start()
+
+    def ctl(self, *arguments, **more):
+        return self.daemon.ctl(*arguments, **more)
 
 
 def tree(root):

@@ -12,26 +12,14 @@ import termios
 import time
 import unittest
 
-from harness import BIN, MODEL, Daemon, first_gap, folder, tree, wait_until
+from harness import BIN, MODEL, Daemon, WithDaemon, first_gap, folder, tree, wait_until
 
 # Long enough to meet while it runs.
 LONG_TASK = ("Create story.txt with these lines:\nthe quick brown fox jumps over the lazy dog\none two three four five six\n"
              "all the birds of the wood sing at dawn\nand none of them knows why")
 
 
-class Cli(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon()
-        cls.daemon.start()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.daemon.remove()
-
-    def ctl(self, *arguments, **more):
-        return self.daemon.ctl(*arguments, **more)
-
+class Cli(WithDaemon):
     def run_json(self, *arguments):
         done = self.ctl("run", "--json", *arguments)
         self.assertEqual(done.code, 0, done)

@@ -4,24 +4,15 @@ import shutil
 import subprocess
 import unittest
 
-from harness import Daemon, folder, tree
+from harness import WithDaemon, folder, tree
 
 CONFIG = "width = 48\nheight = 217\ndepth = 7\n"
 TASK = "Read shop.cfg and multiply width by height and write the result to area.txt."
 
 
-class Diff(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon()
-        cls.daemon.start()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.daemon.remove()
-
+class Diff(WithDaemon):
     def ctl(self, *arguments, code=0, **more):
-        done = self.daemon.ctl(*arguments, **more)
+        done = super().ctl(*arguments, **more)
         self.assertEqual(done.code, code, done)
         return done
 

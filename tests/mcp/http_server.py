@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 
+from replying_handler import ReplyingHandler
+
 WAYS = set(sys.argv[1:])
 STATELESS = "stateless" in WAYS
 COUNT = next((way.removeprefix("count=") for way in WAYS if way.startswith("count=")), None)
@@ -23,22 +25,7 @@ heard = threading.Condition()
 tools = ["echo", "count", "headers", "huge", "hang", "closed", "forget", "cut", "pings", "change", "clash"]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def reply(self, code, body, content_type="application/json", headers=()):
-        data = body.encode()
-        self.send_response(code)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
+class Handler(ReplyingHandler):
     def begin_stream(self):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

@@ -16,6 +16,8 @@ import threading
 import time
 import urllib.parse
 
+from replying_handler import ReplyingHandler
+
 WAYS = set(sys.argv[1:])
 LIFETIME = next((int(way.removeprefix("lifetime=")) for way in WAYS if way.startswith("lifetime=")), 3600)
 lock = threading.Lock()
@@ -26,22 +28,7 @@ refresh_tokens = {}  # -> scope
 clients = {"known": "s3cret-of-known"}  # id -> secret
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def reply(self, code, body, content_type="application/json", headers=()):
-        data = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
+class Handler(ReplyingHandler):
     def handle_one(self, body):
         url = urllib.parse.urlsplit(self.path)
         fields = dict(urllib.parse.parse_qsl(url.query))
