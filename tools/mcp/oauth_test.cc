@@ -5,6 +5,7 @@
 #include <openssl/pem.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 #include <fstream>
@@ -248,11 +249,13 @@ TEST_F(OAuthTest, ATokenThatRunsOutIsRenewedOnceByWhoeverNeedsItFirst) {
     threads.emplace_back([this, &answer] { answer = Text("echo", R"({"text": "on"})"); });
   for (std::thread& thread : threads) thread.join();
   for (const std::string& answer : answers) EXPECT_EQ(answer, "on");
-  // The server takes each refresh token once: a second thread that used the first would have
-  // failed.
-  EXPECT_GE(Log("/token").size(), 2U);
+  const std::vector<Asked> asked = Log("/token");
+  EXPECT_GE(asked.size(), 2U);
   EXPECT_EQ(Log("/authorize").size(), 1U);
-  EXPECT_EQ(Log("/token").at(1).fields["refresh_token"], refresh);
+  EXPECT_EQ(
+      std::count_if(asked.begin(), asked.end(),
+                    [&](const Asked& a) { return a.fields.value("refresh_token", "") == refresh; }),
+      1);
   EXPECT_NE(Kept()["refresh_token"], refresh);
 }
 
