@@ -29,8 +29,7 @@ constexpr int kMaxPage = 10'000;
 // A page ends before a client's usual limit of 4 MiB a message, however long titles and system
 // texts are.
 constexpr size_t kMaxPageBytes = 3 << 20;
-constexpr char kVersion[] = "0.1.0";
-constexpr size_t kMaxTitleBytes = 80;  // of a title that nobody gave
+constexpr size_t kDrawnTitleBytes = 80;  // of a title that nobody gave
 
 uint64_t DrawSeed() {
   std::random_device random;
@@ -71,7 +70,7 @@ absl::StatusOr<sessions::Point> ToPoint(const v1::Point& point, const char* fiel
 std::string TitleOf(const std::string& text) {
   const size_t start = text.find_first_not_of(" \t\r\n");
   if (start == std::string::npos) return "";
-  return CutUtf8(text.substr(start, text.find_first_of("\r\n", start) - start), kMaxTitleBytes,
+  return CutUtf8(text.substr(start, text.find_first_of("\r\n", start) - start), kDrawnTitleBytes,
                  "…");
 }
 
@@ -382,6 +381,7 @@ absl::Status Daemon::Delete(const std::string& session_id) {
 absl::StatusOr<v1::Session> Daemon::Fork(const v1::ForkSessionRequest& request) {
   ASSIGN_OR_RETURN(std::shared_ptr<Session> parent, Find(request.session_id()));
   ASSIGN_OR_RETURN(sessions::Point point, ToPoint(request.at(), "at"));
+  RETURN_IF_ERROR(CheckTitle(request.title(), "title"));
   const bool at_end = !point.seq && !point.position;
   if (at_end && places_->Of(parent->id)) RETURN_IF_ERROR(TakeInBeforeFork(parent->id));
   ASSIGN_OR_RETURN(const sessions::SessionInfo now, store_->Get(parent->id));
@@ -482,7 +482,7 @@ absl::StatusOr<v1::StoreUsage> Daemon::StoreUsage(const v1::GetStoreUsageRequest
 absl::StatusOr<v1::ServerInfo> Daemon::Info() {
   ASSIGN_OR_RETURN(sessions::StoreStats stats, store_->Stats());
   v1::ServerInfo info;
-  info.set_version(kVersion);
+  info.set_version(AGENTD_VERSION);
   info.set_model(model_->name);
   info.set_model_fingerprint(model_->fingerprint_hex);
   info.set_numerics_id(model_->numerics_id);

@@ -172,9 +172,11 @@ absl::Status Daemon::CheckBackupDirectory(const std::string& directory) const {
     return InvalidArgument("directory: give an absolute path, not \"{}\"", directory);
   std::error_code error;
   const auto backups = std::filesystem::weakly_canonical(directory, error);
-  const auto store = std::filesystem::weakly_canonical(options_.data / "store", error);
-  if (IsInside(backups, store))
-    return InvalidArgument("directory: {} is in the store that it is to hold", directory);
+  const auto data = std::filesystem::weakly_canonical(options_.data, error);
+  if (IsInside(backups, data)) {
+    return InvalidArgument("directory: {} is in the data directory {}: a backup outlives that one",
+                           directory, data.string());
+  }
   return absl::OkStatus();
 }
 

@@ -190,7 +190,8 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::Event> {
     absl::StatusOr<std::shared_ptr<Session>> session = daemon->Find(request.session_id());
     if (!session.ok()) return pump_->Fail(session.status());
     const EventHub::View view = (*session)->hub->view();
-    if (request.timeline() == 0 && request.from_seq() > view.last_seq + 1) {
+    const bool current = request.timeline() == 0 || request.timeline() == view.timeline;
+    if (current && request.from_seq() > view.last_seq + 1) {
       // Others may know of events that are stored and shown in a moment.
       absl::StatusOr<v1::Session> newest = daemon->Get(request.session_id());
       if (!newest.ok()) return pump_->Fail(newest.status());

@@ -8,7 +8,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <sstream>
+#include <string_view>
 #include <utility>
 
 #include "base/sha256.h"
@@ -17,6 +19,11 @@
 
 namespace agentd::daemon {
 namespace {
+
+// Both are written with every commit, and lists show them: a page of one session has to fit into a
+// client's usual 4 MiB.
+constexpr size_t kMaxTitleBytes = 1 << 10;
+constexpr size_t kMaxSystemBytes = 1 << 20;
 
 absl::StatusOr<TokenId> Special(const model::Tokenizer& tokenizer, const char* content,
                                 const std::filesystem::path& directory) {
@@ -49,6 +56,22 @@ absl::StatusOr<AgentDefaults> LoadDefaults(const std::filesystem::path& director
   text << file.rdbuf();
   if (!file) return InvalidArgument("{}: cannot be read", path.string());
   return ParseAgentDefaults(text.str(), path.string());
+}
+
+absl::Status CheckTools(const v1::SessionConfig& asked,
+                        const std::vector<std::string>& tool_names) {
+  if (asked.no_tools() && asked.tools_size() > 0) {
+    return InvalidArgument("config.no_tools: set together with config.tools; drop one of them");
+  }
+  std::set<std::string_view> named;
+  for (const std::string& name : asked.tools()) {
+    if (std::find(tool_names.begin(), tool_names.end(), name) == tool_names.end()) {
+      return InvalidArgument("config.tools: this daemon has no tool {}; it has {}", name,
+                             fmt::format("{}", fmt::join(tool_names, ", ")));
+    }
+    if (!named.insert(name).second) return InvalidArgument("config.tools: {} given twice", name);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> FileFingerprint(const std::filesystem::path& path) {
@@ -150,21 +173,23 @@ absl::StatusOr<std::unique_ptr<const ModelBundle>> ModelBundle::Load(
   return std::unique_ptr<const ModelBundle>(std::move(bundle));
 }
 
+absl::Status CheckTitle(const std::string& title, const char* field) {
+  if (title.size() <= kMaxTitleBytes) return absl::OkStatus();
+  return InvalidArgument("{}: {} bytes, at most {}", field, title.size(), kMaxTitleBytes);
+}
+
 absl::StatusOr<v1::SessionConfig> ResolveConfig(const v1::SessionConfig& asked,
                                                 const AgentDefaults& defaults,
                                                 const std::vector<std::string>& tool_names,
                                                 const std::vector<std::string>& default_tools) {
+  RETURN_IF_ERROR(CheckTitle(asked.title(), "config.title"));
+  if (asked.system().size() > kMaxSystemBytes) {
+    return InvalidArgument("config.system: {} bytes, at most {}; what is longer goes into a file",
+                           asked.system().size(), kMaxSystemBytes);
+  }
+  RETURN_IF_ERROR(CheckTools(asked, tool_names));
   v1::SessionConfig config = asked;
   if (!config.has_system()) config.set_system(defaults.system);
-  if (config.no_tools() && config.tools_size() > 0) {
-    return InvalidArgument("config.no_tools: set together with config.tools; drop one of them");
-  }
-  for (const std::string& name : config.tools()) {
-    if (std::find(tool_names.begin(), tool_names.end(), name) == tool_names.end()) {
-      return InvalidArgument("config.tools: this daemon has no tool {}; it has {}", name,
-                             fmt::format("{}", fmt::join(tool_names, ", ")));
-    }
-  }
   if (config.tools_size() == 0 && !config.no_tools()) {
     for (const std::string& name : default_tools) config.add_tools(name);
   }

@@ -64,6 +64,9 @@ struct ModelBundle {
 absl::StatusOr<AgentDefaults> ParseAgentDefaults(const std::string& json,
                                                  const std::string& source);
 
+// InvalidArgument naming `field`: it is longer than titles may be.
+absl::Status CheckTitle(const std::string& title, const char* field);
+
 // Fills what the client left open from the defaults; checks the rest. InvalidArgument names the
 // field. `tool_names`: all that the daemon has; `default_tools`: those of a session that names
 // none.

@@ -17,8 +17,10 @@
 namespace agentd::daemon {
 
 struct ServerOptions {
-  int pool_threads = 8;             // run the calls; each may wait for the disk
-  int transfer_threads = 4;         // bundles and backups; each may wait for its client
+  int pool_threads = 8;  // run the calls; each may wait for the disk
+  // Bundles, diffs and backups. Each may wait for its client for as long as somebody reads it in a
+  // pager: so many that those who stopped reading are in nobody's way.
+  int transfer_threads = 32;
   int max_message_bytes = 5 << 20;  // longer prompts come in chunks
   ServiceOptions service;
 };

@@ -48,7 +48,8 @@ grpc::ServerUnaryReactor* AgentdService::GetServerInfo(Context* context,
 grpc::ServerUnaryReactor* AgentdService::CreateSession(Context* context,
                                                        const v1::CreateSessionRequest* request,
                                                        v1::Session* response) {
-  return Unary(context, response, [this, request] { return daemon_->Create(*request); });
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->Create(*request); });
 }
 
 grpc::ServerUnaryReactor* AgentdService::GetSession(Context* context,
@@ -85,19 +86,22 @@ grpc::ServerUnaryReactor* AgentdService::DeleteSession(Context* context,
 grpc::ServerUnaryReactor* AgentdService::GetStoreUsage(Context* context,
                                                        const v1::GetStoreUsageRequest* request,
                                                        v1::StoreUsage* response) {
-  return Unary(context, response, [this, request] { return daemon_->StoreUsage(*request); });
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->StoreUsage(*request); });
 }
 
 grpc::ServerUnaryReactor* AgentdService::ForkSession(Context* context,
                                                      const v1::ForkSessionRequest* request,
                                                      v1::Session* response) {
-  return Unary(context, response, [this, request] { return daemon_->Fork(*request); });
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->Fork(*request); });
 }
 
 grpc::ServerUnaryReactor* AgentdService::RewindSession(Context* context,
                                                        const v1::RewindSessionRequest* request,
                                                        v1::Session* response) {
-  return Unary(context, response, [this, request] { return daemon_->Rewind(*request); });
+  return UnaryOn(transfers_, context, response,
+                 [this, request] { return daemon_->Rewind(*request); });
 }
 
 grpc::ServerUnaryReactor* AgentdService::Cancel(Context* context, const v1::CancelRequest* request,

@@ -72,7 +72,40 @@ TEST_F(Api, PointsThatDoNotExist) {
   EXPECT_THAT(code([](api::Point* p) { p->set_position(-1); }),
               AnyOf(StatusCode::OUT_OF_RANGE, StatusCode::INVALID_ARGUMENT));
   EXPECT_EQ(code([](api::Point*) {}), StatusCode::INVALID_ARGUMENT);
+  // Of the timeline that is current, or no matter which: nothing is past the next event.
+  for (const uint64_t timeline : {uint64_t{0}, session.timeline()}) {
+    api::WatchRequest watch;
+    watch.set_session_id(session.id());
+    watch.set_timeline(timeline);
+    watch.set_from_seq(1 << 30);
+    const auto context = Patient();
+    EXPECT_EQ(Drain(*stub_->Watch(context.get(), watch)).error_code(), StatusCode::OUT_OF_RANGE);
+  }
   ExpectGapless(Stored(session.id()));
+}
+
+// A client that followed something else is told so, and gets this session from its beginning.
+TEST_F(Api, ATimelineOfAnotherSession) {
+  const api::Session session = Create();
+  RunWell(session.id(), "Hello");
+  const size_t stored = Stored(session.id()).size();
+  for (const uint64_t timeline : {session.timeline() + 1'000'000, uint64_t{1} << 63}) {
+    api::WatchRequest watch;
+    watch.set_session_id(session.id());
+    watch.set_timeline(timeline);
+    watch.set_from_seq(1 << 30);
+    watch.set_until_idle(true);
+    const auto context = Patient();
+    const auto stream = stub_->Watch(context.get(), watch);
+    api::Event event;
+    ASSERT_TRUE(stream->Read(&event));
+    EXPECT_EQ(event.rewound().to_seq(), 0u);
+    std::vector<api::Event> events;
+    while (stream->Read(&event)) events.push_back(event);
+    EXPECT_TRUE(stream->Finish().ok());
+    EXPECT_EQ(events.size(), stored);
+    ExpectGapless(events);
+  }
 }
 
 // ---- settings out of range name their field
@@ -98,9 +131,54 @@ TEST_F(Api, BadSettingsNameTheField) {
   refuse("min_p", [&](auto* r) { sampling(r)->set_min_p(-0.1); });
   refuse("top_k", [&](auto* r) { sampling(r)->set_top_k(-1); });
   refuse("no_such_tool", [&](auto* r) { r->mutable_config()->add_tools("no_such_tool"); });
+  refuse("bash", [&](auto* r) {
+    for (int i = 0; i < 2; ++i) r->mutable_config()->add_tools("bash");
+  });
+  refuse("config.title", [&](auto* r) { r->mutable_config()->set_title(std::string(1025, 'x')); });
+  refuse("config.system",
+         [&](auto* r) { r->mutable_config()->set_system(std::string((1 << 20) + 1, 'x')); });
+  refuse("config.thinking",
+         [&](auto* r) { r->mutable_config()->set_thinking(static_cast<api::Thinking>(99)); });
   refuse("max_turn_tokens", [&](auto* r) { r->mutable_config()->set_max_turn_tokens(-5); });
   refuse("import_directory", [&](auto* r) { r->set_import_directory("relative/path"); });
   refuse("/no/such/folder", [&](auto* r) { r->set_import_directory("/no/such/folder"); });
+}
+
+// Of sessions whose texts are as long as they may be.
+TEST_F(Api, APageFitsIntoAClientsUsualLimit) {
+  api::CreateSessionRequest create;
+  create.mutable_config()->set_title(std::string(1 << 10, 't'));
+  create.mutable_config()->set_system(std::string(1 << 20, 's'));
+  std::vector<std::string> ids;
+  for (int i = 0; i < 5; ++i) ids.push_back(Create(create).id());
+  api::ListSessionsRequest request;
+  request.set_page_size(5);
+  size_t found = 0;
+  for (int page = 0; found < ids.size() && page < 5; ++page) {
+    api::ListSessionsResponse response;
+    const grpc::Status status = stub_->ListSessions(Patient().get(), request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    for (const api::Session& session : response.sessions()) {
+      ASSERT_LT(found, ids.size());
+      ++found;
+      EXPECT_EQ(session.id(), ids[ids.size() - found]);
+      if (found == ids.size()) break;
+    }
+    request.set_page_token(response.next_page_token());
+  }
+  EXPECT_EQ(found, ids.size());
+  for (const std::string& id : ids) {
+    api::DeleteSessionRequest erase;
+    erase.set_session_id(id);
+    api::DeleteSessionResponse erased;
+    EXPECT_TRUE(stub_->DeleteSession(Patient().get(), erase, &erased).ok());
+  }
+  api::ForkSessionRequest fork;
+  fork.set_session_id(Create().id());
+  fork.set_title(std::string(1025, 't'));
+  api::Session forked;
+  EXPECT_EQ(stub_->ForkSession(Patient().get(), fork, &forked).error_code(),
+            StatusCode::INVALID_ARGUMENT);
 }
 
 TEST_F(Api, PagesAreBounded) {
