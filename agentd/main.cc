@@ -1,5 +1,6 @@
 // agentd: the daemon.
 #include <fcntl.h>
+#include <fmt/chrono.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -10,6 +11,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -20,6 +22,7 @@
 #include "agentd/server.h"
 #include "base/gib_option.h"
 #include "base/status.h"
+#include "base/usage_message.h"
 #include "sessions/backup.h"
 #include "sessions/rewrite.h"
 #include "sessions/store_keys.h"
@@ -258,6 +261,7 @@ int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
 // A data directory from a backup; no daemon has to run.
 int RestoreMain(int argc, char** argv) {
   CLI::App app("agentd restore: makes a data directory from a backup of agentctl backup");
+  agentd::NameTheProgram(app, "agentd restore");
   app.footer(
       "The backup is read and compared with its checksums before anything is written, and nothing "
       "is ever written over.\nWorkspaces come back with each session's next turn. A turn that was "
@@ -283,8 +287,9 @@ int RestoreMain(int argc, char** argv) {
     const auto backups = agentd::sessions::ListBackups(backup);
     if (!backups.ok()) return Fail(backups.status());
     for (const agentd::sessions::BackupInfo& info : *backups)
-      fmt::print("{} {} s since 1970, {} bytes{}\n", info.id, info.created_us / 1'000'000,
-                 info.bytes, info.damage.empty() ? "" : ", damaged: " + info.damage);
+      fmt::print("{} {:%Y-%m-%d %H:%M:%S} UTC, {} bytes{}\n", info.id,
+                 fmt::gmtime(static_cast<std::time_t>(info.created_us / 1'000'000)), info.bytes,
+                 info.damage.empty() ? "" : ", damaged: " + info.damage);
     return kExitOk;
   }
   if (data.empty()) {
@@ -305,6 +310,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "restore") return RestoreMain(argc - 1, argv + 1);
   agentd::daemon::KeepFreedMemory();
   CLI::App app("agentd: runs long-lived agents on DeepSeek-V4; sessions survive any crash");
+  agentd::NameTheProgram(app, "agentd");
   app.footer(
       "agentd restore --help: how to make a data directory from a backup.\n\n"
       "Exit codes: 0 stopped by a signal, 2 command line, 3 model or configuration, 4 another "

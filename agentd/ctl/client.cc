@@ -65,10 +65,13 @@ absl::Status ConnectError(int error_number, const std::string& socket) {
 }
 
 // A daemon turns away everybody but its own user and root, without a word.
-absl::Status CheckOwner(const std::string& socket) {
+absl::Status CheckSocket(const std::string& socket) {
   struct stat info {};
   const uid_t self = geteuid();
-  if (self == 0 || stat(socket.c_str(), &info) != 0 || info.st_uid == self) return absl::OkStatus();
+  if (stat(socket.c_str(), &info) != 0) return absl::OkStatus();  // connecting says why
+  if (!S_ISSOCK(info.st_mode))
+    return InvalidArgument("{} is no socket: give the daemon's with --socket PATH", socket);
+  if (self == 0 || info.st_uid == self) return absl::OkStatus();
   return Error(absl::StatusCode::kPermissionDenied,
                "the daemon at {} serves user {} only, you are user {}: start one of your own: "
                "agentd --model DIR --data DIR --socket PATH",
@@ -113,7 +116,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& socke
   if (path.size() >= sizeof(sockaddr_un::sun_path))
     return InvalidArgument("the socket's path is longer than {} bytes: {}",
                            sizeof(sockaddr_un::sun_path) - 1, path);
-  RETURN_IF_ERROR(CheckOwner(path));
+  RETURN_IF_ERROR(CheckSocket(path));
   const auto deadline = std::chrono::steady_clock::now() +
                         std::chrono::duration_cast<std::chrono::steady_clock::duration>(
                             std::chrono::duration<double>(wait_seconds));

@@ -40,12 +40,11 @@ absl::Status WriteAll(int file, const std::string& bytes, const std::string& pat
   return absl::OkStatus();
 }
 
-// Under another name until all of it is there and on the disk: half a bundle is none.
-absl::StatusOr<int64_t> Receive(Client* client, const api::ExportSessionRequest& request,
+constexpr char kStandardStream[] = "-";  // in the place of a file's name
+
+// How many bytes went to `file`; an error names it `path`.
+absl::StatusOr<int64_t> Receive(Client* client, const api::ExportSessionRequest& request, int file,
                                 const std::string& path) {
-  const std::string part = path + ".part";
-  const UniqueFd file(open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!file.valid()) return ErrnoError(errno, "create " + part);
   grpc::ClientContext context;
   const auto stream = client->stub().ExportSession(&context, request);
   api::BundleData piece;
@@ -53,14 +52,26 @@ absl::StatusOr<int64_t> Receive(Client* client, const api::ExportSessionRequest&
   absl::Status written;
   SideLine line(stderr);
   while (written.ok() && stream->Read(&piece)) {
-    written = WriteAll(file.get(), piece.data(), part);
+    written = WriteAll(file, piece.data(), path);
     bytes += static_cast<int64_t>(piece.data().size());
     line.Show(fmt::format("{} received", Bytes(bytes)));
   }
   line.Clear();
   if (!written.ok()) context.TryCancel();
   const absl::Status received = client->ToStatus(stream->Finish());
-  if (written.ok()) written = received;
+  RETURN_IF_ERROR(written);
+  RETURN_IF_ERROR(received);
+  return bytes;
+}
+
+// Under another name until all of it is there and on the disk: half a bundle is none.
+absl::StatusOr<int64_t> ReceiveFile(Client* client, const api::ExportSessionRequest& request,
+                                    const std::string& path) {
+  const std::string part = path + ".part";
+  const UniqueFd file(open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!file.valid()) return ErrnoError(errno, "create " + part);
+  const absl::StatusOr<int64_t> bytes = Receive(client, request, file.get(), part);
+  absl::Status written = bytes.status();
   if (written.ok() && fsync(file.get()) != 0) written = ErrnoError(errno, "fsync " + part);
   // As link: what appeared under the name meanwhile stays.
   if (written.ok() && link(part.c_str(), path.c_str()) != 0)
@@ -170,7 +181,14 @@ void PrintBackups(const api::ListBackupsResponse& backups) {
 
 int ExportCommand(const GlobalOptions& global, const ExportOptions& options) {
   std::error_code error;
-  if (std::filesystem::exists(options.file, error)) {
+  const bool to_stream = options.file == kStandardStream;
+  if (to_stream && isatty(STDOUT_FILENO) == 1) {
+    return Refuse(false,
+                  InvalidArgument("a bundle is nothing for a terminal: name a file, or send "
+                                  "it on (agentctl export ID - | ...)"),
+                  kUsage);
+  }
+  if (!to_stream && std::filesystem::exists(options.file, error)) {
     return Refuse(false, InvalidArgument("{} is there already: give another name", options.file),
                   kUsage);
   }
@@ -181,15 +199,20 @@ int ExportCommand(const GlobalOptions& global, const ExportOptions& options) {
   api::ExportSessionRequest request;
   request.set_session_id(*id);
   request.set_no_kv(options.no_kv);
-  const auto bytes = Receive(client->get(), request, options.file);
+  const auto bytes = to_stream ? Receive(client->get(), request, STDOUT_FILENO, "standard output")
+                               : ReceiveFile(client->get(), request, options.file);
   if (!bytes.ok()) return Refuse(false, bytes.status(), ExitCodeOf(bytes.status()));
-  Aside(fmt::format("session {} is in {} ({}), readable for whoever has the file", *id,
-                    options.file, Bytes(*bytes)));
+  if (!to_stream) {
+    Aside(fmt::format("session {} is in {} ({}), readable for whoever has the file", *id,
+                      options.file, Bytes(*bytes)));
+  }
   return kAnswer;
 }
 
 int ImportCommand(const GlobalOptions& global, const ImportOptions& options) {
-  const UniqueFd file(open(options.file.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd file(options.file == kStandardStream
+                          ? dup(STDIN_FILENO)
+                          : open(options.file.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return Refuse(options.json, ErrnoError(errno, "open " + options.file), kUsage);
   const auto client = Client::Connect(global.socket, global.wait_seconds);
   if (!client.ok()) return Refuse(options.json, client.status(), ExitCodeOf(client.status()));

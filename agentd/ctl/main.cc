@@ -1,14 +1,19 @@
 // agentctl: the command line of agentd.
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <limits>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "agentd/ctl/client.h"
 #include "agentd/ctl/commands.h"
 #include "agentd/ctl/exit_code.h"
 #include "agentd/ctl/text.h"
+#include "base/usage_message.h"
 
 namespace agentd::ctl {
 namespace {
@@ -59,23 +64,35 @@ constexpr char kRunFooter[] =
     "If the command fails, the last has \"type\":\"error\" with code, message, exit_code. Later\n"
     "versions may add types and fields; none is taken away or given another meaning.\n\n";
 
-// CLI11 takes "-1" for a very large number where none below zero exists.
+// CLI11 takes "-1" for a very large number where none below zero exists, and the largest that there
+// is for all that are larger.
+template <typename Number>
+CLI::Validator Whole(Number least) {
+  const auto check = [least](std::string& text) -> std::string {
+    if (text.starts_with('-')) return text + " is below zero";
+    Number number = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error == std::errc::result_out_of_range)
+      return text + " is too large: at most " + std::to_string(std::numeric_limits<Number>::max());
+    if (error != std::errc() || end != text.data() + text.size())
+      return "\"" + text + "\" is no whole number";
+    return number < least ? text + " is not above zero" : std::string();
+  };
+  return CLI::Validator(check, "", "");
+}
+template <typename Number>
 CLI::Validator NotNegative() {
-  return CLI::Validator(
-      [](std::string& text) {
-        return text.starts_with('-') ? text + " is below zero" : std::string();
-      },
-      "", "NotNegative");
+  return Whole<Number>(0);
+}
+template <typename Number>
+CLI::Validator AboveZero() {
+  return Whole<Number>(1);
 }
 
-// Its own check names a range up to 1.8e308.
-CLI::Validator AboveZero() {
+// In a script that is a variable without a value: another session or folder would be meant.
+CLI::Validator NotEmpty() {
   return CLI::Validator(
-      [](std::string& text) {
-        const bool fits = text.find_first_not_of("0") != std::string::npos && text[0] != '-';
-        return fits ? std::string() : text + " is not above zero";
-      },
-      "", "AboveZero");
+      [](std::string& text) { return text.empty() ? "it is empty" : std::string(); }, "", "");
 }
 
 void AddSessionOptions(CLI::App* app, SessionOptions* o) {
@@ -83,9 +100,11 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
   auto* workspace =
       app->add_option("--workspace", o->workspace, "Folder to copy into the session's workspace")
           ->type_name("DIR")
+          ->check(NotEmpty())
           ->group(group);
   app->add_option("--in-place", o->in_place, "Folder to work in itself, not in a copy")
       ->type_name("DIR")
+      ->check(NotEmpty())
       ->group(group)
       ->excludes(workspace);
   app->add_option("--title", o->title, "What lists call it (default: the first line said)")
@@ -108,13 +127,13 @@ void AddSessionOptions(CLI::App* app, SessionOptions* o) {
       ->group(group);
   app->add_option("--top-k", o->top_k, "Only the K likeliest tokens")->group(group);
   app->add_option("--seed", o->seed, "Of all sampling (default: drawn)")
-      ->check(NotNegative())
+      ->check(NotNegative<uint64_t>())
       ->group(group);
   app->add_option("--max-tokens", o->max_tokens, "Sampled tokens in a turn")
-      ->check(AboveZero())
+      ->check(AboveZero<int64_t>())
       ->group(group);
   app->add_option("--max-calls", o->max_calls, "Tool calls in a turn")
-      ->check(AboveZero())
+      ->check(AboveZero<int32_t>())
       ->group(group);
 }
 
@@ -123,9 +142,13 @@ using Chosen = std::function<int()>;
 void AddRun(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* chosen) {
   CLI::App* run = app->add_subcommand("run", "Give a task and see it done");
   run->add_option("text", o->text, "The task; - reads standard input");
-  run->add_option("--file", o->file, "Read the task from a file")->type_name("FILE");
+  run->add_option("--file", o->file, "Read the task from a file")
+      ->type_name("FILE")
+      ->check(NotEmpty());
   run->add_flag("--new", o->make_new, "In a new session (the default)");
-  run->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  run->add_option("--session", o->session_id, "In this session")
+      ->type_name("ID")
+      ->check(NotEmpty());
   run->add_flag("--adopt", o->adopt,
                 "Go on with the daemon's model if another made the session: its tokens stay, their "
                 "state is computed again");
@@ -140,7 +163,9 @@ void AddRun(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* c
 void AddChat(CLI::App* app, const GlobalOptions& global, RunOptions* o, Chosen* chosen) {
   CLI::App* chat = app->add_subcommand("chat", "Talk, line by line; reads a pipe as well");
   chat->add_flag("--new", o->make_new, "In a new session (the default)");
-  chat->add_option("--session", o->session_id, "In this session")->type_name("ID");
+  chat->add_option("--session", o->session_id, "In this session")
+      ->type_name("ID")
+      ->check(NotEmpty());
   chat->add_flag("--adopt", o->adopt, "With the daemon's model if another made the session");
   chat->add_flag("-q,--quiet", o->quiet, "Answers only");
   AddSessionOptions(chat, &o->session);
@@ -155,7 +180,7 @@ void AddSessions(CLI::App* app, const GlobalOptions& global, ListOptions* list, 
   sessions->add_flag("--json", list->json, "One session a line, as JSON");
   sessions->add_option("--limit", list->limit, "At most N (default: all)")
       ->type_name("N")
-      ->check(AboveZero());
+      ->check(AboveZero<int64_t>());
   sessions->callback([&global, list, chosen, sessions] {
     if (sessions->get_subcommands().empty())
       *chosen = [&global, list] { return SessionsCommand(global, *list); };
@@ -185,7 +210,7 @@ void AddViews(CLI::App* app, const GlobalOptions& global, ShowOptions* show, Wat
   follow->add_option("id", watch->session_id, "The session")->required();
   follow->add_option("--from", watch->from_seq, "First event (default: 1)")
       ->type_name("SEQ")
-      ->check(NotNegative());
+      ->check(NotNegative<uint64_t>());
   follow->add_flag("--until-idle", watch->until_idle,
                    "End when no turn runs; the exit code is the last turn's that was seen, 1 if it "
                    "was interrupted");
@@ -200,13 +225,13 @@ void AddPointOptions(CLI::App* command, const std::string& seq_name, PointOption
   command->add_option("id", o->session_id, "The session")->required();
   auto* seq = command->add_option(seq_name, o->seq, "Just after this event (show prints numbers)")
                   ->type_name("SEQ")
-                  ->check(NotNegative());
+                  ->check(NotNegative<uint64_t>());
   command->add_option("--position", o->position, "After exactly N tokens")
       ->type_name("N")
-      ->check(NotNegative())
+      ->check(NotNegative<int64_t>())
       ->excludes(seq);
   auto* seed = command->add_option("--seed", o->seed, "Sample with this seed from there on")
-                   ->check(NotNegative());
+                   ->check(NotNegative<uint64_t>());
   command->add_flag("--keep-seed", o->keep_seed, "Sample as before (default: a newly drawn seed)")
       ->excludes(seed);
   command->add_flag("--json", o->json, "Print the session as JSON");
@@ -240,10 +265,10 @@ void AddDiff(CLI::App* app, const GlobalOptions& global, DiffOptions* o, Chosen*
   diff->add_option("--from", o->from_seq,
                    "Since this event (default: since the session was made; show prints numbers)")
       ->type_name("SEQ")
-      ->check(NotNegative());
+      ->check(NotNegative<uint64_t>());
   diff->add_option("--to", o->to_seq, "Up to this event (default: the last)")
       ->type_name("SEQ")
-      ->check(NotNegative());
+      ->check(NotNegative<uint64_t>());
   auto* stat = diff->add_flag("--stat", o->stat, "How much changed in which file");
   auto* names = diff->add_flag("--name-only", o->name_only, "The names alone")->excludes(stat);
   diff->add_flag("--json", o->json, "One change a line, as JSON")->excludes(stat)->excludes(names);
@@ -272,10 +297,10 @@ void AddApply(CLI::App* app, const GlobalOptions& global, ApplyOptions* o, Chose
   apply->add_option("id", o->session_id, "The session")->required();
   apply->add_option("paths", o->paths, "These files and folders of the workspace (default: all)")
       ->type_name("PATH");
-  apply->add_option("--to", o->to, "Into this folder instead")->type_name("DIR");
+  apply->add_option("--to", o->to, "Into this folder instead")->type_name("DIR")->check(NotEmpty());
   apply->add_option("--at", o->at_seq, "As it was after this event (default: as it is now)")
       ->type_name("SEQ")
-      ->check(NotNegative());
+      ->check(NotNegative<uint64_t>());
   apply->add_flag("--dry-run", o->dry_run, "Say what would be done, and write nothing");
   auto* force = apply->add_flag("--force", o->force, "Write over what was changed in the folder");
   apply->add_flag("--skip-conflicts", o->skip_conflicts, "Leave that as it is, carry over the rest")
@@ -342,7 +367,8 @@ void AddMcp(CLI::App* app, const GlobalOptions& global, McpOptions* o, Chosen* c
       ->add_option("--port", o->port,
                    "Of 127.0.0.1, where the browser is sent back to, for a client that was "
                    "registered with it (default: any)")
-      ->type_name("PORT");
+      ->type_name("PORT")
+      ->check(NotNegative<uint16_t>());
   login->callback(
       [&global, o, chosen] { *chosen = [&global, o] { return McpLoginCommand(global, *o); }; });
   CLI::App* logout = mcp->add_subcommand("logout", "Forget the tokens for a server");
@@ -356,7 +382,9 @@ void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundl
   CLI::App* exporting =
       app->add_subcommand("export", "Write a session to a file, for another store or machine");
   exporting->add_option("id", bundle->session_id, "The session")->required();
-  exporting->add_option("file", bundle->file, "A new file; it is not encrypted")->required();
+  exporting
+      ->add_option("file", bundle->file, "A new file (- for standard output); it is not encrypted")
+      ->required();
   exporting->add_flag("--no-kv", bundle->no_kv,
                       "Without the state of its tokens: smaller, but to be computed again");
   exporting->callback([&global, bundle, chosen] {
@@ -365,7 +393,8 @@ void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundl
 
   CLI::App* importing =
       app->add_subcommand("import", "Make a session from such a file; prints its id");
-  importing->add_option("file", import->file, "What export wrote")->required();
+  importing->add_option("file", import->file, "What export wrote (- for standard input)")
+      ->required();
   importing->add_flag("--no-kv", import->no_kv,
                       "Compute the state of its tokens again: for files of people whom you would "
                       "not let choose your answers");
@@ -383,10 +412,10 @@ void AddKeeping(CLI::App* app, const GlobalOptions& global, ExportOptions* bundl
                      ->excludes(list);
   backing->add_option("--id", backup->id, "Which one to verify (default: the newest)")
       ->needs(verify)
-      ->check(AboveZero());
+      ->check(AboveZero<uint32_t>());
   backing->add_option("--keep", backup->keep, "Keep the newest N, remove older ones (default: all)")
       ->type_name("N")
-      ->check(AboveZero())
+      ->check(AboveZero<uint32_t>())
       ->excludes(list)
       ->excludes(verify);
   backing->add_flag("--json", backup->json, "As JSON");
@@ -429,7 +458,7 @@ void AddDoctor(CLI::App* app, DoctorOptions* o, Chosen* chosen) {
   doctor->callback([o, chosen] { *chosen = [o] { return DoctorCommand(*o); }; });
 }
 
-int Main(int argc, char** argv) {
+struct Options {
   GlobalOptions global;
   RunOptions run, chat;
   ListOptions list;
@@ -447,48 +476,67 @@ int Main(int argc, char** argv) {
   McpOptions mcp;
   std::string id;
   bool info_json = false;
-  Chosen chosen;
+};
 
-  CLI::App app("agentctl: talk to agentd, a daemon for long-lived agents", "agentctl");
+void AddGlobalOptions(CLI::App& app, GlobalOptions* o) {
   app.set_version_flag("--version", AGENTD_VERSION);
   app.require_subcommand(1);
   app.fallthrough();
-  global.socket = DefaultSocket();
-  app.add_option("--socket", global.socket,
+  NameTheProgram(app, "agentctl");
+  o->socket = DefaultSocket();
+  app.add_option("--socket", o->socket,
                  "The daemon's socket (default: $AGENTD_SOCKET, else\n"
                  "$XDG_RUNTIME_DIR/agentd.sock, else ~/.agentd/agentd.sock)")
       ->type_name("PATH");
-  app.add_option("--wait", global.wait_seconds, "Wait so long for the daemon to appear")
+  app.add_option("--wait", o->wait_seconds, "Wait so long for the daemon to appear")
       ->type_name("SECONDS")
-      ->check(NotNegative());
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            return text.starts_with('-') ? text + " is below zero" : std::string();
+          },
+          "", ""));
   app.footer(
       std::string("A session is named by its id, the beginning of its id, or \"last\".\n\n") +
       kExitCodes);
-  AddRun(&app, global, &run, &chosen);
-  AddChat(&app, global, &chat, &chosen);
-  AddSessions(&app, global, &list, &usage, &chosen);
-  AddViews(&app, global, &show, &watch, &chosen);
-  AddTimeTravel(&app, global, &fork, &rewind, &chosen);
-  AddDiff(&app, global, &diff, &chosen);
-  AddApply(&app, global, &apply, &chosen);
-  AddApprovals(&app, global, &approval, &chosen);
-  AddRest(&app, global, &id, &info_json, &chosen);
-  AddMcp(&app, global, &mcp, &chosen);
-  AddKeeping(&app, global, &bundle, &import, &backup, &chosen);
-  AddDoctor(&app, &doctor, &chosen);
+}
 
+void AddCommands(CLI::App* app, Options* o, Chosen* chosen) {
+  AddRun(app, o->global, &o->run, chosen);
+  AddChat(app, o->global, &o->chat, chosen);
+  AddSessions(app, o->global, &o->list, &o->usage, chosen);
+  AddViews(app, o->global, &o->show, &o->watch, chosen);
+  AddTimeTravel(app, o->global, &o->fork, &o->rewind, chosen);
+  AddDiff(app, o->global, &o->diff, chosen);
+  AddApply(app, o->global, &o->apply, chosen);
+  AddApprovals(app, o->global, &o->approval, chosen);
+  AddRest(app, o->global, &o->id, &o->info_json, chosen);
+  AddMcp(app, o->global, &o->mcp, chosen);
+  AddKeeping(app, o->global, &o->bundle, &o->import, &o->backup, chosen);
+  AddDoctor(app, &o->doctor, chosen);
+}
+
+int UsageError(const CLI::App& app, const CLI::ParseError& error) {
+  // CLI11 would ask for a subcommand although one was given that it does not know.
+  const std::vector<std::string> rest = app.remaining();
+  if (app.get_subcommands().empty() && !rest.empty() && !rest[0].starts_with('-')) {
+    std::fprintf(stderr, "agentctl: there is no command \"%s\". List them: agentctl --help\n",
+                 Printable(rest[0]).c_str());
+    return kUsage;
+  }
+  return app.exit(error) == 0 ? kAnswer : kUsage;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  Chosen chosen;
+  CLI::App app("agentctl: talk to agentd, a daemon for long-lived agents", "agentctl");
+  AddGlobalOptions(app, &options.global);
+  AddCommands(&app, &options, &chosen);
   // CLI11 reports by throwing; nothing else here does.
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    // CLI11 would ask for a subcommand although one was given that it does not know.
-    const std::vector<std::string> rest = app.remaining();
-    if (app.get_subcommands().empty() && !rest.empty() && !rest[0].starts_with('-')) {
-      std::fprintf(stderr, "agentctl: there is no command \"%s\". List them: agentctl --help\n",
-                   Printable(rest[0]).c_str());
-      return kUsage;
-    }
-    return app.exit(error) == 0 ? kAnswer : kUsage;
+    return UsageError(app, error);
   }
   const int exit_code = chosen();
   // A full disk behind a redirection must not look like success.

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -12,6 +14,7 @@
 #include "agentd/ctl/client.h"
 #include "agentd/ctl/commands.h"
 #include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace agentd::ctl {
 namespace {
@@ -329,10 +332,19 @@ TEST(ClientTest, NoDaemonSaysHowToStartOne) {
   EXPECT_TRUE(absl::IsInvalidArgument(too_long.status()));
 }
 
+TEST(ClientTest, AFileThatIsNoSocketIsNamedAsSuch) {
+  const absl::Status status = Client::Connect("/dev/null", 0).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(Text(status), HasSubstr("/dev/null is no socket"));
+}
+
 TEST(ClientTest, AnotherUsersDaemonIsNamedAsSuch) {
   if (geteuid() != 0) GTEST_SKIP() << "takes root to become another user";
   const std::string path = "/tmp/agentd-ctl-test." + std::to_string(getpid());
-  std::fclose(std::fopen(path.c_str(), "w"));  // whatever it is: it is not asked
+  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM, 0));  // nobody listens: it is not asked
+  ASSERT_EQ(bind(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
   ASSERT_EQ(chown(path.c_str(), 4242, 4242), 0);
   ASSERT_EQ(seteuid(65534), 0);
   const absl::Status status = Client::Connect(path, 0).status();

@@ -45,7 +45,8 @@ absl::StatusOr<std::string> MessageText(const RunOptions& options) {
     text = *options.text;
   }
   // An empty message would be taken for "go on".
-  if (text.empty()) return InvalidArgument("the text is empty");
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos)
+    return InvalidArgument("the text is empty");
   if (const size_t valid = ValidUtf8Prefix(text); valid != text.size())
     return InvalidArgument("the text is not UTF-8: byte {} starts no character", valid);
   return text;
@@ -66,11 +67,20 @@ absl::Status CheckSessionChoice(const RunOptions& options) {
 
 // The daemon names a field of the request; the user typed an option.
 absl::StatusOr<api::Session> InCommandsWords(absl::StatusOr<api::Session> made,
-                                             const std::string& option) {
-  constexpr std::string_view kField = "import_directory: ";
+                                             const std::string& folder_option) {
+  const std::pair<std::string_view, std::string_view> fields[] = {
+      {"import_directory: ", folder_option},
+      {"config.tools: ", "--tool: "},
+      {"config.title: ", "--title: "},
+      {"config.system: ", "--system: "},
+      {"config.sampling: ", ""},
+  };
   const std::string message = Text(made.status());
-  if (!message.starts_with(kField)) return made;
-  return absl::Status(made.status().code(), option + message.substr(kField.size()));
+  for (const auto& [field, option] : fields) {
+    if (message.starts_with(field))
+      return absl::Status(made.status().code(), std::string(option) + message.substr(field.size()));
+  }
+  return made;
 }
 
 // The session that was named, or a new one.

@@ -347,7 +347,7 @@ std::string InfoText(const api::ServerInfo& info) {
   text += "walls around tools\n";
   for (const api::Wall& wall : info.walls())
     text += fmt::format("  {:<{}} {}{}\n", Printable(wall.name()), width, WallState(wall),
-                        wall.detail().empty() ? "" : " (" + OneLine(wall.detail(), 160) + ")");
+                        wall.detail().empty() ? "" : " (" + OneLine(wall.detail(), 1000) + ")");
   return text;
 }
 

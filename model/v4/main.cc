@@ -4,11 +4,13 @@
 #include <exception>
 #include <new>
 
+#include "base/usage_message.h"
 #include "model/v4/command.h"
 
 int main(int argc, char** argv) {
   using namespace agentd::model::v4;  // NOLINT: this file only lists the subcommands
   CLI::App app("DeepSeek-V4 models: evaluate, generate, tokenize, inspect", "v4");
+  agentd::NameTheProgram(app, "v4");
   app.require_subcommand(0, 1);
   int exit_code = 0;
   RegisterGenerate(app, &exit_code);

@@ -384,6 +384,14 @@ class Cli(WithDaemon):
         limit = self.ctl("sessions", "--limit", "0")
         self.assertEqual(limit.code, 2)
         self.assertIn("not above zero", limit.err)
+        for command, said in ((["fork", "a", "b"], "agentctl fork: "), (["sessions", "du", "x"], "agentctl sessions du: "), (["run", "--nope"], "agentctl run: "), ([], "agentctl: ")):
+            done = self.ctl(*command)
+            self.assertEqual(done.code, 2, done)
+            self.assertTrue(done.err.startswith(said) and done.err.endswith(f". See {said[:-2]} --help\n") and done.err.count("\n") == 1, done)
+        twice = self.ctl("run", "--tool", "bash", "--tool", "bash", "Hello")
+        self.assertEqual((twice.code, twice.err), (1, "agentctl: --tool: bash given twice\n"))
+        for text in ("", " \n\t"):
+            self.assertIn("the text is empty", self.ctl("run", text).err)
         overlapping = self.ctl("run", "--workspace", self.daemon.data, "Hello")
         self.assertEqual(overlapping.code, 1)
         self.assertIn("--workspace: ", overlapping.err)
@@ -394,6 +402,23 @@ class Cli(WithDaemon):
             done = self.ctl(*command)
             self.assertEqual(done.code, 2, (command, done))
             self.assertIn("below zero", done.err)
+
+    def test_numbers_that_are_none_are_refused(self):
+        for command, said in ((["run", "x", "--seed", str(2**64)], f"too large: at most {2**64 - 1}"), (["run", "x", "--max-tokens", str(2**63)], f"at most {2**63 - 1}"),
+                              (["run", "x", "--max-calls", str(2**31)], f"at most {2**31 - 1}"), (["watch", "x", "--from", "1x"], '"1x" is no whole number'), (["fork", "x", "--at", ""], "whole number"),
+                              (["mcp", "login", "x", "--port", "65536"], "at most 65535")):
+            done = self.ctl(*command)
+            self.assertEqual(done.code, 2, (command, done))
+            self.assertIn(said, done.err)
+
+    def test_a_variable_without_a_value_is_no_session_and_no_folder(self):
+        before = len(self.ctl("sessions", "--json").events)
+        for option in ("--session", "--workspace", "--in-place", "--file"):
+            done = self.ctl("run", option, "", "Hello")
+            self.assertEqual(done.code, 2, done)
+            self.assertIn(f"{option}: it is empty", done.err)
+        self.assertEqual(self.ctl("apply", "last", "--to", "").code, 2)
+        self.assertEqual(len(self.ctl("sessions", "--json").events), before)
 
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "w") as full:

@@ -83,6 +83,17 @@ class Keep(unittest.TestCase):
             self.assertFalse((self.directory / "new").exists())
             self.assertEqual(daemon.ctl("backup", backups, "--verify", "--keep", "1").code, 2)
 
+    def test_bundle_through_a_pipe(self):
+        with Daemon() as one, Daemon() as other:
+            session = self.run_task(one, "--seed", "7", "Hello").events[0]["id"]
+            sent = subprocess.run(one.command("export", session, "-"), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
+            self.assertEqual(sent.stderr, b"")
+            for bundle, code in ((sent.stdout[:-1], 1), (b"", 1), (sent.stdout, 0)):
+                taken = other.ctl("import", "--json", "-", text=bundle)
+                self.assertEqual(taken.code, code, taken)
+            self.goes_on_alike(one, other, session, taken.events[-1]["id"])
+            self.assertEqual(len(other.ctl("sessions", "--json").events), 1)
+
     def test_bundle_to_another_daemon(self):
         file = self.directory / "session.bundle"
         with Daemon() as one, Daemon() as other:
