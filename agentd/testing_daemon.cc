@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "agentd/event_feed.h"
@@ -145,18 +143,6 @@ bool Gapless(const std::vector<v1::Event>& events) {
     if (events[i].seq() != i + 1) return false;
   }
   return true;
-}
-
-std::map<std::string, std::string> Files(const std::filesystem::path& directory) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
-    if (!entry.is_regular_file()) continue;
-    std::ifstream file(entry.path(), std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    files[entry.path().lexically_relative(directory).string()] = text.str();
-  }
-  return files;
 }
 
 }  // namespace agentd::daemon

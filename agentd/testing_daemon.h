@@ -11,6 +11,7 @@
 
 #include "agentd/daemon.h"
 #include "base/temporary_directory.h"
+#include "base/testing_files.h"
 
 namespace agentd::daemon {
 
@@ -41,9 +42,6 @@ std::vector<v1::Event> AllEvents(Daemon& daemon, const std::string& session_id);
 std::vector<std::pair<TokenId, bool>> AllTokens(const std::vector<v1::Event>& events);
 // Sequence numbers are 1, 2, ...
 bool Gapless(const std::vector<v1::Event>& events);
-
-// {relative path: contents} of the regular files below.
-std::map<std::string, std::string> Files(const std::filesystem::path& directory);
 
 // Lives of a daemon on one directory.
 class DaemonTest : public testing::Test {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
-#include <sstream>
 
 #include "base/status.h"
+#include "base/testing_files.h"
 
 namespace agentd::kill_test {
 namespace {
@@ -63,18 +63,6 @@ Context ContextOf(const std::vector<v1::Event>& events) {
       context.emplace_back(id, event.tokens().sampled());
   }
   return context;
-}
-
-std::map<std::string, std::string> FilesIn(const std::filesystem::path& directory) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
-    if (!entry.is_regular_file()) continue;
-    std::ifstream file(entry.path(), std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    files[entry.path().lexically_relative(directory).string()] = text.str();
-  }
-  return files;
 }
 
 v1::CreateSessionRequest CreateRequest(const Conversation& conversation, const std::string& title,
@@ -172,7 +160,7 @@ absl::Status Learn(v1::Agentd::Stub& stub, const std::filesystem::path& workspac
     }));
     conversation.contexts.push_back(ContextOf(events));
   }
-  conversation.files = FilesIn(session.workspace());
+  conversation.files = Files(session.workspace());
   return DeleteSession(stub, session.id());
 }
 
@@ -407,7 +395,7 @@ absl::Status PlayedSession::Erase(v1::Agentd::Stub& stub, const std::string& id)
 }
 
 absl::Status PlayedSession::End(v1::Agentd::Stub& stub) {
-  if (!given_up_ && FilesIn(directory_) != conversation_->files)
+  if (!given_up_ && Files(directory_) != conversation_->files)
     return Wrong("the workspace is not what it is without kills");
   erasing_.insert(id_);
   if (given_up_) {
