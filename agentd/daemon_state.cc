@@ -72,6 +72,8 @@ absl::Status Daemon::AddTools() {
 }
 
 absl::Status Daemon::Init() {
+  // Not with the first call: no tool would run then.
+  RETURN_IF_ERROR(Annotate(sandbox::CheckMounts(options_.tools.mounts), "[[mount]]"));
   RETURN_IF_ERROR(MakeDirectories());
   RETURN_IF_ERROR(AddTools());
   std::unique_ptr<model::Engine> engine;

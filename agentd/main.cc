@@ -194,6 +194,49 @@ void RaiseDescriptorLimit() {
   if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("the limit of open files stays low");
 }
 
+// What could change the daemon: no session works in a folder that has to do with it.
+std::vector<std::filesystem::path> KeptApart(const Flags& flags, const std::string& socket,
+                                             const agentd::tools::Config& tools) {
+  std::vector<std::filesystem::path> kept(flags.old_store_key_files.begin(),
+                                          flags.old_store_key_files.end());
+  for (const std::string& file : {flags.config, flags.store_key_file, socket})
+    if (!file.empty()) kept.emplace_back(file);
+  for (const agentd::tools::mcp::ServerConfig& server : tools.mcp_servers) {
+    const agentd::tools::mcp::AuthConfig auth =
+        server.auth.value_or(agentd::tools::mcp::AuthConfig());
+    for (const std::string& file : {auth.private_key_file, auth.assertion_file})
+      if (!file.empty()) kept.emplace_back(file);
+  }
+  return kept;
+}
+
+absl::StatusOr<agentd::daemon::DaemonOptions> MakeOptions(const Flags& flags,
+                                                          const std::filesystem::path& data,
+                                                          const std::filesystem::path& socket,
+                                                          agentd::sessions::StoreKeys store_keys) {
+  agentd::daemon::DaemonOptions options;
+  options.model = flags.model;
+  options.data = data;
+  if (!flags.config.empty()) {
+    auto config = agentd::tools::ReadConfig(flags.config);
+    if (!config.ok()) return agentd::Annotate(config.status(), "--config");
+    options.tools = *std::move(config);
+  }
+  options.store_keys = std::move(store_keys);
+  options.kept_apart = KeptApart(flags, socket.string(), options.tools);
+  options.helper_dir = flags.helper_dir;
+  options.resume = flags.resume == "auto";
+  options.store_budget_bytes = flags.store_budget_bytes;
+  options.engine.backend = flags.backend;
+  options.engine.threads = flags.threads;
+  options.engine.host_expert_layers = flags.host_experts;
+  options.engine.expert_cache_bytes = flags.expert_cache_bytes;
+  options.engine.state_bytes = flags.state_bytes;
+  options.engine.max_batch_rows = flags.batch_tokens;
+  options.scheduler.batch_tokens = flags.batch_tokens;
+  return options;
+}
+
 int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
   const sigset_t signals = BlockSignals();
   std::error_code error;
@@ -207,42 +250,15 @@ int Serve(const Flags& flags, agentd::sessions::StoreKeys store_keys) {
   const std::filesystem::path socket = SocketPath(flags);
   auto listener = agentd::daemon::UnixListener::Bind(socket);
   if (!listener.ok()) return Fail(listener.status());
-
+  auto options = MakeOptions(flags, data, socket, std::move(store_keys));
+  if (!options.ok()) return Fail(options.status());
   std::atomic<bool> store_failed{false};
-  agentd::daemon::DaemonOptions options;
-  options.model = flags.model;
-  options.data = data;
-  if (!flags.config.empty()) {
-    auto config = agentd::tools::ReadConfig(flags.config);
-    if (!config.ok()) return Fail(agentd::Annotate(config.status(), "--config"));
-    options.tools = *std::move(config);
-  }
-  options.store_keys = std::move(store_keys);
-  options.kept_apart.assign(flags.old_store_key_files.begin(), flags.old_store_key_files.end());
-  for (const std::string& file : {flags.config, flags.store_key_file, socket.string()})
-    if (!file.empty()) options.kept_apart.emplace_back(file);
-  for (const agentd::tools::mcp::ServerConfig& server : options.tools.mcp_servers) {
-    const agentd::tools::mcp::AuthConfig auth =
-        server.auth.value_or(agentd::tools::mcp::AuthConfig());
-    for (const std::string& file : {auth.private_key_file, auth.assertion_file})
-      if (!file.empty()) options.kept_apart.emplace_back(file);
-  }
-  options.helper_dir = flags.helper_dir;
-  options.resume = flags.resume == "auto";
-  options.store_budget_bytes = flags.store_budget_bytes;
-  options.engine.backend = flags.backend;
-  options.engine.threads = flags.threads;
-  options.engine.host_expert_layers = flags.host_experts;
-  options.engine.expert_cache_bytes = flags.expert_cache_bytes;
-  options.engine.state_bytes = flags.state_bytes;
-  options.engine.max_batch_rows = flags.batch_tokens;
-  options.scheduler.batch_tokens = flags.batch_tokens;
-  options.fatal = [&store_failed](const absl::Status& status) {
+  options->fatal = [&store_failed](const absl::Status& status) {
     if (store_failed.exchange(true)) return;
     spdlog::critical("stopping: {}", Text(status));
     ::kill(::getpid(), SIGUSR1);
   };
-  auto daemon = agentd::daemon::Daemon::Start(std::move(options));
+  auto daemon = agentd::daemon::Daemon::Start(*std::move(options));
   if (!daemon.ok()) return Fail(daemon.status());
   auto server = agentd::daemon::Server::Start(daemon->get(), std::move(listener).value(), {});
   if (!server.ok()) return Fail(server.status());

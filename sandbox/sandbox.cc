@@ -322,7 +322,9 @@ absl::StatusOr<std::unique_ptr<BubblewrapSandbox>> StartBubblewrap(const Options
                            options.workspace.string());
   if (options.max_workspace_bytes < 0 || options.max_workspace_files < 0)
     return InvalidArgument("sandbox: the workspace's limits must not be negative");
-  RETURN_IF_ERROR(CheckMounts(options));
+  if (!options.outputs.empty() && !std::filesystem::is_directory(options.outputs, error))
+    return InvalidArgument("sandbox: {} is not a directory", options.outputs.string());
+  RETURN_IF_ERROR(CheckMounts(options.mounts));
   ASSIGN_OR_RETURN(const std::string bwrap, FindBubblewrap());
   ASSIGN_OR_RETURN(const std::filesystem::path helpers, FindHelpers(options.helper_dir));
   ASSIGN_OR_RETURN(const UniqueFd lock, TakeLock(options.lock_file));

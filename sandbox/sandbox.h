@@ -110,6 +110,9 @@ struct Mount {
   std::filesystem::path host;
   std::string inside;
 };
+// InvalidArgument, with the reason, for mounts that Start refuses: those that do not exist, that
+// overlap, or that would cover or lie in what a sandbox has already (/usr, /etc, /workspace, ...).
+absl::Status CheckMounts(const std::vector<Mount>& mounts);
 
 // Of all processes of a sandbox together; 0: not limited. They hold where the daemon has a cgroup
 // (version 2) that it may divide; elsewhere the sandbox goes without and names the wall.
@@ -127,9 +130,7 @@ struct Options {
   // Directory that holds agentd-init and agentd-tool (default: beside the running binary); mounted
   // read-only at /agentd.
   std::filesystem::path helper_dir;
-  // Start refuses those that do not exist, that overlap, or that would cover or lie in what a
-  // sandbox has already (/usr, /etc, /workspace, ...). A socket in one can be connected to.
-  std::vector<Mount> mounts;
+  std::vector<Mount> mounts;  // a socket in one can be connected to
   // Host directory seen read-only at /outputs: long outputs of earlier calls. Empty: none.
   std::filesystem::path outputs;
   // What the workspace may hold, in bytes on disk and in files and directories; 0: not limited. A

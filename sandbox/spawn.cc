@@ -233,12 +233,10 @@ absl::StatusOr<fs::path> FindHelpers(const fs::path& wanted) {
       missing, places.back().string());
 }
 
-absl::Status CheckMounts(const Options& options) {
+absl::Status CheckMounts(const std::vector<Mount>& mounts) {
   std::error_code error;
-  if (!options.outputs.empty() && !fs::is_directory(options.outputs, error))
-    return InvalidArgument("sandbox: {} is not a directory", options.outputs.string());
   std::vector<std::string> taken(std::begin(kTaken), std::end(kTaken));
-  for (const Mount& mount : options.mounts) {
+  for (const Mount& mount : mounts) {
     const std::string& inside = mount.inside;
     if (!fs::exists(mount.host, error))
       return InvalidArgument("sandbox: {}, to be mounted at {}, does not exist",

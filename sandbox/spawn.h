@@ -30,9 +30,6 @@ absl::StatusOr<std::string> FindBubblewrap();
 // directory. FailedPrecondition if it has no agentd-init.
 absl::StatusOr<std::filesystem::path> FindHelpers(const std::filesystem::path& wanted);
 
-// InvalidArgument, with the reason, for mounts that Start refuses.
-absl::Status CheckMounts(const Options& options);
-
 // Returns when bwrap runs; the Hello on the control socket says whether it got through.
 absl::StatusOr<Spawned> SpawnInit(const Options& options, const std::string& bwrap,
                                   const std::filesystem::path& helpers, int lock_fd);

@@ -44,6 +44,19 @@ absl::StatusOr<Target> Open(const GlobalOptions& global, const std::string& name
   return target;
 }
 
+// A call that says nothing but that it is done.
+template <typename Request, typename Response>
+int CallOn(const GlobalOptions& global, const std::string& name,
+           grpc::Status (api::Agentd::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                     Response*)) {
+  const auto target = Open(global, name);
+  if (!target.ok()) return Fail(/*json=*/false, target.status());
+  Request request;
+  request.set_session_id(target->session_id);
+  const auto response = target->client->Call(method, request);
+  return response.ok() ? kAnswer : Fail(/*json=*/false, response.status());
+}
+
 // Sampled or not, and the id, of every token: two transcripts are the same exactly if these are.
 class TokenList : public Output {
  public:
@@ -248,21 +261,11 @@ int RewindCommand(const GlobalOptions& global, const PointOptions& options) {
 }
 
 int CancelCommand(const GlobalOptions& global, const std::string& session_id) {
-  const auto target = Open(global, session_id);
-  if (!target.ok()) return Fail(/*json=*/false, target.status());
-  api::CancelRequest request;
-  request.set_session_id(target->session_id);
-  const auto response = target->client->Call(&api::Agentd::Stub::Cancel, request);
-  return response.ok() ? kAnswer : Fail(/*json=*/false, response.status());
+  return CallOn(global, session_id, &api::Agentd::Stub::Cancel);
 }
 
 int DeleteCommand(const GlobalOptions& global, const std::string& session_id) {
-  const auto target = Open(global, session_id);
-  if (!target.ok()) return Fail(/*json=*/false, target.status());
-  api::DeleteSessionRequest request;
-  request.set_session_id(target->session_id);
-  const auto response = target->client->Call(&api::Agentd::Stub::DeleteSession, request);
-  return response.ok() ? kAnswer : Fail(/*json=*/false, response.status());
+  return CallOn(global, session_id, &api::Agentd::Stub::DeleteSession);
 }
 
 int InfoCommand(const GlobalOptions& global, bool json) {

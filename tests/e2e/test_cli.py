@@ -505,6 +505,11 @@ class Starting(unittest.TestCase):
         model = self.refused("--model", there / "file", "--data", there / "d", "--socket", there / "s")
         self.assertIn("is not a directory", model)
         self.assertIn("does not exist", self.refused("--model", there / "none", "--data", there / "d", "--socket", there / "s"))
+        for mount, said in ((f'host = "{there}/none"', "/none, to be mounted at"), (f'host = "{there}"\ninside = "/usr/x"', "lie in /usr")):
+            (there / "c.toml").write_text("[[mount]]\n" + mount + "\n")
+            refused = self.refused("--model", MODEL, "--data", there / "d", "--socket", there / "s", "--config", there / "c.toml")
+            self.assertIn("[[mount]]", refused)
+            self.assertIn(said, refused)
 
 
 class Unreachable(unittest.TestCase):
