@@ -126,11 +126,25 @@ __device__ inline float Plus(float a, float b) { return a + b; }
 __device__ inline float4 Plus(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
+template <bool kLow>
+__device__ inline float RoundAll(float a) {
+  return Round<kLow>(a);
+}
+template <bool kLow>
+__device__ inline float4 RoundAll(float4 a) {
+  return make_float4(Round<kLow>(a.x), Round<kLow>(a.y), Round<kLow>(a.z), Round<kLow>(a.w));
+}
 __device__ inline Octet Plus(const Octet& a, const Octet& b) {
   Octet sum;
 #pragma unroll
   for (int e = 0; e < 8; ++e) sum.v[e] = a.v[e] + b.v[e];
   return sum;
+}
+
+// Whether any four numbers of a row can be loaded together.
+inline bool Aligned16(const Planes& p) {
+  return reinterpret_cast<uintptr_t>(p.data) % 16 == 0 && p.row_stride % 4 == 0 &&
+         (p.planes == 1 || p.plane_stride % 4 == 0);
 }
 
 // None of them, where they are not `wanted`: then none is loaded, and sums are zero.

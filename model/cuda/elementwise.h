@@ -39,13 +39,22 @@ void Embed(const int* tokens, int rows, const void* table, bool table_bf16, int 
 // then leaves, per chunk of kMixChunk channels (of every stream), the chunk's part of fn . streams
 // (outputs numbers) and of the sum of squares: partial [rows][chunks][outputs + 1].
 inline constexpr int kMixChunk = 64;
+// What experts made of each row, and is not added up yet: sums over the row's experts, ascending,
+// of routed[routed_at[row][i]], plus shared[row] (each to BF16 first, and the sum once, if low).
+struct ExpertSums {
+  Planes routed;                   // [rows * k][d]
+  const int* routed_at = nullptr;  // [rows][k]
+  int k = 0;
+  Planes shared;  // [rows][d]
+};
 struct MixDotArgs {
   int rows = 0;
   int h = 0;
   int d = 0;
   bool low = false;
   void* streams = nullptr;      // [rows][h][d] Value
-  Planes sub;                   // [rows][d]; data nullptr: nothing to fold in
+  Planes sub;                   // [rows][d]; data nullptr: nothing to fold in, or
+  ExpertSums experts;           // where CanAddExperts(), if k > 0
   const float* post = nullptr;  // [rows][h]
   const float* comb = nullptr;  // [rows][h][h]
   const float* fn = nullptr;    // [outputs][h * d]; nullptr: only fold in
@@ -53,6 +62,9 @@ struct MixDotArgs {
   float* partial = nullptr;
 };
 void MixDot(const MixDotArgs& args, cudaStream_t stream);
+// Whether it adds experts' sums itself: of few rows. Their routed_at is read before the launch
+// ahead has ended, but not before that one's own wait has.
+bool CanAddExperts(const ExpertSums& experts, int rows, int h, int d, bool low);
 
 // mHC, second half: coefficients from the partials, y = RMSNorm(sum_i pre_i x_i) with weight
 // `norm`.
@@ -187,10 +199,9 @@ struct SwiGluRows {
 void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limit, bool low,
             cudaStream_t stream);
 
-// out [rows][d] = sum over the row's experts, ascending, of routed_y[routed_at[row][i]], plus
-// shared_y[row] (each to BF16 first, and the sum once, if low). Floats; BF16 if both are rounded.
-void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Planes& shared_y,
-                int rows, int d, bool low, void* out, cudaStream_t stream);
+// out [rows][d] = the sums. Floats; BF16 if both products are rounded.
+void AddExperts(const ExpertSums& experts, int rows, int d, bool low, void* out,
+                cudaStream_t stream);
 
 // The MTP block's input (spec section 3). Rows i of `count`: normed embedding of next[i] and normed
 // streams [h][d] at streams + source[i] * h * d or, where source[i] < 0, from[i] (floats, a

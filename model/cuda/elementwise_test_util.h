@@ -185,6 +185,17 @@ class ElementwiseTest : public testing::Test {
     return TestPlanes(planes, rows, n, pad, offset);
   }
 
+  // What `k` routed rows of a row and its shared expert's come to.
+  static Floats SumOfExperts(const TestPlanes& routed, const std::vector<int>& at, int k,
+                             const TestPlanes& shared, int row, bool low) {
+    Floats sum = routed.Row(at[size_t(row * k)], low);
+    for (int i = 1; i <= k; ++i) {
+      const Floats y = i < k ? routed.Row(at[size_t(row * k + i)], low) : shared.Row(row, low);
+      for (size_t e = 0; e < sum.size(); ++e) sum[e] += y[e];
+    }
+    return Rounded(sum, low);
+  }
+
   static Floats Part(const Floats& values, size_t first, size_t count) {
     return Floats(values.begin() + int64_t(first), values.begin() + int64_t(first + count));
   }

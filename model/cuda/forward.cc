@@ -124,6 +124,7 @@ void Forward::Begin(const BatchShape& batch) {
   batch_ = batch;
   rows_ = batch.view.rows;
   sub_ = {};
+  experts_ = {};
   RopeTables(batch.view.positions, rows_, pairs_,
              {.frequencies = frequencies_, .cosine = cosine_, .sine = sine_},
              {.frequencies = compressed_frequencies_,
@@ -167,6 +168,7 @@ void Forward::MixIn(void* streams, const HyperConnection& hc, const DeviceVector
           .low = low_,
           .streams = streams,
           .sub = sub_,
+          .experts = experts_,
           .post = post_,
           .comb = comb_,
           .fn = static_cast<const float*>(hc.fn.data),
@@ -192,20 +194,23 @@ void Forward::MixIn(void* streams, const HyperConnection& hc, const DeviceVector
              .comb = comb_},
             stream_);
   sub_ = {};
+  experts_ = {};
 }
 
 void Forward::Fold() {
-  if (sub_.data == nullptr) return;
+  if (sub_.data == nullptr && experts_.k == 0) return;
   MixDot({.rows = rows_,
           .h = h_,
           .d = d_,
           .low = low_,
           .streams = streams_,
           .sub = sub_,
+          .experts = experts_,
           .post = post_,
           .comb = comb_},
          stream_);
   sub_ = {};
+  experts_ = {};
 }
 
 absl::Status Forward::Layer(int layer, const Fetch& fetch) {

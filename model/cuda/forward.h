@@ -147,6 +147,7 @@ class Forward {
   int rows_ = 0;
   // What the last sublayer left to be folded in.
   Planes sub_;
+  ExpertSums experts_;
 
   DeviceMemory memory_;
   DeviceMemory frequencies_memory_;

@@ -177,10 +177,17 @@ void Forward::Experts(int layer, const LayerWeights& w, RoutedRows* rows) {
     if (cached) FetchRound(round, experts, *rows);
     Products(layer, w, *rows, /*shared=*/round + 1 == rounds);
   }
+  const ExpertSums sums = {.routed = rows->y,
+                           .routed_at = rows->route.routed_at,
+                           .k = config_.num_experts_per_tok,
+                           .shared = rows->shared_y};
+  if (!IsPlain(experts.w2.first) && CanAddExperts(sums, rows_, h_, d_, low_)) {
+    experts_ = sums;
+    return;
+  }
   const bool rounded = rows->y.rounded;
   void* out = TakeBytes(int64_t(rows_) * d_ * (rounded ? 2 : 4));
-  AddExperts(rows->y, rows->route.routed_at, config_.num_experts_per_tok, rows->shared_y, rows_, d_,
-             low_, out, stream_);
+  AddExperts(sums, rows_, d_, low_, out, stream_);
   sub_ = {.data = out, .row_stride = d_, .rounded = rounded};
 }
 

@@ -12,6 +12,7 @@ constexpr int kWarps = 6;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpOutputs = 4;  // so 6 warps have the 24 of four streams
 constexpr int kQuads = kMixChunk / 4;
+constexpr int kFewMixRows = 4;  // up to so many each have CTAs of their own
 constexpr int kManyRows = 8;
 constexpr int kManyCtas = 4;  // of an SM, of many rows
 
@@ -89,24 +90,61 @@ __device__ inline Quad SubAt(const Planes& p, int64_t row, int i, int count) {
   return q;
 }
 
-// Four numbers of a sublayer's output, loaded when it is made if they are `wanted`.
-template <int kTogether, bool kRounded>
+// How a sublayer's output lies: in planes, rounded, or as what experts made.
+enum class Sub { kPlanes, kRounded, kExperts };
+
+// Four numbers of it, loaded when it is made if they are `wanted`.
+template <int kTogether, Sub kSub>
 struct SubLoads {
   PlaneLoads<float4, kTogether> planes;
-  __device__ inline SubLoads(const Planes& p, int64_t row, int i, bool wanted)
-      : planes(p, PlaneOf(p, row, i), wanted) {}
+  __device__ inline SubLoads(const MixDotArgs& a, int64_t row, int i, bool wanted)
+      : planes(a.sub, PlaneOf(a.sub, row, i), wanted) {}
   __device__ inline Quad Sum() {
     const float4 sum = planes.Sum();
     return {{sum.x, sum.y, sum.z, sum.w}};
   }
 };
 template <int kTogether>
-struct SubLoads<kTogether, true> {
+struct SubLoads<kTogether, Sub::kRounded> {
   uint2 bits;
-  __device__ inline SubLoads(const Planes& p, int64_t row, int i, bool wanted)
-      : bits(LoadIf(wanted, reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(p.data) +
-                                                           row * p.row_stride + i))) {}
+  __device__ inline SubLoads(const MixDotArgs& a, int64_t row, int i, bool wanted)
+      : bits(
+            LoadIf(wanted, reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(a.sub.data) +
+                                                          row * a.sub.row_stride + i))) {}
   __device__ inline Quad Sum() const { return QuadOf(bits); }
+};
+// Of one row; its routed rows are known.
+constexpr int kMostExperts = 8;
+struct RoutedAt {
+  int row[kMostExperts];
+  __device__ inline RoutedAt(const ExpertSums& e, int64_t of) {
+#pragma unroll
+    for (int j = 0; j < kMostExperts; ++j) row[j] = j < e.k ? e.routed_at[of * e.k + j] : 0;
+  }
+};
+struct ExpertLoads {
+  int k;
+  float4 y[kMostExperts];
+  PlaneLoads<float4, 4> shared;
+  __device__ inline ExpertLoads(const ExpertSums& e, const RoutedAt& at, int64_t row, int i,
+                                bool wanted)
+      : k(e.k), shared(e.shared, PlaneOf(e.shared, row, i), wanted) {
+#pragma unroll
+    for (int j = 0; j < kMostExperts; ++j) {
+      y[j] =
+          LoadIf(wanted && j < k, reinterpret_cast<const float4*>(PlaneOf(e.routed, at.row[j], i)));
+    }
+  }
+  // AddExperts'.
+  __device__ inline Quad Sum() {
+    float4 sum = {};
+#pragma unroll
+    for (int j = 0; j < kMostExperts; ++j) {
+      if (j < k) sum = Plus(sum, RoundAll<true>(y[j]));
+    }
+    sum = RoundAll<true>(Plus(sum, RoundAll<true>(shared.Sum())));
+    return {{sum.x, sum.y, sum.z, sum.w}};
+  }
 };
 
 // Two neighbouring weights of an output, zero beyond the row's end.
@@ -142,8 +180,7 @@ __device__ inline float TransposedSum(const float (&value)[kValues]) {
 // chunk once. kH: h if it is 4, and then outputs are 24 at most; 0: any. kFast: Fast() of the
 // arguments.
 // shared: [kRows][h][kMixChunk] streams; for kH == 0 as much again.
-// kRounded: the sublayer's output is.
-template <bool kLow, int kH, int kRows, bool kFast, bool kRounded = false>
+template <bool kLow, int kH, int kRows, bool kFast, Sub kSub = Sub::kPlanes>
 __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
     MixDotKernel(const MixDotArgs a) {
   GridDependencyLaunch();
@@ -180,6 +217,8 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
       }
     }
   }
+  constexpr bool kExperts = kSub == Sub::kExperts;
+  [[maybe_unused]] const RoutedAt routed_at(kExperts ? a.experts : ExpertSums(), blockIdx.y);
   GridDependencyWait();
 
   for (int64_t first = int64_t(blockIdx.y) * kRows; first < a.rows;
@@ -196,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
       if constexpr (kH > 0) {
         static_assert(kH == 4);
         Quad x[kH];
-        const bool folds = a.sub.data != nullptr && count > 0;
+        const bool folds = (kExperts || a.sub.data != nullptr) && count > 0;
         float post[kH];
         float comb[kH][kH];
         Quad sub = {};
@@ -215,7 +254,13 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
             }
           }
           // All planes of one row; of many rows fewer, for more CTAs of an SM.
-          SubLoads<kRows == 1 ? 8 : 4, kRounded> planes(a.sub, row, begin + 4 * quad, folds);
+          auto loads = [&] {
+            if constexpr (kExperts) {
+              return ExpertLoads(a.experts, routed_at, row, begin + 4 * quad, folds);
+            } else {
+              return SubLoads < kRows == 1 ? 8 : 4, kSub > (a, row, begin + 4 * quad, folds);
+            }
+          }();
           const float4 post_row = LoadIf(folds, reinterpret_cast<const float4*>(a.post + row * kH));
           float4 comb_row[kH];
 #pragma unroll
@@ -224,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
                 LoadIf(folds, reinterpret_cast<const float4*>(a.comb + (row * kH + s) * kH));
           }
           if (folds) {
-            sub = planes.Sum();
+            sub = loads.Sum();
           }
           post[0] = post_row.x, post[1] = post_row.y, post[2] = post_row.z, post[3] = post_row.w;
 #pragma unroll
@@ -379,19 +424,21 @@ bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 
 // Whole chunks of aligned memory: no branches around loads.
 bool Fast(const MixDotArgs& a) {
+  const bool folds = a.sub.data != nullptr || a.experts.k > 0;
   return a.d % kMixChunk == 0 && IsAligned(a.streams) && IsAligned(a.fn) &&
-         (a.sub.data == nullptr || (IsAligned(a.sub.data) && a.sub.row_stride % 4 == 0 &&
-                                    (a.sub.planes == 1 || a.sub.plane_stride % 4 == 0) &&
-                                    IsAligned(a.post) && IsAligned(a.comb)));
+         (!folds || (Aligned16(a.sub) && IsAligned(a.post) && IsAligned(a.comb)));
 }
 
 template <bool kLow, bool kFast>
 void LaunchFour(const MixDotArgs& a, unsigned chunks, size_t row_bytes, cudaStream_t stream) {
   const bool rounded = a.sub.data != nullptr && a.sub.rounded;
-  if (a.rows <= 4) {
+  if (a.rows <= kFewMixRows) {
     // Of so few rows products are not rounded.
-    Launch(rounded ? MixDotKernel<kLow, 4, 1, false> : MixDotKernel<kLow, 4, 1, kFast>,
-           dim3(chunks, unsigned(a.rows)), dim3(kThreads), row_bytes, stream, a);
+    auto kernel = rounded ? MixDotKernel<kLow, 4, 1, false> : MixDotKernel<kLow, 4, 1, kFast>;
+    if constexpr (kLow && kFast) {
+      if (a.experts.k > 0) kernel = MixDotKernel<true, 4, 1, true, Sub::kExperts>;
+    }
+    Launch(kernel, dim3(chunks, unsigned(a.rows)), dim3(kThreads), row_bytes, stream, a);
     return;
   }
   // As many CTAs as fit the device at once; more would load fn more often.
@@ -399,7 +446,7 @@ void LaunchFour(const MixDotArgs& a, unsigned chunks, size_t row_bytes, cudaStre
   const unsigned most = std::max(1u, 132u * kManyCtas / chunks);
   auto kernel = MixDotKernel<kLow, 4, kManyRows, kFast>;
   if constexpr (kLow && kFast) {
-    if (rounded) kernel = MixDotKernel<true, 4, kManyRows, true, /*kRounded=*/true>;
+    if (rounded) kernel = MixDotKernel<true, 4, kManyRows, true, Sub::kRounded>;
   }
   Launch(kernel, dim3(chunks, std::min(groups, most)), dim3(kThreads), kManyRows * row_bytes,
          stream, a);
@@ -421,8 +468,18 @@ void LaunchMixDot(const MixDotArgs& a, cudaStream_t stream) {
 
 }  // namespace
 
+bool CanAddExperts(const ExpertSums& experts, int rows, int h, int d, bool low) {
+  return low && rows <= kFewMixRows && h == 4 && d % kMixChunk == 0 && experts.k >= 1 &&
+         experts.k <= kMostExperts && experts.routed.planes == 1 && !experts.routed.rounded &&
+         !experts.shared.rounded && Aligned16(experts.routed) && Aligned16(experts.shared);
+}
+
 void MixDot(const MixDotArgs& args, cudaStream_t stream) {
   if (args.rows <= 0) return;
+  Require(
+      args.experts.k == 0 || (CanAddExperts(args.experts, args.rows, args.h, args.d, args.low) &&
+                              Fast(args) && args.outputs <= kWarps * kWarpOutputs),
+      "experts that are added");
   Require(args.h >= 1 && args.h <= 16, "streams");
   Require(args.low || args.sub.data == nullptr || !args.sub.rounded, "products that are rounded");
   if (args.low) {

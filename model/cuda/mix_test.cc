@@ -93,12 +93,28 @@ TEST_F(Mix, DotFoldsInAndSums) {
       args.d = d;
       args.low = low;
       args.streams = streams.get();
-      if (folds) args.sub = sub.get();
       args.post = post_device.get();
       args.comb = comb_device.get();
       args.fn = fn_device.get();
       args.outputs = outputs;
       args.partial = partial.get();
+      // Or what experts made, where it can be added here: one plane, as theirs is, and aligned.
+      const int k = Draw(1, 8);
+      std::vector<int> at(static_cast<size_t>(rows * k));
+      for (size_t i = 0; i < at.size(); ++i) at[i] = int(i);
+      std::shuffle(at.begin(), at.end(), random_);
+      const OnDevice<int> at_device(at);
+      const TestPlanes routed(std::vector<Floats>{Values(size_t(rows * k * d))}, rows * k, d,
+                              4 * Draw(0, 2), 0);
+      const ExpertSums made = {routed.get(), at_device.get(), k, sub.get()};
+      const bool experts = folds && CanAddExperts(made, rows, h, d, low) && Draw(0, 3) != 0;
+      // From row `first` on.
+      auto fold = [&](int first) {
+        if (!folds) return;
+        if (!experts) args.sub = sub.get(first);
+        if (experts) args.experts = {made.routed, made.routed_at + first * k, k, sub.get(first)};
+      };
+      fold(0);
       MixDot(args, nullptr);
       CheckCuda(cudaGetLastError());
       const Floats after = streams.Read();
@@ -109,7 +125,8 @@ TEST_F(Mix, DotFoldsInAndSums) {
       for (int r = 0; r < rows; ++r) {
         Floats row = Part(before, size_t(r) * wide, wide);
         if (folds) {
-          row = reference::MixOut(row, sub.Row(r, low), Part(post, size_t(r * h), size_t(h)),
+          const Floats out = experts ? SumOfExperts(routed, at, k, sub, r, low) : sub.Row(r, low);
+          row = reference::MixOut(row, out, Part(post, size_t(r * h), size_t(h)),
                                   Part(comb, size_t(r * h * h), size_t(h * h)), low);
         }
         Append(&want_streams, row);
@@ -125,7 +142,7 @@ TEST_F(Mix, DotFoldsInAndSums) {
       const OnDevice<float> alone_partial(numbers);
       args.rows = 1;
       args.streams = alone.get();
-      if (folds) args.sub = sub.get(r);
+      fold(r);
       args.post = post_device.get() + r * h;
       args.comb = comb_device.get() + r * h * h;
       args.partial = alone_partial.get();
@@ -137,7 +154,7 @@ TEST_F(Mix, DotFoldsInAndSums) {
       const ValuesOnDevice only(before, low);
       args.rows = rows;
       args.streams = only.get();
-      if (folds) args.sub = sub.get();
+      fold(0);
       args.post = post_device.get();
       args.comb = comb_device.get();
       args.fn = nullptr;

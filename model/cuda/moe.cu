@@ -147,15 +147,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   StoreValues<kLow>(out, row * d + i, d - i, x);
 }
 
-template <bool kLow>
-__device__ inline float RoundAll(float a) {
-  return Round<kLow>(a);
-}
-template <bool kLow>
-__device__ inline float4 RoundAll(float4 a) {
-  return make_float4(Round<kLow>(a.x), Round<kLow>(a.y), Round<kLow>(a.z), Round<kLow>(a.w));
-}
-
 // T: float4 if everything is aligned so. A thread loads kTogether experts' numbers at a time.
 constexpr int kTogether = 8;
 template <bool kLow, typename T>
@@ -231,11 +222,6 @@ dim3 RowGrid(int rows, int channels, int per_thread) {
   return dim3(unsigned(rows), unsigned(DivideUp(channels, int64_t(per_thread) * Threads(rows))));
 }
 
-bool Aligned16(const Planes& p) {
-  return reinterpret_cast<uintptr_t>(p.data) % 16 == 0 && p.row_stride % 4 == 0 &&
-         (p.planes == 1 || p.plane_stride % 4 == 0);
-}
-
 }  // namespace
 
 void RopeTables(const int* positions, int rows, int pairs, const AngleTable& first,
@@ -286,21 +272,22 @@ void SwiGlu(const SwiGluRows& first, const SwiGluRows& second, int n, float limi
          limit);
 }
 
-void AddExperts(const Planes& routed_y, const int* routed_at, int k, const Planes& shared_y,
-                int rows, int d, bool low, void* out, cudaStream_t stream) {
+void AddExperts(const ExpertSums& experts, int rows, int d, bool low, void* out,
+                cudaStream_t stream) {
   if (rows <= 0) return;
-  Require(routed_y.rounded == shared_y.rounded && (low || !routed_y.rounded),
+  const auto& [routed, routed_at, k, shared] = experts;
+  Require(routed.rounded == shared.rounded && (low || !routed.rounded),
           "products that are rounded");
-  if (routed_y.rounded) {
-    Launch(AddRoundedKernel, RowGrid(rows, d, 8), dim3(Threads(rows)), 0, stream, routed_y,
-           routed_at, k, shared_y, d, static_cast<uint16_t*>(out));
+  if (routed.rounded) {
+    Launch(AddRoundedKernel, RowGrid(rows, d, 8), dim3(Threads(rows)), 0, stream, routed, routed_at,
+           k, shared, d, static_cast<uint16_t*>(out));
     return;
   }
-  const bool aligned = Aligned16(routed_y) && Aligned16(shared_y) && d % 4 == 0 &&
+  const bool aligned = Aligned16(routed) && Aligned16(shared) && d % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(out) % 16 == 0;
   auto launch = [&](auto kernel, int width) {
-    Launch(kernel, RowGrid(rows, d, width), dim3(Threads(rows)), 0, stream, routed_y, routed_at, k,
-           shared_y, d, static_cast<float*>(out));
+    Launch(kernel, RowGrid(rows, d, width), dim3(Threads(rows)), 0, stream, routed, routed_at, k,
+           shared, d, static_cast<float*>(out));
   };
   if (aligned) {
     launch(low ? AddExpertsKernel<true, float4> : AddExpertsKernel<false, float4>, 4);

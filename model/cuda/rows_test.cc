@@ -388,17 +388,11 @@ TEST_F(Rows, AddExperts) {
       std::shuffle(at.begin(), at.end(), random_);
       const OnDevice<int> at_device(at);
       const ValuesOnDevice out(size_t(rows * d), rounded);
-      AddExperts(routed.get(), at_device.get(), k, shared.get(), rows, d, low, out.get(), nullptr);
+      AddExperts({routed.get(), at_device.get(), k, shared.get()}, rows, d, low, out.get(),
+                 nullptr);
       CheckCuda(cudaGetLastError());
       Floats want;
-      for (int r = 0; r < rows; ++r) {
-        Floats sum(size_t(d), 0.0f);
-        for (int i = 0; i <= k; ++i) {
-          const Floats y = i < k ? routed.Row(at[size_t(r * k + i)], low) : shared.Row(r, low);
-          for (size_t e = 0; e < sum.size(); ++e) sum[e] += y[e];
-        }
-        Append(&want, Rounded(sum, low));
-      }
+      for (int r = 0; r < rows; ++r) Append(&want, SumOfExperts(routed, at, k, shared, r, low));
       Same(out.Read(), want, "sum");
     }
   }
