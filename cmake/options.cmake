@@ -102,7 +102,7 @@ function(agentd_test name)
     ENVIRONMENT AGENTD_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
 endfunction()
 
-# agentd_fuzzer(NAME SOURCES... DEPS... CORPUS dir): libFuzzer target; built only with AGENTD_FUZZ.
+# agentd_fuzzer(NAME SOURCES... DEPS...): libFuzzer target; built only with AGENTD_FUZZ. tests/fuzz/NAME may hold inputs to begin with.
 function(agentd_fuzzer name)
   if(NOT AGENTD_FUZZ)
     return()

@@ -1,5 +1,6 @@
 // Any bytes as a stream of tokens: no crash, valid arguments and UTF-8, and the same result however
 // the text is split.
+#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,6 +15,9 @@ namespace {
 
 using agentd::tools::DsmlEvent;
 using agentd::tools::DsmlParser;
+
+// Inputs of more bytes are only split everywhere at once.
+constexpr size_t kMostSplit = 96;
 
 struct Piece {
   std::string text;
@@ -74,6 +78,20 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       joined.push_back(piece);
     }
   }
-  AGENTD_CHECK(Transcript(pieces, thinking) == Transcript(joined, thinking));
+  const std::string expected = Transcript(joined, thinking);
+  AGENTD_CHECK(Transcript(pieces, thinking) == expected);
+  // Every place where a stream may break off for a moment, within a character too.
+  for (size_t at = 0; at < joined.size() && size <= kMostSplit; ++at) {
+    const Piece whole = joined[at];
+    if (whole.special) continue;
+    for (size_t split = 1; split < whole.text.size(); ++split) {
+      joined[at].text = whole.text.substr(0, split);
+      joined.insert(joined.begin() + static_cast<ptrdiff_t>(at) + 1,
+                    {whole.text.substr(split), false});
+      AGENTD_CHECK(Transcript(joined, thinking) == expected);
+      joined.erase(joined.begin() + static_cast<ptrdiff_t>(at) + 1);
+      joined[at] = whole;
+    }
+  }
   return 0;
 }
