@@ -52,7 +52,7 @@ struct Hello {
   // The init could make and fill a namespace of the kind calls get.
   uint8_t nested = 0;
   uint8_t landlock_abi = 0;  // 0: the kernel has none
-  static constexpr uint32_t kMagic = 0x41494e31;
+  static constexpr uint32_t kMagic = 0x41494e32;
 };
 
 struct RunMessage {
