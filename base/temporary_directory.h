@@ -22,16 +22,18 @@ namespace agentd {
 
 class TemporaryDirectory {
  public:
-  // For tests: in memory where it can be. What an fsync costs is not what they are about, and what
-  // it keeps is tested with a file system that forgets. Held by a lock for as long as a process has
-  // it, so that those of killed processes can be told: the first of a later process removes them.
-  TemporaryDirectory() {
-    const std::filesystem::path shm = "/dev/shm";
-    const std::filesystem::path parent =
-        ::access(shm.c_str(), W_OK) == 0 ? shm : std::filesystem::temp_directory_path();
-    static const bool removed = (RemoveLeft(parent), true);
+  enum class Place { kMemory, kDisk };
+
+  // For tests: in memory where it can be, unless they ask for the disk. What an fsync costs is not
+  // what they are about, and what it keeps is tested with a file system that forgets. Held by a
+  // lock for as long as a process has it, so that those of killed processes can be told: the first
+  // of a later process removes them.
+  explicit TemporaryDirectory(Place place = Place::kMemory) {
+    const std::filesystem::path memory = "/dev/shm", disk = std::filesystem::temp_directory_path();
+    static const bool removed = (RemoveLeft(memory), RemoveLeft(disk), true);
     (void)removed;
-    while (!MakeLocked(parent)) {
+    const bool in_memory = place == Place::kMemory && ::access(memory.c_str(), W_OK) == 0;
+    while (!MakeLocked(in_memory ? memory : disk)) {
     }
   }
   // The error names `parent`.

@@ -37,7 +37,6 @@ class LandlockTest : public testing::Test {
       ASSERT_EQ(mkfifo((root_ / place / "fifo").c_str(), 0600), 0);
     }
   }
-
   // The errno's name of an attempt in a child that may write below open/ alone, or that is not
   // restricted.
   std::string Try(bool restricted, const std::function<long()>& attempt) {
@@ -55,8 +54,8 @@ class LandlockTest : public testing::Test {
     return WEXITSTATUS(status) == 0 ? "ok" : strerrorname_np(WEXITSTATUS(status));
   }
 
-  const TemporaryDirectory temporary_;
-  const std::filesystem::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const std::filesystem::path root_ = directory_.path();
 };
 
 TEST_F(LandlockTest, WritesAreForWritablePlacesAlone) {

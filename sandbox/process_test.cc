@@ -36,6 +36,7 @@ class ProcessTest : public testing::Test {
     sandbox_ = MustStart(options_);
     ASSERT_NE(sandbox_, nullptr);
   }
+  void TearDown() override { sandbox_.reset(); }
 
   std::unique_ptr<Process> Start(std::vector<std::string> argv, int64_t wall_time_ms = 0) {
     auto process =
@@ -44,8 +45,8 @@ class ProcessTest : public testing::Test {
     return process.ok() ? *std::move(process) : nullptr;
   }
 
-  const TemporaryDirectory temporary_;
-  const std::filesystem::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const std::filesystem::path root_ = directory_.path();
   Options options_;
   std::unique_ptr<Sandbox> sandbox_;
 };

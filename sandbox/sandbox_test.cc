@@ -31,6 +31,7 @@ class SandboxTest : public testing::Test {
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
     sandbox_ = std::move(*sandbox);
   }
+  void TearDown() override { sandbox_.reset(); }
 
   CallResult Bash(const std::string& command, Limits limits = {}) {
     return Run({.argv = {"/bin/bash", "-c", command}, .limits = limits});
@@ -41,8 +42,8 @@ class SandboxTest : public testing::Test {
     return result.ok() ? *result : CallResult{.end = CallEnd::kSandboxDied};
   }
 
-  const TemporaryDirectory temporary_;
-  const fs::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const fs::path root_ = directory_.path();
   Options options_;
   std::unique_ptr<Sandbox> sandbox_;
   CancelFlag never_;

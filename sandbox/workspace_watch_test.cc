@@ -17,6 +17,7 @@ namespace {
 class WorkspaceWatchTest : public testing::Test {
  protected:
   void SetUp() override { std::filesystem::create_directory(root_ / "workspace"); }
+  void TearDown() override { sandbox_.reset(); }
   void Start(int64_t max_bytes, int64_t max_files) {
     Options options{root_ / "workspace", root_ / "lock", AGENTD_HELPER_DIR};
     options.max_workspace_bytes = max_bytes;
@@ -31,8 +32,8 @@ class WorkspaceWatchTest : public testing::Test {
     return result.ok() ? *result : CallResult{.end = CallEnd::kSandboxDied};
   }
 
-  const TemporaryDirectory temporary_;
-  const std::filesystem::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const std::filesystem::path root_ = directory_.path();
   std::unique_ptr<Sandbox> sandbox_;
 };
 

@@ -23,10 +23,10 @@ class ShellTest : public testing::Test {
  protected:
   void SetUp() override {
     signal(SIGPIPE, SIG_IGN);
-    std::filesystem::create_directory(directory_ / "workspace");
+    std::filesystem::create_directory(directory_.path() / "workspace");
     sandbox::Options options;
-    options.workspace = directory_ / "workspace";
-    options.lock_file = directory_ / "lock";
+    options.workspace = directory_.path() / "workspace";
+    options.lock_file = directory_.path() / "lock";
     options.helper_dir = AGENTD_HELPER_DIR;
     auto sandbox = sandbox::Sandbox::Start(options);
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
@@ -47,8 +47,7 @@ class ShellTest : public testing::Test {
     return result.ok() ? *std::move(result) : Shell::Result();
   }
 
-  const TemporaryDirectory temporary_;
-  const std::filesystem::path directory_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
   std::unique_ptr<sandbox::Sandbox> sandbox_;
   Shell shell_;
   sandbox::CancelFlag cancel_;
@@ -87,7 +86,7 @@ TEST_F(ShellTest, GivesWhatWasWrittenAndNoMore) {
 
 TEST_F(ShellTest, JobsInTheBackgroundGoOn) {
   Run("(while [ ! -e stop ]; do sleep 0.01; done; echo done > result) & job=$!");
-  EXPECT_FALSE(std::filesystem::exists(directory_ / "workspace/result"));
+  EXPECT_FALSE(std::filesystem::exists(directory_.path() / "workspace/result"));
   EXPECT_EQ(Run("touch stop; wait $job; cat result").call.output, "done\n");
 }
 
@@ -122,9 +121,9 @@ TEST_F(ShellTest, EndsWithItsCommandTimeOutOrCancel) {
 TEST_F(ShellTest, StopEndsItsJobs) {
   Run("while :; do echo x >> log; sleep 0.01; done & sleep 0.1");
   shell_.Stop();
-  const auto size = std::filesystem::file_size(directory_ / "workspace/log");
+  const auto size = std::filesystem::file_size(directory_.path() / "workspace/log");
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  EXPECT_EQ(std::filesystem::file_size(directory_ / "workspace/log"), size);
+  EXPECT_EQ(std::filesystem::file_size(directory_.path() / "workspace/log"), size);
 }
 
 TEST_F(ShellTest, AsATool) {

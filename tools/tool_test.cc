@@ -33,6 +33,7 @@ class ToolTest : public testing::Test {
     sandbox_ = std::move(*sandbox);
     context_.sandbox = sandbox_.get();
   }
+  void TearDown() override { sandbox_.reset(); }
 
   void Put(const std::string& path, const std::string& text) {
     fs::create_directories((workspace_ / path).parent_path());
@@ -59,8 +60,8 @@ class ToolTest : public testing::Test {
   }
 
   Registry registry_;
-  const TemporaryDirectory temporary_;
-  const fs::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const fs::path root_ = directory_.path();
   fs::path workspace_;
   std::unique_ptr<sandbox::Sandbox> sandbox_;
   ToolContext context_;

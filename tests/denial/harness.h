@@ -79,6 +79,7 @@ class DenialTest : public testing::Test {
     ASSERT_TRUE(sandbox.ok()) << sandbox.status();
     sandbox_ = std::move(*sandbox);
   }
+  void TearDown() override { sandbox_.reset(); }
   fs::path workspace() const { return root_ / "workspace"; }
 
   CallResult Run(const CallRequest& request) {
@@ -101,8 +102,8 @@ class DenialTest : public testing::Test {
                              AGENTD_DENIAL_DIR, attempt));
   }
 
-  const TemporaryDirectory temporary_;
-  const fs::path root_ = temporary_.path();
+  const TemporaryDirectory directory_{TemporaryDirectory::Place::kDisk};
+  const fs::path root_ = directory_.path();
   std::unique_ptr<Sandbox> sandbox_;
   CancelFlag never_;
 };
