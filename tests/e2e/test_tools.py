@@ -69,9 +69,10 @@ class Tools(unittest.TestCase):
 
     def test_asks_at_a_terminal(self):
         with Daemon("--config", config(ASK)) as daemon:
+            command = daemon.command("run", "--workspace", folder({"a.txt": "x\ny\nz\n"}), TASK)
             pid, terminal = pty.fork()
             if pid == 0:
-                os.execv(BIN / "agentctl", daemon.command("run", "--workspace", folder({"a.txt": "x\ny\nz\n"}), TASK))
+                os.execv(BIN / "agentctl", command)
             shown, said = b"", 0
             deadline = time.time() + 60
             while time.time() < deadline:
@@ -92,11 +93,10 @@ class Tools(unittest.TestCase):
         for text, says in (("[limits]\nturn_cals = 1\n", "line 2: [limits] unknown key turn_cals"),
                            ("[tools.bahs]\n", "line 1: [tools.bahs] there is no tool bahs"),
                            ("[[mcp]]\nname = \"a\"\n", "line 1: [mcp] give either command or url")):
-            with tempfile.TemporaryDirectory() as data:
-                done = subprocess.run([BIN / "agentd", "--model", MODEL, "--data", data, "--config", config(text)],
-                                      stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-                self.assertEqual(done.returncode, 3, done)
-                self.assertIn(says, done.stderr.decode())
+            done = subprocess.run([BIN / "agentd", "--model", MODEL, "--data", folder({}), "--config", config(text)],
+                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+            self.assertEqual(done.returncode, 3, done)
+            self.assertIn(says, done.stderr.decode())
 
 
 if __name__ == "__main__":
