@@ -41,10 +41,9 @@ int64_t NowMs() {
 }
 
 // After so long without an event the init prepares the next call, so that the one that is beginning
-// has begun. Sooner where calls follow each other so quickly that one found none prepared: what one
-// is spared the next one waits for.
+// has begun. At once where calls follow each other so quickly that one found none prepared: what
+// one is spared the next one waits for, and there may be another processor.
 constexpr int kQuietMs = 5;
-constexpr int kHurriedMs = 1;
 constexpr int64_t kFollowsMs = 20;  // after the beginning of the call before
 
 struct RunningCall {
@@ -258,7 +257,7 @@ int Init::Run() {
     for (const RunningCall& call : calls_)
       polled.push_back({call.killed == Killed::kNo ? call.channel.get() : -1, POLLIN, 0});
     int timeout_ms = KillLate();
-    const int quiet_ms = hurry_ ? kHurriedMs : kQuietMs;
+    const int quiet_ms = hurry_ ? 0 : kQuietMs;
     if (prepare_ && (timeout_ms < 0 || timeout_ms > quiet_ms)) timeout_ms = quiet_ms;
     const int ready = poll(polled.data(), polled.size(), timeout_ms);
     if (ready < 0 && errno != EINTR) return 1;
