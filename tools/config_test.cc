@@ -5,6 +5,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <string>
+#include <string_view>
 
 #include "base/status.h"
 #include "tools/tool.h"
@@ -65,6 +68,49 @@ action = "allow"
   EXPECT_EQ(config->rules.all()[0].action, RuleAction::kAsk);
   EXPECT_EQ(config->rules.all()[0].reason, "removes files");
   EXPECT_EQ(config->rules.all()[1].Name(), "*");
+}
+
+// The example in CONFIG.md: its lines as they stand (the first alternative of each), and with
+// what stands in comments as well where that can be together.
+std::string DocumentedExample(bool with_comments) {
+  std::ifstream file("tools/CONFIG.md");
+  EXPECT_TRUE(file.good());
+  std::string line, text;
+  while (std::getline(file, line) && line != "```toml") {
+  }
+  while (std::getline(file, line) && line != "```") {
+    const bool commented = line.starts_with("# ") && line.find(" = ") != std::string::npos;
+    text += (commented && with_comments ? line.substr(2) : line) + "\n";
+  }
+  return text;
+}
+
+TEST(Config, TheDocumentedExampleIsOne) {
+  const auto config = ParseConfig(DocumentedExample(false), "CONFIG.md");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->mcp_servers.size(), 1U);
+  EXPECT_EQ(config->mounts.size(), 1U);
+}
+
+// An unknown key in each table is answered with those that are known there: all are documented.
+TEST(Config, EveryKeyIsDocumented) {
+  const std::string documented = "\n" + DocumentedExample(true);
+  for (const std::string table : {"", "[limits]\n", "[tools.bash]\n", "[tools.shell]\n",
+                                  "[in_place]\n", "[network]\n", "[[mount]]\n", "[[mcp]]\n",
+                                  "[[mcp]]\nurl = 'https://a.test'\n[mcp.auth]\n", "[[rule]]\n"}) {
+    const absl::Status status = ParseConfig(table + "no_such_key = 1\n", "test").status();
+    ASSERT_FALSE(status.ok()) << table;
+    const std::string message = Text(status);
+    constexpr std::string_view kKnown = "known here: ";
+    ASSERT_THAT(message, HasSubstr(kKnown)) << table;
+    std::istringstream keys(message.substr(message.find(kKnown) + kKnown.size()));
+    for (std::string key; std::getline(keys >> std::ws, key, ',');) {
+      EXPECT_TRUE(documented.find("\n" + key + " = ") != std::string::npos ||
+                  documented.find("[" + key) != std::string::npos ||
+                  documented.find("." + key + "]") != std::string::npos)
+          << table << key;
+    }
+  }
 }
 
 TEST(Config, AnEmptyFileChangesNothing) {
