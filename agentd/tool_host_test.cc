@@ -41,14 +41,6 @@ class ToolHostTest : public DaemonTest {
     for (const v1::ToolFinished& finished : Finished(id)) results.push_back(finished.text());
     return results;
   }
-  std::string NewSessionWith(const std::vector<std::string>& tools) {
-    v1::CreateSessionRequest request;
-    request.mutable_config()->set_max_turn_tokens(8000);
-    for (const std::string& tool : tools) request.mutable_config()->add_tools(tool);
-    absl::StatusOr<v1::Session> session = daemon_->Create(request);
-    EXPECT_TRUE(session.ok()) << session.status();
-    return session.ok() ? session->id() : "";
-  }
 };
 
 // A result that is cut says where the rest is; that is so after a restart too, and in a fork, and

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 keep=${1:-}
+case "$keep" in '' | --keep) ;; *) echo "quickstart.sh: unknown option $keep (see the head of this file)" >&2; exit 2 ;; esac
 bold='' dim='' red='' plain=''
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' plain=$'\e[0m'; fi
 

@@ -3,6 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || { echo "fuzz.sh: \"$seconds\" is no number of seconds (see the head of this file)" >&2; exit 2; }
 shift || true
 cmake --preset fuzz >/dev/null && cmake --build --preset fuzz --target fuzzers || exit 1
 targets=("$@")
