@@ -89,15 +89,21 @@ api::Session Api::Create(const api::CreateSessionRequest& request) {
   return session;
 }
 
-grpc::Status Api::Run(const std::string& session_id, const std::string& text,
-                      std::vector<api::Event>* events) {
-  const auto context = Patient();
-  auto stream = stub_->Run(context.get());
+std::unique_ptr<Api::RunStream> Api::Begin(grpc::ClientContext* context,
+                                           const std::string& session_id, const std::string& text) {
+  auto stream = stub_->Run(context);
   api::RunRequest request;
   request.mutable_start()->set_session_id(session_id);
   request.mutable_start()->set_text(text);
   stream->Write(request);
   stream->WritesDone();
+  return stream;
+}
+
+grpc::Status Api::Run(const std::string& session_id, const std::string& text,
+                      std::vector<api::Event>* events) {
+  const auto context = Patient();
+  const auto stream = Begin(context.get(), session_id, text);
   api::Event event;
   while (stream->Read(&event))
     if (events != nullptr) events->push_back(event);

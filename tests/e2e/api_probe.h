@@ -40,6 +40,10 @@ class Api : public ::testing::Test {
   grpc::Status RawUnary(const std::string& method, const std::string& request, std::string* answer);
 
   api::Session Create(const api::CreateSessionRequest& request = {});
+  using RunStream = grpc::ClientReaderWriter<api::RunRequest, api::Event>;
+  // A turn, from whose stream nothing was read yet.
+  std::unique_ptr<RunStream> Begin(grpc::ClientContext* context, const std::string& session_id,
+                                   const std::string& text);
   grpc::Status Run(const std::string& session_id, const std::string& text,
                    std::vector<api::Event>* events);
   // A turn that has to come to its end.

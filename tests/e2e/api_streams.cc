@@ -251,15 +251,14 @@ TEST_F(Streams, ManyWhoStoppedReadingAreInNobodysWay) {
 TEST_F(Streams, ASessionThatIsDeletedMeanwhile) {
   WriteLarge();
   const api::Session session = CreateFrom(temporary_.path());
-  api::WatchRequest watching;
-  watching.set_session_id(session.id());
-  const auto watch_context = Patient();
-  const auto watcher = stub_->Watch(watch_context.get(), watching);
+  api::WatchRequest watch;
+  watch.set_session_id(session.id());
+  const auto watch_context = Patient(), context = Patient();
+  const auto watcher = stub_->Watch(watch_context.get(), watch);
   api::Event event;
   ASSERT_TRUE(watcher->Read(&event));
   api::ExportSessionRequest request;
   request.set_session_id(session.id());
-  const auto context = Patient();
   const auto bundle = stub_->ExportSession(context.get(), request);
   api::BundleData piece;
   ASSERT_TRUE(bundle->Read(&piece));

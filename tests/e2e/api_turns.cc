@@ -23,12 +23,7 @@ using ::testing::AnyOf;
 TEST_F(Api, OneTurnAtATime) {
   const api::Session session = Create();
   const auto context = Patient();
-  auto stream = stub_->Run(context.get());
-  api::RunRequest request;
-  request.mutable_start()->set_session_id(session.id());
-  request.mutable_start()->set_text(kLongTask);
-  stream->Write(request);
-  stream->WritesDone();
+  const auto stream = Begin(context.get(), session.id(), kLongTask);
   api::Event event;
   ASSERT_TRUE(stream->Read(&event));  // it runs
 
@@ -85,12 +80,7 @@ TEST_F(Api, AClientThatLeavesDoesNotEndTheTurn) {
   const api::Session session = Create();
   {
     const auto context = Patient();
-    auto stream = stub_->Run(context.get());
-    api::RunRequest request;
-    request.mutable_start()->set_session_id(session.id());
-    request.mutable_start()->set_text(kLongTask);
-    stream->Write(request);
-    stream->WritesDone();
+    const auto stream = Begin(context.get(), session.id(), kLongTask);
     api::Event event;
     ASSERT_TRUE(stream->Read(&event));
     context->TryCancel();
@@ -134,12 +124,7 @@ TEST_F(Api, ADeadlineOfAMillisecond) {
   }
   {
     const auto context = hurried();
-    auto stream = stub_->Run(context.get());
-    api::RunRequest request;
-    request.mutable_start()->set_session_id(session.id());
-    request.mutable_start()->set_text("Hello");
-    stream->Write(request);
-    stream->WritesDone();
+    const auto stream = Begin(context.get(), session.id(), "Hello");
     api::Event event;
     while (stream->Read(&event)) {
     }

@@ -12,7 +12,7 @@ import termios
 import time
 import unittest
 
-from harness import BIN, MODEL, Daemon, WithDaemon, first_gap, folder, tree, wait_until
+from harness import BIN, MODEL, ROOT, Daemon, WithDaemon, first_gap, folder, tree, wait_until
 
 # Long enough to meet while it runs.
 LONG_TASK = ("Create story.txt with these lines:\nthe quick brown fox jumps over the lazy dog\none two three four five six\n"
@@ -36,6 +36,16 @@ class Cli(WithDaemon):
         self.assertIn("▸ bash: wc -l < a.txt", done.err)
         self.assertIn("◂ 3", done.err)
         self.assertNotIn("\033", done.out + done.err)  # no terminal: no colour
+
+    def test_help_names_every_field_of_every_event(self):
+        proto = (ROOT / "proto/agentd/v1/agentd.proto").read_text()
+        body = lambda name: re.search(rf"^message {name} \{{(.*?)^\}}|^message {name} \{{(.*?)\}}$", proto, re.S | re.M).group(0)
+        help = self.ctl("run", "--help").out
+        kinds = re.findall(r"^ +(\w+) (\w+) = \d+;", body("Event").split("oneof kind")[1], re.M)
+        self.assertGreater(len(kinds), 15)
+        for message, kind in [*kinds, ("NetworkUse", "network")]:
+            for word in [kind, *re.findall(r"(\w+) = \d+[ ;]", body(message))]:
+                self.assertRegex(help, rf"\b{word}\b", message)
 
     def test_quiet(self):
         done = self.ctl("run", "-q", "What is 17 + 25?")
