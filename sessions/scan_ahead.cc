@@ -4,8 +4,8 @@ namespace agentd::sessions::internal {
 namespace {
 
 // What goes from thread to thread at once: a tenth of a millisecond's reading, and no fresh memory.
-constexpr size_t kChunkBytes = 64 << 10;
-constexpr size_t kChunksAhead = 8;
+constexpr size_t kPieceBytes = 64 << 10;
+constexpr size_t kPiecesAhead = 8;
 
 }  // namespace
 
@@ -26,7 +26,7 @@ bool ScanAhead::Next(std::string_view& key, std::string_view& value) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return ended_ || !read_.empty(); });
     if (read_.empty()) return false;
-    if (read_.size() == kChunksAhead) changed_.notify_all();
+    if (read_.size() == kPiecesAhead) changed_.notify_all();
     current_ = std::move(read_.front());
     read_.pop_front();
     record_ = offset_ = 0;
@@ -44,7 +44,7 @@ void ScanAhead::Read() {
     Chunk chunk;
     more = ReadChunk(chunk);
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return stop_ || read_.size() < kChunksAhead; });
+    changed_.wait(lock, [this] { return stop_ || read_.size() < kPiecesAhead; });
     if (stop_) return;
     if (!chunk.records.empty()) read_.push_back(std::move(chunk));
     ended_ = !more;
@@ -54,10 +54,10 @@ void ScanAhead::Read() {
 
 // False: it holds the last ones.
 bool ScanAhead::ReadChunk(Chunk& chunk) {
-  chunk.bytes.reserve(kChunkBytes);
+  chunk.bytes.reserve(kPieceBytes);
   for (; iterator_.Valid() && iterator_.key().starts_with(prefix_); iterator_.Prev()) {
     const rocksdb::Slice key = iterator_.key(), value = iterator_.value();
-    if (!chunk.records.empty() && chunk.bytes.size() + key.size() + value.size() > kChunkBytes)
+    if (!chunk.records.empty() && chunk.bytes.size() + key.size() + value.size() > kPieceBytes)
       return true;
     chunk.bytes.append(key.data(), key.size()).append(value.data(), value.size());
     chunk.records.emplace_back(key.size(), value.size());
