@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iterator>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -157,6 +160,28 @@ TEST(OfficialA, EndToEnd) {
       equal, errors.size(), Quantile(errors, 0.5), Quantile(errors, 1));
   EXPECT_GE(equal, int(std::ceil(0.93 * double(errors.size()))));
   EXPECT_LE(Quantile(errors, 0.5), 0.03);
+}
+
+// Rows of every number that a backend may have kernels for, and one by one. Short enough for a tool
+// that keeps what it saw of every launch.
+TEST(OfficialA, ChunksGiveTheBitsOfTheWhole) {
+  auto engine = LoadEngine(kOfficial);
+  auto expected = Expected(kOfficial);
+  const std::vector<TokenId> tokens = Tokens(*expected);
+  constexpr size_t kChunks[] = {129, 64, 33, 17, 8, 5, 1, 1, 1, 1, 1, 1};
+  const size_t total = std::accumulate(std::begin(kChunks), std::end(kChunks), size_t{0});
+  auto whole = engine->NewSequence();
+  const std::vector<float> want = StepAll(*engine, *whole, std::span(tokens).first(total));
+  auto sequence = engine->NewSequence();
+  size_t at = 0;
+  for (const size_t chunk : kChunks) {
+    const std::vector<float> got =
+        StepAll(*engine, *sequence, std::span(tokens).subspan(at, chunk));
+    ASSERT_EQ(got.size(), chunk * 256);
+    EXPECT_EQ(std::memcmp(got.data(), want.data() + at * 256, got.size() * sizeof(float)), 0)
+        << chunk << " tokens at " << at;
+    at += chunk;
+  }
 }
 
 TEST(OfficialA, MtpDraft) {
