@@ -33,21 +33,21 @@ uint64_t IdOfHandle(int type, std::string_view bytes) {
   return (std::hash<std::string_view>()(bytes) ^ static_cast<unsigned>(type)) | 1;
 }
 
-// The file that an event is about; 0: it does not say.
-uint64_t FileOf(const struct fanotify_event_metadata& event) {
-  const char* const begin = reinterpret_cast<const char*>(&event);
-  size_t at = event.metadata_len;
-  while (at + sizeof(struct fanotify_event_info_fid) <= event.event_len) {
-    struct fanotify_event_info_header info;
-    std::memcpy(&info, begin + at, sizeof(info));
-    if (info.len < sizeof(info)) return 0;
-    if (info.info_type == FAN_EVENT_INFO_TYPE_FID) {
-      struct file_handle handle;
-      const char* const from = begin + at + offsetof(struct fanotify_event_info_fid, handle);
-      std::memcpy(&handle, from, sizeof(handle));
-      return IdOfHandle(handle.handle_type, {from + sizeof(handle), handle.handle_bytes});
-    }
-    at += info.len;
+// The file that an event is about; 0: it does not say. `event` holds its records, which are not
+// aligned.
+uint64_t FileOf(std::string_view event, size_t metadata_bytes) {
+  size_t at = metadata_bytes;
+  struct fanotify_event_info_header info;
+  for (; at + sizeof(struct fanotify_event_info_fid) <= event.size(); at += info.len) {
+    std::memcpy(&info, event.data() + at, sizeof(info));
+    if (info.len < sizeof(struct fanotify_event_info_fid) || info.len > event.size() - at) return 0;
+    if (info.info_type != FAN_EVENT_INFO_TYPE_FID) continue;
+    const size_t from = at + offsetof(struct fanotify_event_info_fid, handle);
+    struct file_handle handle;
+    if (from + sizeof(handle) > event.size()) return 0;
+    std::memcpy(&handle, event.data() + from, sizeof(handle));
+    if (handle.handle_bytes > event.size() - from - sizeof(handle)) return 0;
+    return IdOfHandle(handle.handle_type, event.substr(from + sizeof(handle), handle.handle_bytes));
   }
   return 0;
 }
@@ -162,17 +162,22 @@ void ChangeFeed::DrainNamed() {
   int waiting = 0;  // FAN_EVENT_METADATA_LEN for each event; some kernels say more
   if (!named_queue_.valid() || ::ioctl(named_queue_.get(), FIONREAD, &waiting) != 0)
     changes_.named.reset();
-  alignas(struct fanotify_event_metadata) char buffer[kQueueBufferBytes];
+  char buffer[kQueueBufferBytes];
   while (named_queue_.valid() && waiting > 0) {
     const ssize_t size = ::read(named_queue_.get(), buffer, sizeof(buffer));
     if (size < 0 && errno == EINTR) continue;
     if (size < 0 && errno == EAGAIN) return;
     if (size <= 0) named_queue_.Reset();
-    const auto* event = reinterpret_cast<const struct fanotify_event_metadata*>(buffer);
-    for (ssize_t left = size; left > 0 && FAN_EVENT_OK(event, left);
-         event = FAN_EVENT_NEXT(event, left)) {
+    for (std::string_view left(buffer, size > 0 ? static_cast<size_t>(size) : 0); !left.empty();) {
+      struct fanotify_event_metadata event;
+      AGENTD_CHECK(left.size() >= sizeof(event));
+      std::memcpy(&event, left.data(), sizeof(event));
+      AGENTD_CHECK(event.event_len >= sizeof(event) && event.event_len <= left.size());
+      const std::string_view whole = left.substr(0, event.event_len);
+      left.remove_prefix(event.event_len);
       waiting -= static_cast<int>(FAN_EVENT_METADATA_LEN);
-      const uint64_t file = (event->mask & FAN_Q_OVERFLOW) != 0 ? 0 : FileOf(*event);
+      const uint64_t file =
+          (event.mask & FAN_Q_OVERFLOW) != 0 ? 0 : FileOf(whole, event.metadata_len);
       if (file == 0 || (changes_.named && changes_.named->size() >= options_.max_names))
         changes_.named.reset();
       if (changes_.named) changes_.named->insert(file);
