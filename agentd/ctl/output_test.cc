@@ -369,11 +369,12 @@ std::string ShownOn(bool terminal, const std::function<void(SideLine&)>& use) {
     SideLine line(stream);
     use(line);
   }
+  // A terminal hands on what it was given in its own time.
+  constexpr char kEnd = '\x01';
+  std::fputc(kEnd, stream);
   std::fflush(stream);
-  std::string shown(4096, '\0');
-  EXPECT_EQ(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
-  const ssize_t count = read(ends[0], shown.data(), shown.size());
-  shown.resize(count > 0 ? static_cast<size_t>(count) : 0);
+  std::string shown;
+  for (char byte = 0; read(ends[0], &byte, 1) == 1 && byte != kEnd;) shown += byte;
   std::fclose(stream);
   close(ends[0]);
   return shown;
