@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -53,8 +54,17 @@ class TemporaryDirectory {
     return *this;
   }
   const std::filesystem::path& path() const { return path_; }
-  // One of In()'s stays, for somebody to look at.
-  std::filesystem::path Keep() && { return std::exchange(path_, {}); }
+  // It stays, for somebody to look at, under a name that no later process removes.
+  std::filesystem::path Keep() && {
+    const std::filesystem::path path = std::exchange(path_, {});
+    const std::string name = path.filename().string();
+    if (!name.starts_with(kPrefix)) return path;
+    const std::filesystem::path kept =
+        path.parent_path() / ("agentd-kept." + name.substr(std::string_view(kPrefix).size()));
+    std::error_code error;
+    std::filesystem::rename(path, kept, error);
+    return error ? path : kept;
+  }
 
  private:
   static constexpr char kPrefix[] = "agentd-test.";

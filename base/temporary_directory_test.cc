@@ -58,5 +58,21 @@ TEST(TemporaryDirectoryTest, WhatAKilledProcessLeftGoesWithTheNext) {
   EXPECT_TRUE(fs::exists(mine.path() / "report"));  // of one that lives nothing goes
 }
 
+TEST(TemporaryDirectoryTest, WhatIsKeptStays) {
+  TemporaryDirectory tests;
+  auto other = TemporaryDirectory::In(tests.path().parent_path());
+  ASSERT_TRUE(other.ok()) << other.status();
+  const TemporaryDirectory reports;
+  OtherProcess later(reports.path() / "report");
+  for (TemporaryDirectory* directory : {&tests, &*other}) {
+    std::ofstream(directory->path() / "file") << "x";
+    const fs::path kept = std::move(*directory).Keep();
+    *directory = TemporaryDirectory();  // nor is it locked any more
+    later.Run(nullptr);
+    EXPECT_TRUE(fs::exists(kept / "file")) << kept;
+    fs::remove_all(kept);
+  }
+}
+
 }  // namespace
 }  // namespace agentd

@@ -282,8 +282,8 @@ int Main(int argc, char** argv) {
   options.binaries.agentctl = std::filesystem::path(bin) / "agentctl";
   std::printf("--seed %llu\n", static_cast<unsigned long long>(options.seed));
   std::fflush(stdout);
-  TemporaryDirectory
-      directory;  // the kernel survives these kills: what an fsync keeps shows nothing
+  // In memory: the kernel survives these kills, so what an fsync keeps shows nothing.
+  TemporaryDirectory directory;
   options.directory = directory.path();
   const absl::Status status = KillTest(options).Run();
   if (!status.ok()) {
