@@ -31,10 +31,10 @@
 namespace agentd::sessions::internal {
 
 // Reads of values that may wait for the disk at once, besides the callers' own.
-// A disk of today is busy only when some dozens of reads wait for it at once; more threads than a
-// few per core only get into each other's way.
+// A disk of today is busy only when some dozens of reads wait for it at once: all blocks of a
+// batch, as a restore reads them, so that none is left to wait alone at its end. They mostly sleep.
 inline size_t ReadThreadCount() {
-  return std::clamp<size_t>(2 * std::thread::hardware_concurrency(), 8, 32);
+  return std::clamp<size_t>(2 * std::thread::hardware_concurrency(), 22, 32);
 }
 
 int64_t NowUs();
