@@ -1,4 +1,5 @@
 // Sessions that work in a folder of the user's: whose it is, what comes back, what is never lost.
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include "agentd/places.h"
 #include "agentd/testing_child.h"
 #include "agentd/testing_daemon.h"
+#include "base/unique_fd.h"
 
 namespace agentd::daemon {
 namespace {
@@ -321,8 +323,12 @@ TEST_F(InPlaceTest, ACallThatWasCutOffRunsAgainFromTheFilesBeforeIt) {
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   ASSERT_TRUE(daemon.ok()) << daemon.status();
   daemon_ = *std::move(daemon);
+  // What the first run left is no sign of the second: held, so that its inode is not used again.
+  const UniqueFd first(::open((folder_ / "started").c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat before, now;
+  ASSERT_EQ(::fstat(first.get(), &before), 0);
   ASSERT_TRUE(daemon_->Run(id, "").ok());
-  while (!fs::exists(folder_ / "started"))
+  while (::stat((folder_ / "started").c_str(), &now) != 0 || now.st_ino == before.st_ino)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   EXPECT_EQ(Files(folder_).at("f"), "x\n") << "it ran on its own half";
   ASSERT_THAT(Notes(id), testing::SizeIs(1));
