@@ -87,11 +87,6 @@ absl::StatusOr<std::vector<std::string>> CsaStream::Fetch(std::span<const CsaPar
 
 absl::Status CsaStream::ImportReady(model::Sequence& sequence,
                                     std::chrono::steady_clock::time_point deadline) {
-  if (missed_parts_ > 0) {
-    misses_much_ = missed_parts_ * kMuchOfTheRest > left_parts_;
-    last_import_ = std::chrono::steady_clock::now();
-    missed_parts_ = 0;
-  }
   for (;;) {
     Batch batch;
     {
@@ -112,8 +107,14 @@ absl::Status CsaStream::ImportReady(model::Sequence& sequence,
   }
 }
 
-bool CsaStream::waits_for_rest() const {
-  return misses_much_ && std::chrono::steady_clock::now() - last_import_ < kPatience;
+void CsaStream::EndStep() {
+  misses_much_ = missed_parts_ > 0 && missed_parts_ * kMuchOfTheRest > left_parts_;
+  missed_parts_ = 0;
+  last_news_ = std::chrono::steady_clock::now();
+}
+
+bool CsaStream::waits_for_rest(std::chrono::steady_clock::time_point now) const {
+  return misses_much_ && now - last_news_ < kPatience;
 }
 
 bool CsaStream::ready() const {
@@ -125,7 +126,7 @@ absl::Status CsaStream::ImportBatch(model::Sequence& sequence, const Batch& batc
   if (batch.failed) return Fail(batch.failed->first, batch.failed->second, /*unfit=*/false);
   absl::Status status = sequence.ImportCsa(batch.parts, batch.entries);
   left_parts_ -= static_cast<int64_t>(batch.parts.size());
-  last_import_ = std::chrono::steady_clock::now();
+  last_news_ = std::chrono::steady_clock::now();
   if (status.ok()) return status;
   RETURN_IF_ERROR(ImportOneByOne(sequence, batch.parts, batch.entries));
   return status;

@@ -46,10 +46,12 @@ class CsaStream {
                            std::chrono::steady_clock::time_point deadline);
   // Whether ImportReady has something to hand over.
   bool ready() const;
+  // A step of the sequence has ended.
+  void EndStep();
   // Whether the next step should wait for what is read ahead: the last one missed so much that
   // others like it would take longer than to read all the rest in order. Not for long after
   // anything has come.
-  bool waits_for_rest() const;
+  bool waits_for_rest(std::chrono::steady_clock::time_point now) const;
   // A step of `sequence` failed: looks whether it was because of what Fetch gave it.
   void Explain(model::Sequence& sequence, const absl::Status& status);
   const std::optional<StoredFailure>& failure() const { return failure_; }
@@ -73,9 +75,9 @@ class CsaStream {
   std::optional<StoredFailure> failure_;
   std::vector<model::CsaPart> last_fetch_;
   int64_t left_parts_ = 0;    // of the feed's, that neither a step nor the reader has brought
-  int64_t missed_parts_ = 0;  // by steps since ImportReady was called
-  bool misses_much_ = false;
-  std::chrono::steady_clock::time_point last_import_;
+  int64_t missed_parts_ = 0;  // by the step under way
+  bool misses_much_ = false;  // the last one did
+  std::chrono::steady_clock::time_point last_news_;  // of a step's end or of parts
   int64_t fetched_parts_ = 0;
   int64_t fetched_bytes_ = 0;
 };

@@ -163,6 +163,20 @@ TEST_F(CsaStreamTest, DecodesBeforeAllIsThereAndTheRestFollows) {
     EXPECT_EQ(sequence->ExportBlock(block)->csa, payloads_[size_t(block)].csa);
 }
 
+TEST_F(CsaStreamTest, AfterAStepThatMissedMuchTheNextWaitsForTheRest) {
+  const auto sequence = Import();
+  const Clock::time_point now = Clock::now();
+  EXPECT_FALSE(stream_->waits_for_rest(now));
+  ASSERT_TRUE(Next(*sequence).ok());
+  EXPECT_FALSE(stream_->waits_for_rest(now)) << "in the middle of a step";
+  stream_->EndStep();
+  EXPECT_TRUE(stream_->waits_for_rest(now));
+  EXPECT_FALSE(stream_->waits_for_rest(now + std::chrono::hours(1))) << "nothing comes";
+  // One that misses nothing.
+  stream_->EndStep();
+  EXPECT_FALSE(stream_->waits_for_rest(now));
+}
+
 TEST_F(CsaStreamTest, AllThereBeforeTheFirstStepAsksForNothing) {
   const auto sequence = Import();
   store_->OpenGate();
@@ -250,6 +264,24 @@ TEST(CsaReaderTest, WhatAStepHadIsNotReadAgain) {
   while (store->read_ahead().size() < kParts - had.size()) std::this_thread::yield();
   for (const auto& [block, layer] : store->read_ahead())
     EXPECT_TRUE(block != 20 && block != 30 && block != 39) << "block " << block;
+}
+
+TEST(CsaReaderTest, AStepThatMissedLittleWaitsForNothing) {
+  CsaReader reader([] {});
+  const auto store = std::make_shared<FakeCsa>(/*blocks=*/100, /*csa_layers=*/1);
+  for (int64_t block = 0; block < 100; ++block)
+    store->entries.emplace(Part{block, 0}, std::string(1000, 'x'));
+  store->OpenGate();  // nobody takes what is read
+  const auto stream = reader.Open(store);
+  ASSERT_TRUE(stream->Fetch(std::vector<CsaPart>{{50, 0}, {60, 0}, {70, 0}}).ok());
+  const Clock::time_point now = Clock::now();
+  stream->EndStep();
+  EXPECT_FALSE(stream->waits_for_rest(now));
+  std::vector<CsaPart> many;
+  for (int64_t block = 80; block < 90; ++block) many.push_back({block, 0});
+  ASSERT_TRUE(stream->Fetch(many).ok());
+  stream->EndStep();
+  EXPECT_TRUE(stream->waits_for_rest(now));
 }
 
 TEST(CsaReaderTest, MemoryIsBoundedAndSharedAmongStreams) {

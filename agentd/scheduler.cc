@@ -222,7 +222,7 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
   for (auto& job : jobs_) {
     if (job->spec_.stored || !Runnable(job->backlog())) continue;
     const CsaStream* csa = job->spec_.resident->csa.get();
-    if (csa != nullptr && csa->waits_for_rest()) continue;
+    if (csa != nullptr && csa->waits_for_rest(std::chrono::steady_clock::now())) continue;
     const size_t left = job->spec_.context.size() - job->spec_.resident->tokens.size();
     if (left == 1)
       AddRow(*job, 1, /*logits=*/true, rows, row_jobs);
@@ -251,6 +251,7 @@ bool Scheduler::BuildRows(std::vector<model::StepRow>& rows, std::vector<Job*>& 
 }
 
 void Scheduler::Advance(Job& job, const model::StepRow& row) {
+  if (job.spec_.resident->csa) job.spec_.resident->csa->EndStep();
   if (!row.status.ok()) return Failed(job, row.status);
   JobSpec& spec = job.spec_;
   std::vector<TokenId>& evaluated = spec.resident->tokens;

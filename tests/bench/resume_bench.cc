@@ -130,6 +130,7 @@ absl::StatusOr<std::vector<float>> ResumeBench::Next(model::Sequence& sequence, 
         .status = {}};
     RETURN_IF_ERROR(engine_->Step({&row, 1}));
     RETURN_IF_ERROR(row.status);
+    if (stream_) stream_->EndStep();
   }
   return logits;
 }
@@ -255,7 +256,7 @@ absl::Status ResumeBench::ImportReady(model::Sequence& sequence) {
 absl::Status ResumeBench::AwaitStep(model::Sequence& sequence) {
   do {
     RETURN_IF_ERROR(ImportReady(sequence));
-  } while (!sequence.all_resident() && stream_->waits_for_rest());
+  } while (!sequence.all_resident() && stream_->waits_for_rest(std::chrono::steady_clock::now()));
   return absl::OkStatus();
 }
 
