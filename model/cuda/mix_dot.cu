@@ -258,7 +258,8 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 && kFast ? kManyCtas : 1)
             if constexpr (kExperts) {
               return ExpertLoads(a.experts, routed_at, row, begin + 4 * quad, folds);
             } else {
-              return SubLoads < kRows == 1 ? 8 : 4, kSub > (a, row, begin + 4 * quad, folds);
+              constexpr int kTogether = kRows == 1 ? 8 : 4;
+              return SubLoads<kTogether, kSub>(a, row, begin + 4 * quad, folds);
             }
           }();
           const float4 post_row = LoadIf(folds, reinterpret_cast<const float4*>(a.post + row * kH));

@@ -131,27 +131,24 @@ TEST_F(Streams, BundlesThatAreNone) {
   EXPECT_EQ(Import({}).error_code(), StatusCode::DATA_LOSS);
   EXPECT_THAT(Import({std::string(100'000, 'x')}).error_code(),
               AnyOf(StatusCode::DATA_LOSS, StatusCode::INVALID_ARGUMENT));
-  {
+  // How one ends that goes on so after its start.
+  const auto end_of = [this](const auto& go_on) {
     const auto context = Patient();
     api::ImportSessionResponse response;
     const auto stream = stub_->ImportSession(context.get(), &response);
     api::ImportSessionRequest request;
     request.mutable_start();
     stream->Write(request);
-    stream->Write(request);
-    stream->WritesDone();
-    EXPECT_EQ(stream->Finish().error_code(), StatusCode::INVALID_ARGUMENT);
-  }
-  {
-    const auto context = Patient();
-    api::ImportSessionResponse response;
-    const auto stream = stub_->ImportSession(context.get(), &response);
-    api::ImportSessionRequest request;
-    request.mutable_start();
-    stream->Write(request);
-    context->TryCancel();
-    EXPECT_EQ(stream->Finish().error_code(), StatusCode::CANCELLED);
-  }
+    go_on(*context, *stream, request);
+    return stream->Finish().error_code();
+  };
+  EXPECT_EQ(end_of([](auto&, auto& stream, const auto& start) {
+              stream.Write(start);
+              stream.WritesDone();
+            }),
+            StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(end_of([](auto& context, auto&, const auto&) { context.TryCancel(); }),
+            StatusCode::CANCELLED);
   EXPECT_EQ(Sessions(), before);
 }
 
