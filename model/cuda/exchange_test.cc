@@ -15,6 +15,7 @@ namespace {
 struct Case {
   const char* model;
   double tolerance;  // of the RMS difference, relative to the logits' own RMS
+  double most;       // of a token that a near-tie moves
 };
 
 class Exchange : public ::testing::TestWithParam<Case> {};
@@ -80,7 +81,7 @@ TEST_P(Exchange, BlocksAndAnchors) {
     std::sort(errors.begin(), errors.end());
     EXPECT_LE(errors[errors.size() / 2], GetParam().tolerance) << "seed " << seed;
     EXPECT_LE(errors[errors.size() - 3], 0.15) << "seed " << seed;
-    EXPECT_LE(errors.back(), 0.5) << "seed " << seed;
+    EXPECT_LE(errors.back(), GetParam().most) << "seed " << seed;
   }
 }
 
@@ -88,9 +89,9 @@ TEST_P(Exchange, BlocksAndAnchors) {
 // layer, as it does between the reference's own prefill and decode (spec section 7: 0.013 to 0.08
 // of 0.76).
 INSTANTIATE_TEST_SUITE_P(Models, Exchange,
-                         ::testing::Values(Case{"tests/golden/hf-a", 1e-4},
-                                           Case{"tests/golden/official-a", 0.15},
-                                           Case{"examples/model", 0.15}));
+                         ::testing::Values(Case{"tests/golden/hf-a", 1e-4, 0.15},
+                                           Case{"tests/golden/official-a", 0.15, 0.5},
+                                           Case{"examples/model", 0.15, 0.5}));
 
 }  // namespace
 }  // namespace agentd::model
